@@ -1,0 +1,118 @@
+"""Draws handwritten digits onto photographs. All randomness comes from the generator that the caller passes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+INK_THRESHOLD = 0.25  # opacity from which a pixel counts as ink: the box and the area are those of such pixels
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """How a scene looks.
+
+    Attributes:
+        image_size: height and width of a scene, pixels.
+        digits: fewest and most digits that are tried in a scene (at least one is placed).
+        digit_size: smallest and largest height of a pasted scan, pixels; drawn log-uniformly.
+        aspect: smallest and largest factor on the scan's width.
+        contrast: smallest and largest difference of grey level between ink and its surroundings, of 255.
+        max_overlap: the largest share of the smaller of two boxes that may be covered by the other.
+    """
+
+    image_size: int = 128
+    digits: tuple[int, int] = (2, 5)
+    digit_size: tuple[int, int] = (20, 52)
+    aspect: tuple[float, float] = (0.8, 1.2)
+    contrast: tuple[int, int] = (70, 170)
+    max_overlap: float = 0.25
+
+
+@dataclass(frozen=True)
+class PastedDigit:
+    """A digit in a scene: its class, its box (x0, y0, x1, y1) in pixels, its ink in pixels."""
+
+    label: int
+    box: tuple[int, int, int, int]
+    area: int
+
+
+def random_background(photos: Sequence[Image.Image], size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square of a random photograph, scaled to (size, size, 3), float32 between 0 and 255."""
+    photo = photos[rng.integers(len(photos))]
+    side = int(rng.integers(min(size, *photo.size), min(2 * size, *photo.size) + 1))
+    left = int(rng.integers(photo.width - side + 1))
+    top = int(rng.integers(photo.height - side + 1))
+    crop = photo.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    pixels = np.asarray(crop, dtype=np.float32)
+    if rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    return pixels * rng.uniform(0.7, 1.1, size=3).astype(np.float32)
+
+
+def random_opacity(ink: np.ndarray, settings: SceneSettings, rng: np.random.Generator) -> np.ndarray:
+    """A scan (8, 8) enlarged to a random size and cropped to its ink: opacity (h, w), float32 in 0 to 1."""
+    height = int(np.round(np.exp(rng.uniform(*np.log(settings.digit_size)))))
+    width = max(8, int(np.round(height * rng.uniform(*settings.aspect))))
+    enlarged = Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC)
+    opacity = np.clip(np.asarray(enlarged), 0, 1)
+    rows, columns = np.nonzero(opacity >= INK_THRESHOLD)
+    return opacity[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def paste(
+    canvas: np.ndarray,
+    opacity: np.ndarray,
+    left: int,
+    top: int,
+    settings: SceneSettings,
+    rng: np.random.Generator,
+) -> None:
+    """Blend ink of a random colour into ``canvas`` (H, W, 3) in place.
+
+    The ink is lighter than its surroundings where those are dark, and darker where they are light.
+    """
+    height, width = opacity.shape
+    patch = canvas[top : top + height, left : left + width]
+    surroundings = float(patch.mean())
+    contrast = rng.uniform(*settings.contrast) * (1 if surroundings < 128 else -1)
+    tint = rng.uniform(-40, 40, size=3)
+    colour = np.clip(surroundings + contrast + tint - tint.mean(), 0, 255).astype(np.float32)
+    patch += opacity[..., None] * (colour - patch)
+
+
+def covered_share(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
+    """Intersection of two boxes (x0, y0, x1, y1) over the area of the smaller."""
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (box, other)]
+    return width * height / min(areas)
+
+
+def draw_scene(
+    scans: tuple[np.ndarray, np.ndarray],
+    photos: Sequence[Image.Image],
+    settings: SceneSettings,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, list[PastedDigit]]:
+    """One scene: pixels (image_size, image_size, 3) uint8 RGB, and the digits in the order they were pasted."""
+    inks, labels = scans
+    canvas = random_background(photos, settings.image_size, rng)
+    pasted: list[PastedDigit] = []
+    for _ in range(int(rng.integers(settings.digits[0], settings.digits[1] + 1))):
+        index = int(rng.integers(len(labels)))
+        opacity = random_opacity(inks[index], settings, rng)
+        height, width = opacity.shape
+        left = int(rng.integers(settings.image_size - width + 1))
+        top = int(rng.integers(settings.image_size - height + 1))
+        box = (left, top, left + width, top + height)
+        if any(covered_share(box, digit.box) > settings.max_overlap for digit in pasted):
+            continue
+        paste(canvas, opacity, left, top, settings, rng)
+        area = int((opacity >= INK_THRESHOLD).sum())
+        pasted.append(PastedDigit(int(labels[index]), box, area))
+    return np.clip(np.round(canvas), 0, 255).astype(np.uint8), pasted

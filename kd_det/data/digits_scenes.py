@@ -1,0 +1,163 @@
+"""``digits_det``: handwritten digits on photographs, a detection data set that needs no download.
+
+scikit-learn's 1,797 scanned digits are pasted, at random size, contrast and overlap, onto crops of the two photographs
+that scikit-learn brings. The scenes are PNG files with COCO annotations, made on first use.
+"""
+
+import json
+import shutil
+from functools import partial
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from filelock import FileLock
+
+from .digits_manifest import matches_manifest, write_manifest
+from .digits_rendering import PastedDigit, SceneSettings, draw_scene
+from .digits_sources import SPLITS, check_split, photographs, scans
+
+NAME = "digits_det"
+CLASSES = tuple("0123456789")
+GENERATOR_VERSION = 1  # goes up whenever the same settings would give other pictures
+
+
+@dataclass(frozen=True)
+class DigitsDetSettings:
+    """What to generate.
+
+    Attributes:
+        seed: everything random follows from it, the split of the scans included.
+        train_images: scenes in ``digits_det_train``.
+        val_images: scenes in ``digits_det_val``.
+        scene: how a scene looks.
+    """
+
+    seed: int = 0
+    train_images: int = 1500
+    val_images: int = 300
+    scene: SceneSettings = field(default_factory=SceneSettings)
+
+    def images(self, split: str) -> int:
+        """Number of scenes of a split."""
+        check_split(split)
+        return self.train_images if split == "train" else self.val_images
+
+
+def image_root(root: str | Path, split: str) -> Path:
+    """Folder of a split's PNG files, below the data sets' root."""
+    check_split(split)
+    return Path(root) / NAME / split
+
+
+def annotation_file(root: str | Path, split: str) -> Path:
+    """COCO JSON file of a split, below the data sets' root."""
+    check_split(split)
+    return Path(root) / NAME / "annotations" / f"{split}.json"
+
+
+def make_digits_det(root: str | Path, settings: DigitsDetSettings | None = None) -> None:
+    """Make the data set in ``root/digits_det`` unless it is there, whole and made with these settings.
+
+    Safe to call from many processes at once. A set that is half-written, edited or made otherwise is replaced. The same
+    settings give the same files, byte for byte, under the same NumPy, Pillow and
+    OpenCV.
+
+    Args:
+        root: folder of data sets, as in ``DETECTRON2_DATASETS``; created if it does not exist.
+        settings: what to generate; ``DigitsDetSettings()`` by default.
+    """
+    settings = settings or DigitsDetSettings()
+    recipe = {"generator": GENERATOR_VERSION, "settings": asdict(settings)}
+    target = Path(root) / NAME
+    if matches_manifest(target, recipe):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{NAME}.lock")):
+        if not matches_manifest(target, recipe):
+            _build(target, settings, recipe)
+
+
+def _build(target: Path, settings: DigitsDetSettings, recipe: dict[str, Any]) -> None:
+    partial = target.with_name(f".{NAME}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "annotations").mkdir(parents=True)
+    for number, split in enumerate(SPLITS):
+        (partial / split).mkdir()
+        coco = _draw_split(partial / split, split, settings, np.random.default_rng((settings.seed, number)))
+        (partial / "annotations" / f"{split}.json").write_text(json.dumps(coco))
+    write_manifest(partial, recipe)
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+
+
+def _draw_split(
+    folder: Path, split: str, settings: DigitsDetSettings, rng: np.random.Generator
+) -> dict[str, Any]:
+    sources = scans(split, settings.seed), photographs(split)
+    size = settings.scene.image_size
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id in range(1, settings.images(split) + 1):
+        pixels, digits = draw_scene(*sources, settings.scene, rng)
+        name = f"{image_id:06d}.png"
+        cv2.imwrite(str(folder / name), pixels[..., ::-1])  # OpenCV wants BGR
+        images.append({"id": image_id, "file_name": name, "height": size, "width": size})
+        for digit in digits:
+            annotations.append(_annotation(len(annotations) + 1, image_id, digit))
+    categories = [{"id": index + 1, "name": name} for index, name in enumerate(CLASSES)]
+    info = {"description": f"digits scenes, {split}", "version": str(GENERATOR_VERSION)}
+    return {
+        "info": info,
+        "licenses": [],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
+
+
+def _annotation(annotation_id: int, image_id: int, digit: PastedDigit) -> dict[str, Any]:
+    x0, y0, x1, y1 = digit.box
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": digit.label + 1,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": digit.area,
+        "iscrowd": 0,
+    }
+
+
+def _load(root: str | Path, split: str, dataset_name: str, settings: DigitsDetSettings) -> list[dict[str, Any]]:
+    from detectron2.data.datasets import load_coco_json
+
+    make_digits_det(root, settings)
+    return load_coco_json(str(annotation_file(root, split)), str(image_root(root, split)), dataset_name)
+
+
+def register_digits_det(
+    root: str | Path, *, prefix: str = NAME, settings: DigitsDetSettings | None = None
+) -> None:
+    """Register ``<prefix>_train`` and ``<prefix>_val`` with Detectron2's catalogues; the files are made on first use.
+
+    Args:
+        root: folder of data sets; the files go to ``root/digits_det``.
+        prefix: what the names in the catalogue start with.
+        settings: what to generate; ``DigitsDetSettings()`` by default.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    settings = settings or DigitsDetSettings()
+    for split in SPLITS:
+        name = f"{prefix}_{split}"
+        DatasetCatalog.register(name, lambda split=split, name=name: _load(root, split, name, settings))
+        MetadataCatalog.get(name).set(
+            thing_classes=list(CLASSES),
+            evaluator_type="coco",
+            json_file=str(annotation_file(root, split)),
+            image_root=str(image_root(root, split)),
+            make=partial(make_digits_det, root, settings),
+        )
