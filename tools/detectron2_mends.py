@@ -1,4 +1,4 @@
-"""What has to change in the detectron2 0.6 source distribution to run on current Python, numpy, Pillow and torch.
+"""What has to change in detectron2 0.6 to run on current Python, numpy, Pillow and torch.
 
 Every entry was found by importing and using the package; none changes a result. The installer
 (``install_detectron2.py``) applies the table and stops if an entry does not fit the sources exactly.
@@ -23,7 +23,8 @@ class Mend:
     replacement: str
 
 
-NOT_COMPILED = '''"""Stands in for the compiled extension ``detectron2._C``, which this pure-Python wheel does not have."""
+NOT_COMPILED = '''\
+"""Stands in for ``detectron2._C``, the compiled extension that this pure-Python wheel does not have."""
 
 
 def __getattr__(name):
@@ -63,7 +64,7 @@ MENDS = (
     ),
     Mend(
         what="import of pkg_resources",
-        reason="setuptools 81 removed pkg_resources, and Python 3.12 environments have no setuptools at all",
+        reason="current setuptools has no pkg_resources, a fresh Python 3.12 environment no setuptools",
         files={"detectron2/model_zoo/model_zoo.py": 1},
         pattern=r"^import pkg_resources$",
         replacement="from importlib import resources",
@@ -77,7 +78,7 @@ MENDS = (
     ),
     Mend(
         what="imports of the compiled extension in layers",
-        reason="the distribution has no C++ sources; only rotated boxes and GPU deformable convolutions need them",
+        reason="no C++ sources to compile; only rotated boxes and GPU deformable convolutions need them",
         files={
             "detectron2/layers/deform_conv.py": 1,
             "detectron2/layers/roi_align_rotated.py": 1,
@@ -88,7 +89,7 @@ MENDS = (
     ),
     Mend(
         what="import of the compiled COCO evaluation",
-        reason="without the extension COCOEvaluator evaluates with pycocotools, as upstream's later versions do",
+        reason="without the extension COCOEvaluator uses pycocotools, as in upstream's later versions",
         files={"detectron2/evaluation/coco_evaluation.py": 1},
         pattern=r"^from detectron2\.evaluation\.fast_eval_api import COCOeval_opt\n",
         replacement="",
@@ -113,6 +114,19 @@ MENDS = (
         files={"detectron2/export/__init__.py": 1},
         pattern=r"^from \.api import \*\n",
         replacement="",
+    ),
+    Mend(
+        what="Logger.warn",
+        reason="deprecated since Python 3.3 and removed for a while in 3.13",
+        files={
+            "detectron2/data/datasets/coco.py": 2,
+            "detectron2/engine/defaults.py": 1,
+            "detectron2/evaluation/coco_evaluation.py": 2,
+            "detectron2/evaluation/lvis_evaluation.py": 2,
+            "detectron2/evaluation/sem_seg_evaluation.py": 2,
+        },
+        pattern=r"logger\.warn\(",
+        replacement="logger.warning(",
     ),
     Mend(
         what="torch.meshgrid without indexing",

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Installs detectron2 0.6 as a pure-Python wheel, mended for current Python, numpy, Pillow and torch.
 
-Where detectron2 is importable already (a build of upstream's main branch, a distribution's 0.6) nothing is done.
-Otherwise the source distribution is downloaded with pip, held to its SHA-256, unpacked, mended by the table in
-``detectron2_mends.py``, built into a wheel and installed. torch, setuptools and wheel must be there beforehand.
+Where detectron2 is importable already (a build of upstream's main branch, conda's 0.6) nothing is done.
+Otherwise the source distribution is downloaded with pip, held to its SHA-256, unpacked, mended by the table
+in detectron2_mends.py, built into a wheel and installed. torch, setuptools and wheel must be there beforehand.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -65,11 +66,20 @@ def installed_detectron2() -> str | None:
     """Returns version and folder of the importable detectron2, or None where there is none."""
     try:
         module = importlib.import_module("detectron2")
-    except ModuleNotFoundError as error:
-        if error.name == "detectron2":
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "detectron2":
             return None
-        raise InstallError(f"detectron2 is installed but cannot be imported: {error}. Install {error.name}.") from error
+        raise InstallError(
+            f"detectron2 is there but cannot be imported: {error}. Repair or remove it."
+        ) from error
     return f"{module.__version__} in {Path(module.__file__).parent}"
+
+
+def check_build_tools() -> None:
+    """Raises InstallError where a package is missing that building without isolation relies on."""
+    missing = [name for name in ("torch", "setuptools", "wheel") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InstallError(f"Install {', '.join(missing)} into {sys.prefix} first.")
 
 
 def run_pip(*arguments: str) -> None:
@@ -93,17 +103,22 @@ def download_sdist(folder: Path, sha256: str = SHA256) -> Path:
 
 def check_hash(sdist: Path, sha256: str = SHA256) -> None:
     """Raises InstallError unless the file's SHA-256 is the expected one."""
+    if not sdist.is_file():
+        raise InstallError(f"{sdist} is no file; --sdist takes the .tar.gz of {REQUIREMENT}.")
     found = hashlib.sha256(sdist.read_bytes()).hexdigest()
     if found != sha256:
-        raise InstallError(f"{sdist} has SHA-256 {found}, expected {sha256}: not the sources the mends are for.")
+        raise InstallError(f"{sdist} has SHA-256 {found} instead of {sha256}: not the sources to mend.")
 
 
 def unpack(sdist: Path, folder: Path) -> Path:
     """Unpacks into ``folder``, refusing links and paths that lead outside; returns the source tree's root."""
     if not hasattr(tarfile, "data_filter"):
         raise InstallError("This Python cannot unpack archives safely; use 3.10.12, 3.11.4, 3.12 or later.")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+    try:
+        with tarfile.open(sdist) as archive:
+            archive.extractall(folder, filter="data")
+    except tarfile.TarError as error:
+        raise InstallError(f"{sdist} cannot be unpacked: {error}") from error
     (root,) = (path for path in folder.iterdir() if path.is_dir())
     return root
 
@@ -134,9 +149,7 @@ def mend_tree(root: Path, mends: Sequence[Mend] = MENDS, new_files: Mapping[str,
 
 def build_wheel(root: Path, folder: Path) -> Path:
     """Builds the wheel of the mended tree into ``folder`` and returns its path."""
-    run_pip(
-        "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(root)
-    )
+    run_pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder), str(root))
     (wheel,) = folder.glob("detectron2-0.6-*.whl")
     return wheel
 
@@ -158,9 +171,7 @@ def make_wheel(
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sdist", type=Path, help=f"a local {REQUIREMENT} .tar.gz instead of a download")
     parser.add_argument("--wheel-dir", type=Path, help="keep the wheel in this folder")
     parser.add_argument("--constraint", type=Path, help="pip constraints for the dependencies")
@@ -172,13 +183,14 @@ def install(arguments: argparse.Namespace) -> None:
     if present:
         print(f"detectron2 {present} is installed already; nothing to do.")
         return
+    check_build_tools()
     with tempfile.TemporaryDirectory() as work:
         sdist = arguments.sdist or download_sdist(Path(work))
         wheel_dir = arguments.wheel_dir or Path(work)
         wheel_dir.mkdir(parents=True, exist_ok=True)
         wheel = make_wheel(sdist, wheel_dir)
         constraint = ["-c", str(arguments.constraint)] if arguments.constraint else []
-        run_pip("install", "--quiet", *constraint, str(wheel))
+        run_pip("install", "--quiet", "--no-build-isolation", *constraint, str(wheel))
     importlib.invalidate_caches()
     print(f"Installed detectron2 {installed_detectron2()}")
 
