@@ -24,7 +24,7 @@ setup(
         "yacs",
         "pycocotools",
         "faster-coco-eval",
-        # Not opencv-python: nothing here opens a window, and that one cannot be imported where libGL is missing,
+        # Not opencv-python: nothing here opens a window, and that one cannot be imported without libGL,
         # as on most servers. Install one of the two, never both: they share their files.
         "opencv-python-headless",
         "matplotlib",

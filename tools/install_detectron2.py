@@ -3,7 +3,7 @@
 
 Where detectron2 is importable already (a build of upstream's main branch, conda's 0.6) nothing is done.
 Otherwise the source distribution is downloaded with pip, held to its SHA-256, unpacked, mended by the table
-in detectron2_mends.py, built into a wheel and installed. torch, setuptools and wheel must be there beforehand.
+in detectron2_mends.py, built into a wheel and installed. torch, setuptools and wheel must be there already.
 """
 
 from __future__ import annotations
