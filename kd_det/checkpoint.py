@@ -1,0 +1,174 @@
+"""Reading checkpoints without running code from them, and writing them so that a crash leaves no half file."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from kd_det.errors import SetupError
+
+_NUMPY_CORE = "numpy.core" if np.__version__.startswith("1.") else "numpy._core"
+
+# What a pickled dict of NumPy arrays names, under NumPy 1 and 2.
+_ADMITTED = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    *((module, name) for module in ("numpy.core.multiarray", "numpy._core.multiarray") for name in ("_reconstruct", "scalar")),
+    *((module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits NumPy arrays and plain containers; anything else could run code and is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is neither an array nor a plain container")
+        return super().find_class(re.sub(r"^numpy\._?core", _NUMPY_CORE, module), name)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Reads a checkpoint file: ``.pkl`` (model zoo), or what ``torch.save`` wrote.
+
+    Args:
+        path: a path or URL that Detectron2's ``PathManager`` knows.
+
+    Returns:
+        A dict with the key "model" (name to tensor or array), and "matching_heuristics" for files whose names are
+        not Detectron2's own.
+
+    Raises:
+        SetupError: the file is missing, truncated, or holds anything but tensors, arrays and plain containers.
+    """
+    local = _local_path(path)
+    try:
+        data = _read_arrays(local) if local.endswith(".pkl") else torch.load(local, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SetupError(
+            f"checkpoint {path!r} cannot be read: {reason}. It is truncated, or no checkpoint of tensors; "
+            "fetch it again or give another file."
+        ) from error
+    if not isinstance(data, dict):
+        raise SetupError(f"checkpoint {path!r} holds a {type(data).__name__}, not a dict of weights; give another file.")
+    return _as_detectron2(data)
+
+
+def load_strictly(model: nn.Module, path: str, key: str) -> None:
+    """Loads ``path`` into ``model`` and insists that every parameter and buffer of the model is in the file.
+
+    Args:
+        key: the configuration key that named the file, for the message.
+
+    Raises:
+        SetupError: as ``read_checkpoint``, or the file lacks entries of the model or has them in other shapes.
+    """
+    checkpointer = KDCheckpointer(model, save_to_disk=False)
+    checkpoint = read_checkpoint(path)
+    incompatible = checkpointer._load_model(checkpoint)
+    shapes = {name: f"{name} is {ours} in the model and {theirs} in the file" for name, theirs, ours in incompatible.incorrect_shapes}
+    missing = [name for name in incompatible.missing_keys if not name.endswith("num_batches_tracked")]
+    faults = [*shapes.values(), *(f"{name} is not in the file" for name in missing if name not in shapes)]
+    if faults:
+        raise SetupError(
+            f"{key}: {path!r} does not fit the model: {'; '.join(faults[:5])}"
+            + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
+            + ". Part of the model would stay random. Give the checkpoint trained with this very configuration."
+        )
+
+
+class KDCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, reading with ``read_checkpoint`` and writing each file whole or not at all."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Writes ``<save_dir>/<name>.pth`` ("model", every checkpointable, ``kwargs``) and tags it as the last."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict(), **kwargs}
+        for key, part in self.checkpointables.items():
+            data[key] = part.state_dict()
+        buffer = io.BytesIO()
+        torch.save(data, buffer)
+        target = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", target)
+        write_atomically(target, buffer.getbuffer())
+        self.tag_last_checkpoint(os.path.basename(target))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        write_atomically(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename.encode())
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return read_checkpoint(filename)
+
+    def _load_model(self, checkpoint: Any) -> Any:
+        source = checkpoint.get("__author__")
+        incompatible = super()._load_model(checkpoint)
+        if source == "torchvision":
+            _check_backbone_covered(incompatible)
+        return incompatible
+
+
+def write_atomically(path: str, content: bytes | memoryview) -> None:
+    """Writes ``content`` to a temporary name beside ``path``, then renames: readers see the old file or the new one."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _local_path(path: str) -> str:
+    try:
+        local = PathManager.get_local_path(path)
+    except SetupError:
+        raise
+    except Exception as error:  # every handler (file, http, s3, ...) has its own
+        raise SetupError(f"checkpoint {path!r} cannot be fetched: {error}. Give a path or URL that can.") from error
+    if not os.path.isfile(local):
+        raise SetupError(f"checkpoint {path!r}: no such file. Give the path or URL of a checkpoint.")
+    return local
+
+
+def _read_arrays(path: str) -> Any:
+    with open(path, "rb") as file:
+        return _ArrayUnpickler(file, encoding="latin1").load()
+
+
+def _as_detectron2(data: dict[str, Any]) -> dict[str, Any]:
+    """The layouts in circulation: Detectron2's {"model": ...}, pycls's {"model_state": ...}, Caffe2 blobs, a bare state dict."""
+    if "model" in data:
+        return data
+    if "model_state" in data:
+        return {"model": data["model_state"], "__author__": "pycls", "matching_heuristics": True}
+    blobs = data.get("blobs", data)
+    if any(isinstance(value, torch.Tensor) for value in blobs.values()):
+        return {"model": dict(blobs)}
+    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _check_backbone_covered(incompatible: Any) -> None:
+    faults = [name for name, *_ in incompatible.incorrect_shapes]
+    faults += [name for name in incompatible.unexpected_keys if not name.startswith("stem.fc.")]
+    faults += [name for name in incompatible.missing_keys if ".stem." in name or ".res" in name]
+    if faults:
+        raise SetupError(
+            f"MODEL.WEIGHTS: the torchvision network is not the backbone of this configuration: {', '.join(faults[:5])} "
+            "do not correspond. Set MODEL.RESNETS.DEPTH (and RES2_OUT_CHANNELS 64 for ResNet-18/34) to match it."
+        )

@@ -1,0 +1,84 @@
+"""The command line's work: read the configuration, check what it names, then train or evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+
+import kd_det.data
+import kd_det.pretrained  # noqa: F401  (registers torchvision://)
+from kd_det.checkpoint import KDCheckpointer, load_strictly
+from kd_det.config import load_config
+from kd_det.data.checks import check_datasets
+from kd_det.engine.trainer import DistillTrainer
+from kd_det.errors import NonFiniteLossError, SetupError
+
+logger = logging.getLogger(__name__)
+
+
+def run(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
+    """Trains or evaluates as Detectron2's options say; errors of the user's end the process with one line, code 2.
+
+    Args:
+        args: of ``detectron2.engine.default_argument_parser``: ``config_file``, ``eval_only``, ``resume``, ``opts``, ...
+
+    Returns:
+        the evaluation's results in the main process, None in others.
+    """
+    try:
+        cfg = _setup(args)
+        return _evaluate(cfg, args.resume) if args.eval_only else _train(cfg, args.resume)
+    except SetupError as error:
+        _end(f"error: {error}", 2)
+    except NonFiniteLossError as error:
+        _end(f"error: {error}", 1)
+
+
+def _end(message: str, code: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _setup(args: argparse.Namespace) -> CfgNode:
+    cfg = load_config(args.config_file, args.opts)
+    device = cfg.MODEL.DEVICE
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SetupError(f"MODEL.DEVICE is {device!r} but PyTorch finds no GPU here. Add MODEL.DEVICE cpu.")
+    if args.num_gpus > 1 and device.startswith("cuda") and args.num_gpus > torch.cuda.device_count():
+        raise SetupError(f"--num-gpus is {args.num_gpus} but there are {torch.cuda.device_count()} GPUs.")
+    cfg.freeze()
+    default_setup(cfg, args)
+    if comm.is_main_process():
+        check_datasets(cfg)
+    comm.synchronize()
+    return cfg
+
+
+def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
+    trainer = DistillTrainer(cfg)
+    if resume and not trainer.checkpointer.has_checkpoint():
+        logger.warning("--resume: no checkpoint in OUTPUT_DIR %r; starting from MODEL.WEIGHTS", cfg.OUTPUT_DIR)
+    trainer.resume_or_load(resume=resume)
+    return trainer.train()
+
+
+def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
+    model = build_model(cfg)
+    checkpointer = KDCheckpointer(model, cfg.OUTPUT_DIR)
+    weights = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
+    if not weights:
+        raise SetupError(
+            f"--eval-only: no weights to evaluate (MODEL.WEIGHTS is empty{', nothing in OUTPUT_DIR' if resume else ''}). "
+            f"Add MODEL.WEIGHTS {cfg.OUTPUT_DIR}/model_final.pth."
+        )
+    load_strictly(model, weights, "MODEL.WEIGHTS")
+    return DistillTrainer.test(cfg, model)

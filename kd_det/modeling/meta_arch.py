@@ -1,0 +1,137 @@
+"""The distilling detector: an R-CNN student under a frozen teacher that looks at the same proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from kd_det.config import PLAIN_ROI_HEADS
+from kd_det.errors import SetupError
+from kd_det.modeling.finite import check_finite, naming_the_batch
+from kd_det.modeling.regions import DistillationInputs, SharedRegions, StudentRegions
+from kd_det.modeling.terms import KDTerm, build_terms
+from kd_det.teacher import FrozenTeacher, load_teacher
+
+TERMS_PREFIX = "terms."
+
+
+@META_ARCH_REGISTRY.register()
+class DistillRCNN(GeneralizedRCNN):
+    """``GeneralizedRCNN`` whose training losses include KD terms; at test time it is a ``GeneralizedRCNN``.
+
+    The teacher is loaded on the first training step, or before by ``load_teacher()``; evaluation never needs it. The
+    state dict holds the student's entries and no other: the teacher is no submodule, and what the terms learn is
+    ``terms``'s own state.
+
+    Args:
+        terms: KD terms by name. None: the plain student.
+        teacher: makes the teacher; called once, and only if there are terms.
+        kwargs: as ``GeneralizedRCNN``; with terms, ``roi_heads`` must have ``forward_with_regions``.
+    """
+
+    @configurable
+    def __init__(self, *, terms: Mapping[str, KDTerm], teacher: Callable[[], FrozenTeacher], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.terms = nn.ModuleDict(terms)
+        self._make_teacher = teacher
+        self.teacher: FrozenTeacher | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        terms = build_terms(cfg)
+        if terms:
+            _check_heads(cfg)
+        return {**super().from_config(cfg), "terms": terms, "teacher": partial(load_teacher, cfg.clone())}
+
+    def load_teacher(self) -> None:
+        """Loads the teacher if there are terms and it is not there yet.
+
+        Raises:
+            SetupError: see ``kd_det.teacher.load_teacher``.
+        """
+        if self.terms and self.teacher is None:
+            self.teacher = self._make_teacher()
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """As ``GeneralizedRCNN.forward``; in training the losses of the KD terms stand beside the detector's.
+
+        Raises:
+            NonFiniteLossError: a loss is nan or infinite.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        with naming_the_batch(batched_inputs):
+            losses = self._distill(batched_inputs) if self.terms else super().forward(batched_inputs)
+        check_finite(losses, batched_inputs)
+        return losses
+
+    def _distill(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        self.load_teacher()
+        # The teacher first: its maps are small, and what it allocates on the way is free again before the student's
+        # activations pile up.
+        teacher_features = self.teacher.features(batched_inputs, self.input_format, self.device)
+
+        images = self.preprocess_image(batched_inputs)
+        targets = [item["instances"].to(self.device) for item in batched_inputs]
+        features = self.backbone(images.tensor)
+        proposals, losses = self._proposals(images, features, batched_inputs, targets)
+        _, head_losses, regions = self.roi_heads.forward_with_regions(images, features, proposals, targets)
+        self._visualize(batched_inputs, proposals)
+
+        inputs = DistillationInputs(self._shared(regions, teacher_features), features, teacher_features)
+        for part in (head_losses, *(term(inputs) for term in self.terms.values())):
+            losses.update(part)
+        return losses
+
+    def _proposals(
+        self, images: Any, features: dict[str, Tensor], batched_inputs: list[dict[str, Any]], targets: list[Instances]
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        if self.proposal_generator is None:
+            return [item["proposals"].to(self.device) for item in batched_inputs], {}
+        return self.proposal_generator(images, features, targets)
+
+    def _shared(self, regions: list[StudentRegions], teacher_features: dict[str, Tensor]) -> list[SharedRegions]:
+        if not any(term.needs_logits for term in self.terms.values()):
+            return []
+        return [
+            SharedRegions(stage.logits, self.teacher.box_logits(teacher_features, stage.boxes), stage.labels)
+            for stage in regions
+        ]
+
+    def _visualize(self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]) -> None:
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(batched_inputs, proposals)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The student's entries, as those of the plain ``GeneralizedRCNN``."""
+        state = super().state_dict(*args, **kwargs)
+        prefix = kwargs.get("prefix", "") + TERMS_PREFIX
+        for name in [name for name in state if name.startswith(prefix)]:
+            del state[name]
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Loads the student's entries; what the terms hold stays as it is."""
+        kept = {TERMS_PREFIX + name: value for name, value in self.terms.state_dict().items()}
+        return super().load_state_dict({**kept, **state_dict}, *args, **kwargs)
+
+
+def _check_heads(cfg: CfgNode) -> None:
+    name = cfg.MODEL.ROI_HEADS.NAME
+    if name not in PLAIN_ROI_HEADS:
+        raise SetupError(
+            f"MODEL.ROI_HEADS.NAME is {name!r}, which cannot hand its box logits to the KD terms {list(cfg.KD.TERMS)}; "
+            f"set it to one of: {', '.join(PLAIN_ROI_HEADS)}."
+        )
+    if cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE", False):
+        raise SetupError(
+            "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE is True: the student's logits are no softmax's, and the KD terms compare "
+            "softmaxes. Set it to False."
+        )

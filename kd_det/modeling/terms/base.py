@@ -1,0 +1,99 @@
+"""The contract of a KD term, and the list of those that exist."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, TypeVar
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from kd_det.errors import SetupError, did_you_mean
+from kd_det.modeling.regions import DistillationInputs, SharedRegions
+
+Term = TypeVar("Term", bound="type[KDTerm]")
+
+
+class KDTerm(nn.Module, ABC):
+    """A distillation loss of the detector, named in ``KD.TERMS``.
+
+    A module, so that what a term learns (an adapter, say) is trained with the student; it is kept out of the student's
+    checkpoint. Subclasses are built with ``@configurable`` and read ``cfg`` in ``from_config`` alone.
+    """
+
+    # The name in KD.TERMS, set by ``register_term``.
+    name: ClassVar[str]
+    # Whether the term looks at box logits; where none does, the teacher's box head is not run.
+    needs_logits: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, inputs: DistillationInputs) -> dict[str, Tensor]:
+        """Returns scalar losses, already weighted, each under a name that starts with ``loss_``."""
+
+
+TERMS: dict[str, type[KDTerm]] = {}
+
+
+class LogitTerm(KDTerm):
+    """A term that is one loss on the logits of shared proposals, averaged over the student's box stages."""
+
+    needs_logits = True
+
+    def __init__(self, *, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    @abstractmethod
+    def region_loss(self, regions: SharedRegions) -> Tensor:
+        """Returns the scalar loss, a mean over the R proposals of one box stage, unweighted."""
+
+    def forward(self, inputs: DistillationInputs) -> dict[str, Tensor]:
+        losses = torch.stack([self.region_loss(regions) for regions in inputs.regions])
+        return {f"loss_{self.name}": self.weight * losses.mean()}
+
+
+def register_term(name: str) -> Callable[[Term], Term]:
+    """Class decorator that makes a term known to ``KD.TERMS`` as ``name``."""
+
+    def register(term: Term) -> Term:
+        if name in TERMS:
+            raise ValueError(f"there is a KD term {name!r} already: {TERMS[name]}")
+        term.name = name
+        TERMS[name] = term
+        return term
+
+    return register
+
+
+def build_terms(cfg: CfgNode) -> dict[str, KDTerm]:
+    """The terms that ``KD.TERMS`` names, in its order.
+
+    Raises:
+        SetupError: a name is unknown or stands twice, or a setting of a term makes no sense.
+    """
+    names = list(cfg.KD.TERMS)
+    for name in names:
+        if name not in TERMS:
+            raise SetupError(
+                f"KD.TERMS: there is no term {name!r}.{did_you_mean(str(name), TERMS)} Known: {', '.join(sorted(TERMS))}."
+            )
+        if names.count(name) > 1:
+            raise SetupError(f"KD.TERMS: {name!r} stands twice in {names}; name it once and set its WEIGHT.")
+    return {name: TERMS[name](cfg) for name in names}
+
+
+def positive(key: str, value: float) -> float:
+    """``value`` if it is a finite number above 0; otherwise a ``SetupError`` that names ``key``."""
+    if not (math.isfinite(value) and value > 0):
+        raise SetupError(f"{key} is {value}; it must be a finite number above 0.")
+    return value
+
+
+def non_negative(key: str, value: float) -> float:
+    """``value`` if it is a finite number, 0 or more; otherwise a ``SetupError`` that names ``key``."""
+    if not (math.isfinite(value) and value >= 0):
+        raise SetupError(f"{key} is {value}; it must be a finite number, 0 or more.")
+    return value

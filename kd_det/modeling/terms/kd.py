@@ -1,0 +1,33 @@
+"""``kd``: classical knowledge distillation on the class logits of the sampled proposals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from kd_det.losses import kd_loss
+from kd_det.modeling.regions import SharedRegions
+from kd_det.modeling.terms.base import LogitTerm, non_negative, positive, register_term
+
+
+@register_term("kd")
+class KDLossTerm(LogitTerm):
+    """``loss_kd``: ``kd_loss`` (Hinton et al. 2015) averaged over the batch's proposals."""
+
+    @configurable
+    def __init__(self, *, weight: float, temperature: float) -> None:
+        super().__init__(weight=weight)
+        self.temperature = temperature
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        node = cfg.KD.KD
+        return {
+            "weight": non_negative("KD.KD.WEIGHT", node.WEIGHT),
+            "temperature": positive("KD.KD.TEMPERATURE", node.TEMPERATURE),
+        }
+
+    def region_loss(self, regions: SharedRegions) -> Tensor:
+        return kd_loss(regions.student_logits, regions.teacher_logits, temperature=self.temperature)

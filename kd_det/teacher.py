@@ -1,0 +1,213 @@
+"""The frozen teacher: found, built, loaded, checked, and asked for features and box logits."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from kd_det.checkpoint import load_strictly
+from kd_det.config import add_kd_config, merge_config, plain_config
+from kd_det.errors import SetupError, did_you_mean
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class FrozenTeacher:
+    """A trained R-CNN that answers questions and never changes.
+
+    Deliberately no ``nn.Module``: as an attribute of the student it stays out of the student's parameters, checkpoints
+    and ``train()``. It follows the student's device by itself.
+
+    Args:
+        model: the teacher, with the weights it was trained to.
+        input_format: channel order the teacher was trained on, "BGR" or "RGB" (its own ``INPUT.FORMAT``).
+        dtype: precision of the forward of backbone and box head. Normalisation of the image and ROI pooling stay
+            float32 (the pooling kernels know no half precision on the CPU).
+    """
+
+    def __init__(self, model: GeneralizedRCNN, *, input_format: str, dtype: torch.dtype = torch.float32) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.input_format = input_format
+        self.dtype = dtype
+        for part in (model.backbone, model.roi_heads.box_head, model.roi_heads.box_predictor):
+            part.to(dtype=dtype)
+        # Frozen convolutions are faster on maps whose channels lie together; the values are the same.
+        model.backbone.to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def features(
+        self, batched_inputs: list[dict[str, Any]], input_format: str, device: torch.device
+    ) -> dict[str, Tensor]:
+        """The teacher's feature maps of a batch.
+
+        Args:
+            batched_inputs: what Detectron2's data loader gives: "image", (3, H, W), raw values 0-255.
+            input_format: channel order of these images (the student's ``INPUT.FORMAT``).
+            device: where the student is; the teacher moves there if it is elsewhere.
+
+        Returns:
+            name to (N, D, H/stride, W/stride), float32.
+        """
+        if self.model.device != device:
+            self.model.to(device)
+        images = [{"image": reorder_channels(item["image"], input_format, self.input_format)} for item in batched_inputs]
+        tensor = self.model.preprocess_image(images).tensor
+        with torch.autocast(tensor.device.type, enabled=False):
+            maps = self.model.backbone(tensor.to(dtype=self.dtype, memory_format=torch.channels_last))
+        return {name: value.float() for name, value in maps.items()}
+
+    @torch.no_grad()
+    def box_logits(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """The class logits of the teacher's box head on given boxes.
+
+        Args:
+            features: what ``features`` returned.
+            boxes: N ``Boxes``, R boxes in all, in the coordinates of the network's input.
+
+        Returns:
+            (R, K+1), float32; the background last.
+        """
+        heads = self.model.roi_heads
+        pooled = heads.box_pooler([features[name] for name in heads.box_in_features], boxes)
+        with torch.autocast(pooled.device.type, enabled=False):
+            return heads.box_predictor(heads.box_head(pooled.to(self.dtype)))[0].float()
+
+
+def reorder_channels(image: Tensor, given: str, wanted: str) -> Tensor:
+    """``image`` (3, H, W) with its channels in the ``wanted`` order: "BGR" and "RGB" are each other reversed."""
+    return image if given == wanted else image.flip(0)
+
+
+def load_teacher(cfg: CfgNode) -> FrozenTeacher:
+    """Builds the teacher that ``cfg.KD.TEACHER`` names, on ``cfg.MODEL.DEVICE``, with every one of its weights.
+
+    Leaves the random number generators as they were: a student trains alike with and without a teacher beside it.
+
+    Raises:
+        SetupError: the configuration or the weights are not found, unreadable or incomplete; the teacher has other
+            classes than the student, another kind of heads, or an image format that cannot be had from the student's.
+    """
+    teacher_cfg = teacher_config(cfg)
+    check_compatible(cfg, teacher_cfg)
+    with torch.random.fork_rng(devices=[]):  # Detectron2 initialises on the CPU
+        model = build_model(teacher_cfg)
+    check_heads(model, cfg.KD.TEACHER.CONFIG_FILE)
+    load_strictly(model, teacher_cfg.MODEL.WEIGHTS, "KD.TEACHER.WEIGHTS")
+    return FrozenTeacher(model, input_format=teacher_cfg.INPUT.FORMAT, dtype=_dtype(cfg))
+
+
+def teacher_config(cfg: CfgNode) -> CfgNode:
+    """The teacher's own, plain configuration, its ``MODEL.WEIGHTS`` and ``MODEL.DEVICE`` filled in from ``cfg``.
+
+    Raises:
+        SetupError: see ``load_teacher``.
+    """
+    node = cfg.KD.TEACHER
+    path, weights = _locate(node.CONFIG_FILE, node.WEIGHTS)
+    teacher_cfg = get_cfg()
+    add_kd_config(teacher_cfg)  # a distilled student can be the next one's teacher
+    merge_config(teacher_cfg, path, node.OPTS, source="KD.TEACHER.CONFIG_FILE")
+    teacher_cfg = plain_config(teacher_cfg)
+    teacher_cfg.MODEL.WEIGHTS = weights
+    teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
+    return teacher_cfg
+
+
+def _locate(config_file: str, weights: str) -> tuple[str, str]:
+    if not config_file:
+        raise SetupError(
+            "KD.TEACHER.CONFIG_FILE is empty but KD.TERMS asks for a teacher. Give a model-zoo name such as "
+            "'COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml', or the path of the teacher's configuration."
+        )
+    if os.path.isfile(config_file):
+        if not weights:
+            raise SetupError(
+                f"KD.TEACHER.WEIGHTS is empty, and {config_file!r} is a file, not a model-zoo name, so there is no "
+                "checkpoint to fetch for it. Give the teacher's checkpoint."
+            )
+        return config_file, weights
+    try:
+        path = model_zoo.get_config_file(config_file)
+        return path, weights or model_zoo.get_checkpoint_url(config_file)
+    except RuntimeError as error:
+        raise SetupError(
+            f"KD.TEACHER.CONFIG_FILE {config_file!r}: {error} It is no file either."
+            f"{did_you_mean(config_file, _zoo_names())} Give a model-zoo name, or the path of a YAML configuration."
+        ) from error
+
+
+def _zoo_names() -> list[str]:
+    root = os.path.join(os.path.dirname(model_zoo.__file__), "configs")
+    return [
+        os.path.relpath(os.path.join(folder, name), root)
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+        if name.endswith(".yaml")
+    ]
+
+
+def check_compatible(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
+    """Raises ``SetupError`` where student and teacher differ in classes, or in what their images are."""
+    ours, theirs = cfg.MODEL.ROI_HEADS.NUM_CLASSES, teacher_cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if ours != theirs:
+        raise SetupError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {ours} for the student and {theirs} for the teacher "
+            f"({cfg.KD.TEACHER.CONFIG_FILE}). They must be the same classes: take a teacher trained on them, or correct "
+            "the number (KD.TEACHER.OPTS for the teacher's)."
+        )
+    _check_class_names(_class_names(cfg), _class_names(teacher_cfg))
+    formats = {cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT}
+    if len(formats) > 1 and formats != {"BGR", "RGB"}:
+        raise SetupError(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r} for the student and {teacher_cfg.INPUT.FORMAT!r} for the teacher; only "
+            "BGR and RGB can be turned into each other. Set the student's to the teacher's."
+        )
+
+
+def _class_names(cfg: CfgNode) -> list[str] | None:
+    """The class names of the first training set, where it is registered and names them."""
+    names = cfg.DATASETS.TRAIN
+    return MetadataCatalog.get(names[0]).get("thing_classes") if names and names[0] in MetadataCatalog.list() else None
+
+
+def _check_class_names(ours: list[str] | None, theirs: list[str] | None) -> None:
+    if ours is None or theirs is None or list(ours) == list(theirs):
+        return
+    first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    ours_named, theirs_named = (names[first] if first < len(names) else "nothing" for names in (ours, theirs))
+    raise SetupError(
+        f"DATASETS.TRAIN: class {first} is {ours_named!r} for the student and {theirs_named!r} for the teacher. Logits "
+        "are compared class by class: give both the same classes in the same order."
+    )
+
+
+def check_heads(model: nn.Module, config_file: str) -> None:
+    """Raises ``SetupError`` unless ``model`` is an R-CNN whose box logits are a softmax's over K classes and background."""
+    heads = getattr(model, "roi_heads", None)
+    if not isinstance(model, GeneralizedRCNN) or type(heads) is not StandardROIHeads:
+        kind = type(model if heads is None else heads).__name__
+        raise SetupError(
+            f"KD.TEACHER.CONFIG_FILE {config_file!r} is a {kind}; a teacher must be a GeneralizedRCNN with StandardROIHeads."
+        )
+    if getattr(heads.box_predictor, "use_sigmoid_ce", False):
+        raise SetupError(
+            f"KD.TEACHER.CONFIG_FILE {config_file!r} has MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True: its logits are no softmax's, "
+            "and the KD terms compare softmaxes. Take a teacher trained with cross-entropy."
+        )
+
+
+def _dtype(cfg: CfgNode) -> torch.dtype:
+    name = cfg.KD.TEACHER.DTYPE
+    if name not in DTYPES:
+        raise SetupError(f"KD.TEACHER.DTYPE is {name!r}; it must be one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
