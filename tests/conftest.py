@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def coco(tmp_path_factory):
+    """The miniature COCO, read only; its root is what DETECTRON2_DATASETS names."""
+    from tests.mini_coco import make_mini_coco
+
+    return make_mini_coco(tmp_path_factory.mktemp("datasets"))
+
+
+@pytest.fixture(scope="session")
+def torch_home(tmp_path_factory):
+    """A torch cache that holds torchvision's ResNet-18 under its download's name, randomly initialised."""
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    home = tmp_path_factory.mktemp("torch")
+    (home / "hub" / "checkpoints").mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), home / "hub" / "checkpoints" / Path(ResNet18_Weights.IMAGENET1K_V1.url).name)
+    return home
+
+
+@pytest.fixture
+def train_net(coco, torch_home, tmp_path):
+    """Runs the real command line: ``train_net(*arguments, datasets=...) -> CompletedProcess``, output in ``tmp_path``."""
+
+    def run(*arguments: object, datasets: Path = coco) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "tools/train_net.py", *map(str, arguments), "OUTPUT_DIR", str(tmp_path / "output")],
+            cwd=ROOT,
+            env=command_environment(datasets, torch_home, tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    return run
+
+
+def command_environment(datasets: Path, torch_home: Path, cache: Path) -> dict[str, str]:
+    paths = {"DETECTRON2_DATASETS": datasets, "TORCH_HOME": torch_home, "FVCORE_CACHE": cache, "PYTHONPATH": ROOT}
+    return {**os.environ, **{name: str(path) for name, path in paths.items()}}
