@@ -18,15 +18,17 @@ class SceneSettings:
         digits: fewest and most digits that are tried in a scene (at least one is placed).
         digit_size: smallest and largest height of a pasted scan, pixels; drawn log-uniformly.
         aspect: smallest and largest factor on the scan's width.
-        contrast: smallest and largest difference of grey level between ink and its surroundings, of 255.
+        background: smallest and largest factor on the photographs' colours: they are dimmed, the ink is light.
+        contrast: smallest and largest grey level by which ink is lighter than its surroundings, of 255.
         max_overlap: the largest share of the smaller of two boxes that may be covered by the other.
     """
 
     image_size: int = 128
     digits: tuple[int, int] = (2, 5)
-    digit_size: tuple[int, int] = (20, 52)
+    digit_size: tuple[int, int] = (20, 44)
     aspect: tuple[float, float] = (0.8, 1.2)
-    contrast: tuple[int, int] = (70, 170)
+    background: tuple[float, float] = (0.3, 0.7)
+    contrast: tuple[int, int] = (80, 180)
     max_overlap: float = 0.25
 
 
@@ -39,17 +41,20 @@ class PastedDigit:
     area: int
 
 
-def random_background(photos: Sequence[Image.Image], size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random square of a random photograph, scaled to (size, size, 3), float32 between 0 and 255."""
+def random_background(
+    photos: Sequence[Image.Image], settings: SceneSettings, rng: np.random.Generator
+) -> np.ndarray:
+    """A random square of a random photograph, scaled to (image_size, image_size, 3), float32 from 0 to 255."""
+    size = settings.image_size
     photo = photos[rng.integers(len(photos))]
-    side = int(rng.integers(min(size, *photo.size), min(2 * size, *photo.size) + 1))
+    side = int(rng.integers(size // 2, min(3 * size // 2, *photo.size) + 1))
     left = int(rng.integers(photo.width - side + 1))
     top = int(rng.integers(photo.height - side + 1))
     crop = photo.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
     pixels = np.asarray(crop, dtype=np.float32)
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
-    return pixels * rng.uniform(0.7, 1.1, size=3).astype(np.float32)
+    return pixels * rng.uniform(*settings.background, size=3).astype(np.float32)
 
 
 def random_opacity(ink: np.ndarray, settings: SceneSettings, rng: np.random.Generator) -> np.ndarray:
@@ -70,17 +75,13 @@ def paste(
     settings: SceneSettings,
     rng: np.random.Generator,
 ) -> None:
-    """Blend ink of a random colour into ``canvas`` (H, W, 3) in place.
-
-    The ink is lighter than its surroundings where those are dark, and darker where they are light.
-    """
+    """Blend light ink of a random colour into ``canvas`` (H, W, 3) in place."""
     height, width = opacity.shape
     patch = canvas[top : top + height, left : left + width]
     surroundings = float(patch.mean())
-    contrast = rng.uniform(*settings.contrast) * (1 if surroundings < 128 else -1)
     tint = rng.uniform(-40, 40, size=3)
-    colour = np.clip(surroundings + contrast + tint - tint.mean(), 0, 255).astype(np.float32)
-    patch += opacity[..., None] * (colour - patch)
+    colour = surroundings + rng.uniform(*settings.contrast) + tint - tint.mean()
+    patch += opacity[..., None] * (np.clip(colour, 0, 255).astype(np.float32) - patch)
 
 
 def covered_share(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
@@ -101,7 +102,7 @@ def draw_scene(
 ) -> tuple[np.ndarray, list[PastedDigit]]:
     """One scene: pixels (image_size, image_size, 3) uint8 RGB, and the digits in the order they were pasted."""
     inks, labels = scans
-    canvas = random_background(photos, settings.image_size, rng)
+    canvas = random_background(photos, settings, rng)
     pasted: list[PastedDigit] = []
     for _ in range(int(rng.integers(settings.digits[0], settings.digits[1] + 1))):
         index = int(rng.integers(len(labels)))

@@ -1,0 +1,143 @@
+"""Warms a detector's backbone up on digit classification, as detectors for COCO start from ImageNet classification.
+
+Only the training scans and the training parts of the photographs are used.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from torch import nn
+from torch.nn import functional as F
+
+from kd_det.data.digits_rendering import SceneSettings, paste, random_background, random_opacity
+from kd_det.data.digits_scenes import CLASSES
+from kd_det.data.digits_sources import photographs, scans
+
+logger = logging.getLogger(__name__)
+
+EMPTY = len(CLASSES)  # the class of crops without a digit
+
+
+@dataclass(frozen=True)
+class WarmUpSettings:
+    """How long and on what to warm up.
+
+    Attributes:
+        iterations: number of AdamW steps.
+        batch_size: crops per step.
+        crops: number of different crops, drawn once.
+        crop_size: height and width of a crop, pixels.
+        empty_share: share of the crops without a digit, a class of their own.
+        max_lr: peak of the one-cycle learning rate.
+        seed: of the crops, the order and the initial weights.
+    """
+
+    iterations: int = 150
+    batch_size: int = 64
+    crops: int = 6000
+    crop_size: int = 48
+    empty_share: float = 0.1
+    max_lr: float = 0.001
+    seed: int = 0
+
+
+class PooledClassifier(nn.Module):
+    """A linear classifier on the averages of all feature maps that a backbone gives.
+
+    Args:
+        backbone: module that maps images (B, 3, H, W) to a dict of maps (B, C_i, H_i, W_i).
+        shapes: the maps' shapes by name, as ``backbone.output_shape()`` has them.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, backbone: nn.Module, shapes: dict[str, ShapeSpec], num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.linear = nn.Linear(sum(shape.channels for shape in shapes.values()), num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, num_classes) of images (B, 3, H, W)."""
+        pooled = [level.mean(dim=(2, 3)) for level in self.backbone(images).values()]
+        return self.linear(torch.cat(pooled, dim=1))
+
+
+def draw_crops(settings: WarmUpSettings) -> tuple[torch.Tensor, torch.Tensor]:
+    """Crops (N, 3, S, S) uint8 RGB with a digit near the middle or none, and classes (N,) int64."""
+    scene = SceneSettings(image_size=settings.crop_size)
+    rng = np.random.default_rng((settings.seed, 2))
+    inks, labels = scans("train")
+    photos = photographs("train")
+    crops = np.empty((settings.crops, settings.crop_size, settings.crop_size, 3), dtype=np.uint8)
+    classes = np.full(settings.crops, EMPTY, dtype=np.int64)
+    for number in range(settings.crops):
+        canvas = random_background(photos, scene, rng)
+        if rng.random() >= settings.empty_share:
+            index = int(rng.integers(len(labels)))
+            opacity = random_opacity(inks[index], scene, rng)
+            left, top = (_near_middle(extent, settings.crop_size, rng) for extent in opacity.shape[::-1])
+            paste(canvas, opacity, left, top, scene, rng)
+            classes[number] = labels[index]
+        crops[number] = np.clip(np.round(canvas), 0, 255).astype(np.uint8)
+    return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(classes)
+
+
+def _near_middle(extent: int, size: int, rng: np.random.Generator) -> int:
+    room = size - extent
+    return int(np.clip(room // 2 + rng.integers(-8, 9), 0, room))
+
+
+def warm_up_backbone(cfg: CfgNode, output: str | Path, settings: WarmUpSettings | None = None) -> float:
+    """Train the backbone that ``cfg`` describes on digit classification and save its weights.
+
+    Args:
+        cfg: a detector's configuration; its backbone, pixel mean and std, channel order and device are used.
+        output: the checkpoint to write, for ``MODEL.WEIGHTS``.
+        settings: ``WarmUpSettings()`` by default.
+
+    Returns:
+        The accuracy on the last tenth of the training batches, between 0 and 1.
+    """
+    settings = settings or WarmUpSettings()
+    torch.manual_seed(settings.seed)
+    images, classes = draw_crops(settings)
+    if cfg.INPUT.FORMAT == "BGR":
+        images = images.flip(1)
+    mean = torch.tensor(cfg.MODEL.PIXEL_MEAN).view(-1, 1, 1)
+    std = torch.tensor(cfg.MODEL.PIXEL_STD).view(-1, 1, 1)
+    backbone = build_backbone(cfg)
+    # An FPN's own layers learn quickly and would only hide the trunk from the classifier.
+    trunk = getattr(backbone, "bottom_up", backbone)
+    classifier = PooledClassifier(trunk, trunk.output_shape(), len(CLASSES) + 1).to(cfg.MODEL.DEVICE).train()
+    optimizer = torch.optim.AdamW(classifier.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.max_lr, total_steps=settings.iterations)
+    order = torch.Generator().manual_seed(settings.seed)
+    hits: list[float] = []
+    start = time.perf_counter()
+    for step in range(1, settings.iterations + 1):
+        chosen = torch.randint(len(classes), (settings.batch_size,), generator=order)
+        batch = ((images[chosen].float() - mean) / std).to(cfg.MODEL.DEVICE)
+        target = classes[chosen].to(cfg.MODEL.DEVICE)
+        logits = classifier(batch)
+        loss = F.cross_entropy(logits, target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        hits.append((logits.argmax(1) == target).float().mean().item())
+        if step % 50 == 0 or step == settings.iterations:
+            seconds = (time.perf_counter() - start) / step
+            accuracy = np.mean(hits[-50:])
+            logger.info(f"warm-up {step}/{settings.iterations}: accuracy {accuracy:.3f}, {seconds:.3f} s/iter")
+    prefix = "backbone.bottom_up." if trunk is not backbone else "backbone."
+    weights = {prefix + name: value.cpu() for name, value in trunk.state_dict().items()}
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": weights}, output)
+    return float(np.mean(hits[-max(1, settings.iterations // 10) :]))
