@@ -1,4 +1,4 @@
-"""Warms a detector's backbone up on digit classification, as detectors for COCO start from ImageNet classification.
+"""Warms a detector's backbone up on digit classification, as detectors for COCO start from ImageNet.
 
 Only the training scans and the training parts of the photographs are used.
 """
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
@@ -115,9 +114,10 @@ def warm_up_backbone(cfg: CfgNode, output: str | Path, settings: WarmUpSettings 
     backbone = build_backbone(cfg)
     # An FPN's own layers learn quickly and would only hide the trunk from the classifier.
     trunk = getattr(backbone, "bottom_up", backbone)
-    classifier = PooledClassifier(trunk, trunk.output_shape(), len(CLASSES) + 1).to(cfg.MODEL.DEVICE).train()
+    classifier = PooledClassifier(trunk, trunk.output_shape(), len(CLASSES) + 1)
+    classifier.to(cfg.MODEL.DEVICE).train()
     optimizer = torch.optim.AdamW(classifier.parameters())
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.max_lr, total_steps=settings.iterations)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.max_lr, settings.iterations)
     order = torch.Generator().manual_seed(settings.seed)
     hits: list[float] = []
     start = time.perf_counter()
@@ -135,7 +135,8 @@ def warm_up_backbone(cfg: CfgNode, output: str | Path, settings: WarmUpSettings 
         if step % 50 == 0 or step == settings.iterations:
             seconds = (time.perf_counter() - start) / step
             accuracy = np.mean(hits[-50:])
-            logger.info(f"warm-up {step}/{settings.iterations}: accuracy {accuracy:.3f}, {seconds:.3f} s/iter")
+            progress = f"warm-up {step}/{settings.iterations}"
+            logger.info("%s: accuracy %.3f, %.3f s/iter", progress, accuracy, seconds)
     prefix = "backbone.bottom_up." if trunk is not backbone else "backbone."
     weights = {prefix + name: value.cpu() for name, value in trunk.state_dict().items()}
     Path(output).parent.mkdir(parents=True, exist_ok=True)

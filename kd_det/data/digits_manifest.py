@@ -1,4 +1,4 @@
-"""A manifest that tells whether a generated data set is whole: the sha256 of every file, and what made them."""
+"""Tells whether a generated data set is whole, by a list of every file's sha256 and of what made them."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def write_manifest(folder: Path, recipe: dict[str, Any]) -> None:
 
 
 def matches_manifest(folder: Path, recipe: dict[str, Any]) -> bool:
-    """Whether ``folder`` holds exactly what ``recipe`` made: a missing, edited or half-written file says no."""
+    """Whether ``folder`` holds what ``recipe`` made: a missing, edited or half-written file says no."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["recipe"] != json.loads(json.dumps(recipe)):

@@ -1,4 +1,4 @@
-"""Draws handwritten digits onto photographs. All randomness comes from the generator that the caller passes."""
+"""Draws handwritten digits onto photographs. All randomness comes from the caller's generator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-INK_THRESHOLD = 0.25  # opacity from which a pixel counts as ink: the box and the area are those of such pixels
+INK_THRESHOLD = 0.25  # opacity from which a pixel counts as ink; box and area are those of such pixels
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class SceneSettings:
         digits: fewest and most digits that are tried in a scene (at least one is placed).
         digit_size: smallest and largest height of a pasted scan, pixels; drawn log-uniformly.
         aspect: smallest and largest factor on the scan's width.
-        background: smallest and largest factor on the photographs' colours: they are dimmed, the ink is light.
+        background: smallest and largest factor on the photographs' colours, which dims them.
         contrast: smallest and largest grey level by which ink is lighter than its surroundings, of 255.
         max_overlap: the largest share of the smaller of two boxes that may be covered by the other.
     """
@@ -44,7 +44,7 @@ class PastedDigit:
 def random_background(
     photos: Sequence[Image.Image], settings: SceneSettings, rng: np.random.Generator
 ) -> np.ndarray:
-    """A random square of a random photograph, scaled to (image_size, image_size, 3), float32 from 0 to 255."""
+    """A random square of a random photograph, scaled to (image_size, image_size, 3), float32, 0 to 255."""
     size = settings.image_size
     photo = photos[rng.integers(len(photos))]
     side = int(rng.integers(size // 2, min(3 * size // 2, *photo.size) + 1))
@@ -100,7 +100,7 @@ def draw_scene(
     settings: SceneSettings,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, list[PastedDigit]]:
-    """One scene: pixels (image_size, image_size, 3) uint8 RGB, and the digits in the order they were pasted."""
+    """One scene: pixels (image_size, image_size, 3) uint8 RGB, and the digits in the order of pasting."""
     inks, labels = scans
     canvas = random_background(photos, settings, rng)
     pasted: list[PastedDigit] = []

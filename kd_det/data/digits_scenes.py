@@ -1,13 +1,13 @@
 """``digits_det``: handwritten digits on photographs, a detection data set that needs no download.
 
-scikit-learn's 1,797 scanned digits are pasted, at random size, contrast and overlap, onto crops of the two photographs
-that scikit-learn brings. The scenes are PNG files with COCO annotations, made on first use.
+scikit-learn's 1,797 scanned digits are pasted, at random size, contrast and overlap, onto crops of the two
+photographs that scikit-learn brings. The scenes are PNG files with COCO annotations, made on first use.
 """
 
 import json
 import shutil
-from functools import partial
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,8 @@ def annotation_file(root: str | Path, split: str) -> Path:
 def make_digits_det(root: str | Path, settings: DigitsDetSettings | None = None) -> None:
     """Make the data set in ``root/digits_det`` unless it is there, whole and made with these settings.
 
-    Safe to call from many processes at once. A set that is half-written, edited or made otherwise is replaced. The same
-    settings give the same files, byte for byte, under the same NumPy, Pillow and
-    OpenCV.
+    Safe to call from many processes at once. A set that is half-written, edited or made otherwise is
+    replaced. The same settings give the same files, byte for byte, under the same NumPy, Pillow and OpenCV.
 
     Args:
         root: folder of data sets, as in ``DETECTRON2_DATASETS``; created if it does not exist.
@@ -131,7 +130,9 @@ def _annotation(annotation_id: int, image_id: int, digit: PastedDigit) -> dict[s
     }
 
 
-def _load(root: str | Path, split: str, dataset_name: str, settings: DigitsDetSettings) -> list[dict[str, Any]]:
+def _load(
+    root: str | Path, split: str, dataset_name: str, settings: DigitsDetSettings
+) -> list[dict[str, Any]]:
     from detectron2.data.datasets import load_coco_json
 
     make_digits_det(root, settings)
@@ -141,7 +142,7 @@ def _load(root: str | Path, split: str, dataset_name: str, settings: DigitsDetSe
 def register_digits_det(
     root: str | Path, *, prefix: str = NAME, settings: DigitsDetSettings | None = None
 ) -> None:
-    """Register ``<prefix>_train`` and ``<prefix>_val`` with Detectron2's catalogues; the files are made on first use.
+    """Register ``<prefix>_train`` and ``<prefix>_val`` with Detectron2; the files are made on first use.
 
     Args:
         root: folder of data sets; the files go to ``root/digits_det``.

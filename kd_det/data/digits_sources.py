@@ -1,7 +1,7 @@
-"""What the digits scenes are made of: scikit-learn's digit scans and sample photographs, split once and for all.
+"""What the digits scenes are made of: scikit-learn's digit scans and sample photographs, split.
 
-A scan belongs to one split only, and so does every column of a photograph: nothing that a detector sees in training
-appears in validation.
+A scan belongs to one split only, and so does every column of a photograph: nothing that a detector sees in
+training appears in validation.
 """
 
 from functools import lru_cache

@@ -1,0 +1,45 @@
+"""What a benchmark's figures were measured with."""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import numpy
+import torch
+import torchvision
+
+import kd_det
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    return {
+        "kd_det": kd_det.__version__,
+        "detectron2": detectron2.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "scikit-learn": metadata.version("scikit-learn"),
+        "python": platform.python_version(),
+    }
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """The processor or GPU by name, and how many CPU cores and threads there are."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    return {
+        "device": device,
+        "name": name,
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

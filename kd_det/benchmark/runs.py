@@ -1,0 +1,122 @@
+"""One step of the benchmark in its own folder: finished, interrupted or new, and how it is run."""
+
+import hashlib
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULT = "result.json"
+STATE = "run.json"
+
+
+def fingerprint(recipe: dict[str, Any]) -> str:
+    """A digest of everything that a run's outcome depends on (JSON-able)."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: str | Path) -> str:
+    """The sha256 of a file's bytes."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; an empty dict where it is missing or half-written."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON under a temporary name, then rename: a reader sees the old file or the whole new one."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
+
+
+def decide(folder: Path, digest: str) -> str:
+    """What to do about a run.
+
+    Returns:
+        "reuse" where the folder has the result of the very same recipe, "resume" where that recipe was
+        interrupted after a checkpoint, "fresh" otherwise.
+    """
+    if read_json(folder / RESULT).get("fingerprint") == digest:
+        return "reuse"
+    if read_json(folder / STATE).get("fingerprint") == digest and (folder / "last_checkpoint").is_file():
+        return "resume"
+    return "fresh"
+
+
+def run_step(
+    folder: Path,
+    recipe: dict[str, Any],
+    command: Callable[[bool], Sequence[str]],
+    collect: Callable[[], dict[str, Any]],
+) -> dict[str, Any]:
+    """Run a step unless its result is there.
+
+    Args:
+        folder: the step's own; emptied where it belongs to another recipe.
+        recipe: what the outcome depends on.
+        command: gives the command line; its argument says whether to resume.
+        collect: reads the outcome after the command succeeded.
+
+    Returns:
+        The outcome, with "seconds" (wall clock of the command, over interruptions) and "fingerprint".
+
+    Raises:
+        RuntimeError: the command failed.
+    """
+    digest = fingerprint(recipe)
+    decision = decide(folder, digest)
+    print(f"== {folder}: {decision}", flush=True)
+    if decision == "reuse":
+        return read_json(folder / RESULT)
+    if decision == "fresh":
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    seconds = read_json(folder / STATE).get("seconds", 0.0)
+    state = {"fingerprint": digest, "seconds": seconds, "recipe": recipe}
+    write_json(folder / STATE, state)
+    start = time.perf_counter()
+    try:
+        stream(command(decision == "resume"))
+    finally:
+        state["seconds"] += time.perf_counter() - start
+        write_json(folder / STATE, state)
+    result = {**collect(), "seconds": state["seconds"], "fingerprint": digest}
+    write_json(folder / RESULT, result)
+    return result
+
+
+PROGRESS = (" iter: ", "Inference done", "copypaste: ", "warm-up ", "Resum")
+KEPT_LINES = 40
+
+
+def stream(command: Sequence[str]) -> None:
+    """Run a command and print its progress lines as they come.
+
+    Raises:
+        RuntimeError: the command failed; its last lines are in the message.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    last: list[str] = []
+    # Ctrl-C reaches the child by itself; SIGTERM to this process alone would leave it running.
+    previous = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+    try:
+        for line in process.stdout or ():
+            last = [*last, line.rstrip()][-KEPT_LINES:]
+            if any(mark in line for mark in PROGRESS):
+                print(line.rstrip(), flush=True)
+    finally:
+        code = process.wait()
+        signal.signal(signal.SIGTERM, previous)
+    if code:
+        text = "\n".join(last)
+        raise RuntimeError(f"{text}\n`{' '.join(command)}` ended with code {code}; its last lines are above.")

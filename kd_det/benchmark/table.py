@@ -1,0 +1,44 @@
+"""The benchmark's table: mean and sample standard deviation over seeds."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+COLUMNS = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "best_AP": "best AP",
+    "seconds": "training, s",
+    "weights_mib": "weights, MiB",
+}
+
+
+def summary(values: Sequence[float]) -> str:
+    """Mean, and ± the sample standard deviation where there are several values; one decimal."""
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def make_table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """A Markdown table, one row an arm.
+
+    Args:
+        results: arm's title to the results of its seeds, each with the keys of ``COLUMNS``.
+    """
+    rows = [
+        [title, *(summary([run[key] for run in runs]) for key in COLUMNS), len(runs)]
+        for title, runs in results.items()
+    ]
+    headers = ["model", *COLUMNS.values(), "seeds"]
+    alignment = ["left"] + ["right"] * (len(headers) - 1)
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=alignment)
+
+
+NOTES = (
+    "AP: COCO AP in percent on digits_det_val after the last iteration. best AP: the highest of the "
+    "evaluations on the way, chosen on the same scenes and so optimistic. training: wall clock with start "
+    "and evaluations. weights: the model's tensors, as an exported file holds them, without optimizer state."
+)
