@@ -1,0 +1,141 @@
+import contextlib
+import io
+import json
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from pycocotools.coco import COCO
+
+from kd_det.data.digits_scenes import DigitsDetSettings, annotation_file, image_root, make_digits_det
+
+SMALL = DigitsDetSettings(seed=3, train_images=6, val_images=4)
+
+
+def contents(root):
+    folder = Path(root) / "digits_det"
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def times(root):
+    return {path: path.stat().st_mtime_ns for path in Path(root).rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def made(tmp_path):
+    make_digits_det(tmp_path, SMALL)
+    return tmp_path
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(made, tmp_path):
+    make_digits_det(tmp_path / "again", SMALL)
+    make_digits_det(tmp_path / "other", DigitsDetSettings(seed=4, train_images=6, val_images=4))
+    assert contents(tmp_path / "again") == contents(made)
+    other = contents(tmp_path / "other")
+    assert all(other[name] != data for name, data in contents(made).items())
+
+
+def test_a_whole_set_is_left_alone(made):
+    before = times(made)
+    make_digits_det(made, SMALL)
+    assert times(made) == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "val" / "000002.png").write_bytes(b"half"),
+        lambda folder: (folder / "train" / "000003.png").unlink(),
+        lambda folder: (folder / "annotations" / "train.json").write_text("{}"),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text('{"recipe": '),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+    ],
+)
+def test_a_damaged_set_is_made_again(made, damage):
+    whole = contents(made)
+    damage(made / "digits_det")
+    assert contents(made) != whole
+    make_digits_det(made, SMALL)
+    assert contents(made) == whole
+
+
+def test_other_settings_replace_the_set(made):
+    make_digits_det(made, DigitsDetSettings(seed=3, train_images=5, val_images=4))
+    assert len(list(image_root(made, "train").iterdir())) == 5
+
+
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
+    (tmp_path / ".digits_det.partial" / "train").mkdir(parents=True)
+    (tmp_path / ".digits_det.partial" / "train" / "stray.png").write_bytes(b"")
+    make_digits_det(tmp_path, SMALL)
+    assert len(list(image_root(tmp_path, "train").iterdir())) == 6
+    assert not (tmp_path / ".digits_det.partial").exists()
+
+
+def test_processes_may_make_it_at_once(tmp_path):
+    make_digits_det(tmp_path / "alone", SMALL)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=make_digits_det, args=(tmp_path / "shared", SMALL)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+
+
+def test_pycocotools_reads_it(made):
+    for split, images in (("train", 6), ("val", 4)):
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(annotation_file(made, split))
+        assert len(coco.imgs) == images
+        assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == list("0123456789")
+        for image in coco.imgs.values():
+            assert cv2.imread(str(image_root(made, split) / image["file_name"])).shape == (128, 128, 3)
+            assert coco.getAnnIds(imgIds=image["id"])
+        for annotation in coco.anns.values():
+            x, y, width, height = annotation["bbox"]
+            assert 0 < annotation["area"] <= width * height
+            assert x >= 0
+            assert y >= 0
+            assert x + width <= 128
+            assert y + height <= 128
+
+
+def test_a_registered_set_is_made_when_detectron2_loads_it(tmp_path):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from kd_det.data import register_digits_det
+
+    register_digits_det(tmp_path, prefix="digits_test", settings=SMALL)
+    try:
+        assert not list(tmp_path.iterdir())
+        records = DatasetCatalog.get("digits_test_val")
+        expected = json.loads(annotation_file(tmp_path, "val").read_text())
+        assert len(records) == 4
+        assert sum(len(record["annotations"]) for record in records) == len(expected["annotations"])
+        labels = [item["category_id"] for record in records for item in record["annotations"]]
+        assert labels == [item["category_id"] - 1 for item in expected["annotations"]]
+        assert MetadataCatalog.get("digits_test_val").thing_classes == list("0123456789")
+    finally:
+        for split in ("train", "val"):
+            DatasetCatalog.remove(f"digits_test_{split}")
+            MetadataCatalog.remove(f"digits_test_{split}")
+
+
+def test_importing_the_package_registers_the_sets_and_makes_nothing(tmp_path):
+    code = (
+        "import kd_det.data; from detectron2.data import DatasetCatalog, MetadataCatalog; "
+        "assert {'digits_det_train', 'digits_det_val'} <= set(DatasetCatalog.list()); "
+        "val = MetadataCatalog.get('digits_det_val'); print(val.json_file, val.evaluator_type)"
+    )
+    environment = {"DETECTRON2_DATASETS": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "digits_det" / "annotations" / "val.json"), "coco"]
+    assert not list(tmp_path.iterdir())
