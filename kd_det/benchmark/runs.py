@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -105,7 +106,11 @@ def stream(command: Sequence[str]) -> None:
     Raises:
         RuntimeError: the command failed; its last lines are in the message.
     """
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # Threads that spin while they wait slow each other down many times over where others use the cores too.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     last: list[str] = []
     # Ctrl-C reaches the child by itself; SIGTERM to this process alone would leave it running.
     previous = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))

@@ -28,6 +28,6 @@ class Schedule:
 
 
 SCHEDULES = {
-    "demo": Schedule(teacher_warm_up=150, student_warm_up=400, teacher=250, student=250, evaluations=2),
+    "demo": Schedule(teacher_warm_up=120, student_warm_up=300, teacher=200, student=200, evaluations=2),
     "long": Schedule(teacher_warm_up=300, student_warm_up=800, teacher=1000, student=1000, evaluations=5),
 }

@@ -1,0 +1,26 @@
+import pytest
+
+from kd_det.benchmark.pictures import ap_bars, loss_curves
+
+
+def run(ap):
+    return {"AP": ap, "AP50": ap + 30, "AP75": ap + 10}
+
+
+def test_curves_show_what_was_logged():
+    entries = [
+        {"iteration": 19, "total_loss": 3.0, "loss_dkd": 1.0},
+        {"iteration": 39, "total_loss": 2.0, "loss_dkd": 0.5},
+    ]
+    plain = [{key: entry[key] for key in ("iteration", "total_loss")} for entry in entries]
+    total, terms = loss_curves({"student alone": plain, "student + DKD": entries}).axes
+    assert [line.get_xydata().tolist() for line in total.lines] == [[[20, 3.0], [40, 2.0]]] * 2
+    (line,) = terms.lines
+    assert line.get_xydata().tolist() == [[20, 1.0], [40, 0.5]]
+    assert line.get_label() == "student + DKD (loss_dkd)"
+
+
+def test_bars_are_means_over_seeds():
+    axes = ap_bars({"teacher": [run(50.0)], "student alone": [run(30.0), run(34.0)]}).axes[0]
+    heights = [bar.get_height() for bar in axes.patches]
+    assert heights == pytest.approx([50, 80, 60, 32, 62, 42])
