@@ -1,4 +1,4 @@
-"""Distillation losses in pure PyTorch, one a file: the only place where a loss formula is written."""
+"""Distillation losses in pure PyTorch, one to a file. Nothing here needs detectron2."""
 
 from kd_det.losses.dkd import dkd_loss
 from kd_det.losses.kd import kd_loss

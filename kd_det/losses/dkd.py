@@ -1,32 +1,28 @@
-"""Decoupled knowledge distillation (Zhao et al. 2022, "Decoupled Knowledge Distillation", CVPR, eq. 4-7).
-
-With the log-odds ``a = log p_y / (1 - p_y)`` of the target, and p̂, q̂ the distributions over the C-1 other classes:
-
-    TCKD = KL(Bernoulli(sigmoid(a_t)) ‖ Bernoulli(sigmoid(a_s)))      d TCKD / d a_s = sigmoid(a_s) - sigmoid(a_t)
-    NCKD = KL(p̂ ‖ q̂)                                                 d NCKD / d z_c = q̂_c - p̂_c
-    a = z_y - logsumexp of the other z                                d a / d z_y = 1, d a / d z_c = -q̂_c
-
-so value and gradient need each class's exponential once and neither a mask nor a logarithm of a small difference.
-"""
+"""Decoupled knowledge distillation (Zhao et al. 2022)."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import logsigmoid
 
-from kd_det.losses._common import (
+from kd_det.losses._checks import (
     check_labels,
     check_logits,
-    check_positive,
-    check_reduction,
+    check_temperature,
     check_weight,
-    reduce,
-    working_dtype,
+    gather_targets,
+    reduced,
+    reduction_scale,
 )
+from kd_det.losses._pair import ClosedFormLoss, softmax_pair_, stack_pair
+
+# A logit to stand in for the target's where that is left out. Its exponential is nothing beside the
+# greatest's, which is 1, in float64 too; a lower one's would be subnormal in float32, and those take exp
+# several times as long.
+NEGLIGIBLE = -85.0
 
 
 def dkd_loss(
@@ -39,92 +35,87 @@ def dkd_loss(
     temperature: float = 4.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """``T² (α TCKD + β NCKD)``, per sample.
+    """T² (α TCKD + β NCKD) per sample.
 
-    TCKD is the KL divergence of the two-way (target, rest) distributions; NCKD that of the distributions renormalised
-    over the C-1 other classes, 0 where C = 2. ``KD = TCKD + (1 - p_y) NCKD``.
+    With p = softmax(t / T) and q = softmax(s / T), TCKD is the KL divergence between the two-way
+    distributions of p and q (the target's probability, and the rest), and NCKD that between p and q
+    renormalised over the C − 1 other classes, 0 where C = 2. KL(p ‖ q) = TCKD + (1 − p_y) NCKD.
+
+    Source: Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, eq. 4 to 7. For
+    CIFAR-100 the paper takes T = 4, α = 1 and β from 2 to 8; for COCO T = 1, α = 1, β = 0.25, the background
+    being a class.
 
     Args:
-        s: student logits (B, C), C >= 2, any floating dtype.
-        t: teacher logits (B, C); receives no gradient.
-        y: target classes (B,), int64, 0..C-1 (checked on the CPU; a GPU stops at an index out of range by itself).
-        alpha: weight of TCKD, 0 or more.
-        beta: weight of NCKD, 0 or more. The paper: 1-8 by the teacher's confidence; 0.25 in detection.
-        temperature: T, above 0.
-        reduction: "none", "mean" or "sum" over the samples, as in torch; the mean of an empty batch is 0.
+        s: student logits (B, C), C >= 2, float16, bfloat16, float32 or float64.
+        t: teacher logits (B, C), any of these dtypes. They get no gradient.
+        y: target classes (B,), int64, from 0 to C − 1. On the CPU others raise ValueError; on an accelerator
+            its own assertion stops the run, as looking at them here would make every step wait.
+        alpha: α, the weight of TCKD, 0 or more.
+        beta: β, the weight of NCKD, 0 or more.
+        temperature: T, from 1e-6 to 1e6.
+        reduction: "none", "mean" or "sum" over the samples, as in torch. The mean of an empty batch is 0.
 
     Returns:
-        (B,) for "none", else a scalar; float32, or float64 if an input is. Finite for finite logits. It can be
-        differentiated once.
+        (B,) for "none", else a scalar, in the wider of the two dtypes and at least float32: all is computed
+        in that, under autocast too. The gradient has the dtype of ``s``. For finite logits the loss is
+        finite; those beyond 1e18 (in float64: 1e150) count as that. It can be differentiated once; twice is a
+        RuntimeError.
 
     Raises:
-        ValueError: shapes, dtypes, labels or settings that make no sense.
+        ValueError: a shape, dtype, device, label or setting other than these.
     """
-    check_logits(s, t, minimum_classes=2)
+    check_logits(s, t)
     check_labels(y, s)
     check_weight("alpha", alpha)
     check_weight("beta", beta)
-    check_positive("temperature", temperature)
-    check_reduction(reduction)
-    per_sample = cast(Tensor, _DKD.apply(s, t, y.unsqueeze(1), alpha, beta, temperature))  # type: ignore[no-untyped-call]
-    return reduce(per_sample, reduction)
+    check_temperature(temperature)
+    scale = reduction_scale(reduction, len(s))
+    loss: Tensor = _DKD.apply(s, t.detach(), y, alpha, beta, temperature, scale, reduction)
+    return loss
 
 
-class _Others(NamedTuple):
-    """A network's classes other than the target, on the scale ``z = logits / T``.
+class _DKD(ClosedFormLoss):
+    """With p̂ and q̂ renormalised over the others and δ = q_y − p_y, the gradient with regard to s is T α δ
+    for the target and T (β (q̂_c − p̂_c) − α δ q̂_c) for another class c.
 
-    ``shifted`` (B, C): logits (not divided by T) minus the largest other one, -inf at the target; ``exps`` (B, C):
-    exp(shifted / T); ``total`` (B, 1): their sum; ``log_total``: its logarithm; ``log_odds`` (B, 1): of the target.
+    For δ is the derivative of TCKD by the log-odds of the target, s_y / T − logsumexp of the others' s_c / T,
+    and those have the derivative 1/T by s_y and −q̂_c/T by s_c.
     """
 
-    shifted: Tensor
-    exps: Tensor
-    total: Tensor
-    log_total: Tensor
-    log_odds: Tensor
-
-
-def _others(logits: Tensor, target: Tensor, temperature: float) -> _Others:
-    shifted = logits.scatter(1, target, -torch.inf)
-    largest = shifted.amax(dim=1, keepdim=True)
-    shifted -= largest
-    exps = (shifted / temperature).exp_()
-    total = exps.sum(dim=1, keepdim=True)
-    log_total = total.log()
-    log_odds = (logits.gather(1, target) - largest).div_(temperature).sub_(log_total)
-    return _Others(shifted, exps, total, log_total, log_odds)
-
-
-class _DKD(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, s: Tensor, t: Tensor, target: Tensor, alpha: float, beta: float, temperature: float
+        ctx: Any,
+        s: Tensor,
+        t: Tensor,
+        y: Tensor,
+        alpha: float,
+        beta: float,
+        temperature: float,
+        scale: float,
+        reduction: str,
     ) -> Tensor:
-        dtype = working_dtype(s, t)
-        ours, theirs = (_others(logits.to(dtype), target, temperature) for logits in (s, t))
-        tckd, slope = _two_way(ours.log_odds, theirs.log_odds)
-        gap = theirs.shifted.sub_(ours.shifted).scatter_(1, target, 0.0).mul_(theirs.exps).sum(dim=1, keepdim=True)
-        nckd = (gap / theirs.total).div_(temperature).add_(ours.log_total).sub_(theirs.log_total)
-        if ctx.needs_input_grad[0]:
-            # T² from the loss, 1/T from z = s/T.
-            gradient = ours.exps.mul_((beta - alpha * slope).div_(ours.total).mul_(temperature))
-            gradient.addcmul_(theirs.exps, theirs.total.reciprocal_(), value=-beta * temperature)
-            gradient.scatter_(1, target, slope.mul_(alpha * temperature))
-            ctx.save_for_backward(gradient)
-            ctx.dtype = s.dtype
-        return (alpha * tckd + beta * nckd).mul_(temperature**2).squeeze(1)
+        pair = stack_pair(s, t)
+        index = y.unsqueeze(1).expand(2, -1, -1)
+        target = gather_targets(pair, index)
+        greatest_other = pair.scatter_(2, index, -math.inf).amax(2, keepdim=True)
+        # Shifted before the division rounds: logits in the thousands keep their small differences.
+        pair.sub_(greatest_other).mul_(1 / temperature).scatter_(2, index, NEGLIGIBLE)
+        target.sub_(greatest_other).mul_(1 / temperature)
+        nckd, rest, gradient = softmax_pair_(pair)
 
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * upstream[0].unsqueeze(1)).to(ctx.dtype), None, None, None, None, None
+        # (2 ways, B, 1) each. The rest comes from the others' own logsumexp, not from 1 − p_y, which rounds
+        # to 0.
+        two_way = torch.stack((target, rest)).log_softmax(0)
+        log_q, log_p = two_way.unbind(1)
+        two_way_q, two_way_p = two_way.exp().unbind(1)
+        tckd = log_p.sub_(log_q).mul_(two_way_p).sum(0)
+        delta = torch.sub(two_way_q[0], two_way_p[0])
 
+        # A q̂ and p̂ of −1 for the target make the others' formula give T α δ there.
+        q, p = pair.scatter_(2, index, -1.0).unbind()
+        torch.sub(q, p, out=gradient).mul_(beta * temperature * scale)
+        gradient.addcmul_(q, delta, value=-alpha * temperature * scale)
+        ctx.save_for_backward(gradient)
 
-def _two_way(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """TCKD of the log-odds, and its derivative by ``ours``."""
-    target, rest = theirs.sigmoid(), (-theirs).sigmoid()
-    tckd = target * (logsigmoid(theirs) - logsigmoid(ours)) + rest * (logsigmoid(-theirs) - logsigmoid(-ours))
-    # sigmoid(ours) - sigmoid(theirs), from the smaller of the two probabilities, where the difference is exact.
-    slope = torch.where(theirs > 0, rest - (-ours).sigmoid(), ours.sigmoid() - target)
-    return tckd, slope
+        weight = temperature**2 * scale
+        return reduced(nckd.mul_(beta * weight).add_(tckd, alpha=alpha * weight), reduction)

@@ -1,37 +1,53 @@
-"""Knowledge distillation (Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network")."""
+"""Knowledge distillation by softened logits (Hinton et al. 2015)."""
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn.functional import log_softmax
+from typing import Any
 
-from kd_det.losses._common import check_logits, check_positive, check_reduction, reduce, working_dtype
+import torch
+from torch import Tensor
+
+from kd_det.losses._checks import check_logits, check_temperature, reduced, reduction_scale
+from kd_det.losses._pair import ClosedFormLoss, softmax_pair_, stack_pair
 
 
 def kd_loss(s: Tensor, t: Tensor, *, temperature: float = 4.0, reduction: str = "mean") -> Tensor:
-    """``T² KL(p ‖ q)`` with ``p = softmax(t / T)`` and ``q = softmax(s / T)``, per sample.
+    """T² KL(p ‖ q) per sample, with p = softmax(t / T) and q = softmax(s / T).
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
 
     Args:
-        s: student logits (B, C), any floating dtype.
-        t: teacher logits (B, C); receives no gradient.
-        temperature: T, above 0.
-        reduction: "none", "mean" or "sum" over the samples, as in torch; the mean of an empty batch is 0.
+        s: student logits (B, C), C >= 2, float16, bfloat16, float32 or float64.
+        t: teacher logits (B, C), any of these dtypes. They get no gradient.
+        temperature: T, from 1e-6 to 1e6.
+        reduction: "none", "mean" or "sum" over the samples, as in torch. The mean of an empty batch is 0.
 
     Returns:
-        (B,) for "none", else a scalar; float32, or float64 if an input is. Finite for finite logits.
+        (B,) for "none", else a scalar, in the wider of the two dtypes and at least float32: all is computed
+        in that, under autocast too. The gradient has the dtype of ``s``. For finite logits the loss is
+        finite; those beyond 1e18 (in float64: 1e150) count as that. It can be differentiated once; twice is a
+        RuntimeError.
 
     Raises:
-        ValueError: shapes, dtypes or settings that make no sense.
+        ValueError: a shape, dtype, device or setting other than these.
     """
     check_logits(s, t)
-    check_positive("temperature", temperature)
-    check_reduction(reduction)
-    dtype = working_dtype(s, t)
-    log_q, log_p = _log_probabilities(s.to(dtype), temperature), _log_probabilities(t.detach().to(dtype), temperature)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(dim=1)
-    return reduce(temperature**2 * divergence, reduction)
+    check_temperature(temperature)
+    scale = reduction_scale(reduction, len(s))
+    loss: Tensor = _KD.apply(s, t.detach(), temperature, scale, reduction)
+    return loss
 
 
-def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    # The largest logit is taken off before the division rounds: logits in the thousands keep their small differences.
-    return log_softmax((logits - logits.detach().amax(dim=1, keepdim=True)) / temperature, dim=1)
+class _KD(ClosedFormLoss):
+    """The gradient with regard to s is T (q − p)."""
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, t: Tensor, temperature: float, scale: float, reduction: str) -> Tensor:
+        pair = stack_pair(s, t)
+        # Shifted before the division rounds: logits in the thousands keep their small differences.
+        pair.sub_(pair.amax(2, keepdim=True)).mul_(1 / temperature)
+        divergence, _, gradient = softmax_pair_(pair)
+        q, p = pair.unbind()
+        torch.sub(q, p, out=gradient).mul_(temperature * scale)
+        ctx.save_for_backward(gradient)
+        return reduced(divergence.mul_(temperature**2 * scale), reduction)
