@@ -38,11 +38,12 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(re.sub(r"^numpy\._?core", _NUMPY_CORE, module), name)
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(path: str, key: str = "checkpoint") -> dict[str, Any]:
     """Reads a checkpoint file: ``.pkl`` (model zoo), or what ``torch.save`` wrote.
 
     Args:
         path: a path or URL that Detectron2's ``PathManager`` knows.
+        key: the configuration key that named it, for the messages.
 
     Returns:
         A dict with the key "model" (name to tensor or array), and "matching_heuristics" for files whose names are
@@ -51,17 +52,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     Raises:
         SetupError: the file is missing, truncated, or holds anything but tensors, arrays and plain containers.
     """
-    local = _local_path(path)
+    local = local_path(path, key)
     try:
         data = _read_arrays(local) if local.endswith(".pkl") else torch.load(local, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SetupError(
-            f"checkpoint {path!r} cannot be read: {reason}. It is truncated, or no checkpoint of tensors; "
+            f"{key} {path!r} cannot be read: {reason}. It is truncated, or no checkpoint of tensors; "
             "fetch it again or give another file."
         ) from error
     if not isinstance(data, dict):
-        raise SetupError(f"checkpoint {path!r} holds a {type(data).__name__}, not a dict of weights; give another file.")
+        raise SetupError(f"{key} {path!r} holds a {type(data).__name__}, not a dict of weights; give another file.")
     return _as_detectron2(data)
 
 
@@ -75,7 +76,7 @@ def load_strictly(model: nn.Module, path: str, key: str) -> None:
         SetupError: as ``read_checkpoint``, or the file lacks entries of the model or has them in other shapes.
     """
     checkpointer = KDCheckpointer(model, save_to_disk=False)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, key)
     incompatible = checkpointer._load_model(checkpoint)
     shapes = {name: f"{name} is {ours} in the model and {theirs} in the file" for name, theirs, ours in incompatible.incorrect_shapes}
     missing = [name for name in incompatible.missing_keys if not name.endswith("num_batches_tracked")]
@@ -133,15 +134,16 @@ def write_atomically(path: str, content: bytes | memoryview) -> None:
             os.remove(temporary)
 
 
-def _local_path(path: str) -> str:
+def local_path(path: str, key: str) -> str:
+    """The file on disk that ``path`` names, fetched if need be; a ``SetupError`` that names ``key`` if there is none."""
     try:
         local = PathManager.get_local_path(path)
     except SetupError:
         raise
     except Exception as error:  # every handler (file, http, s3, ...) has its own
-        raise SetupError(f"checkpoint {path!r} cannot be fetched: {error}. Give a path or URL that can.") from error
+        raise SetupError(f"{key} {path!r} cannot be fetched: {error}. Give a path or URL that can.") from error
     if not os.path.isfile(local):
-        raise SetupError(f"checkpoint {path!r}: no such file. Give the path or URL of a checkpoint.")
+        raise SetupError(f"{key} {path!r}: no such file. Give the path or URL of a checkpoint.")
     return local
 
 

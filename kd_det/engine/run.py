@@ -16,7 +16,7 @@ from detectron2.utils import comm
 
 import kd_det.data
 import kd_det.pretrained  # noqa: F401  (registers torchvision://)
-from kd_det.checkpoint import KDCheckpointer, load_strictly
+from kd_det.checkpoint import KDCheckpointer, load_strictly, local_path
 from kd_det.config import load_config
 from kd_det.data.checks import check_datasets
 from kd_det.engine.trainer import DistillTrainer
@@ -65,8 +65,11 @@ def _setup(args: argparse.Namespace) -> CfgNode:
 
 def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
     trainer = DistillTrainer(cfg)
-    if resume and not trainer.checkpointer.has_checkpoint():
+    resuming = resume and trainer.checkpointer.has_checkpoint()
+    if resume and not resuming:
         logger.warning("--resume: no checkpoint in OUTPUT_DIR %r; starting from MODEL.WEIGHTS", cfg.OUTPUT_DIR)
+    if cfg.MODEL.WEIGHTS and not resuming:
+        local_path(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
     trainer.resume_or_load(resume=resume)
     return trainer.train()
 

