@@ -9,8 +9,9 @@ import matplotlib
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import DefaultPredictor
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.visualizer import ColorMode, Visualizer
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from kd_det.benchmark.metrics import read_metrics, series
@@ -28,6 +29,8 @@ VAL = "digits_det_val"
 SCALE = 3
 SCENES = 4
 SCORE = 0.5
+IOU = 0.5
+TRUTH, RIGHT, WRONG = "#ffd54a", "#4ade80", "#ff6b6b"
 
 
 def draw_pictures(
@@ -74,7 +77,7 @@ def loss_curves(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
     total.set_title("Total loss (with the KD term, where there is one)")
     terms.set_title("KD term, weighted")
     for axes in (total, terms):
-        axes.set(xlabel="iteration", ylabel="training loss", ylim=(0, None))
+        axes.set(xlabel="iteration", ylabel="training loss", xlim=(0, None), ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
@@ -115,8 +118,34 @@ def detections(models: dict[str, tuple[Path, Path]], device: str) -> Figure:
     for title, (config, folder) in models.items():
         overrides = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "MODEL.DEVICE", device]
         predictor = DefaultPredictor(plain_config(load_config(str(config), overrides)))
-        columns[title] = [_draw_predictions(image, predictor(image)["instances"]) for image in images]
+        columns[title] = [
+            _draw_predictions(image, predictor(image)["instances"].to("cpu"), scene)
+            for image, scene in zip(images, scenes, strict=True)
+        ]
     return _grid(columns)
+
+
+def right_detections(instances: Instances, boxes: Boxes, classes: Sequence[int]) -> list[bool]:
+    """Which detections find an object: right class, IoU of 0.5 or more, no better-scored one had it before.
+
+    Args:
+        instances: N detections with ``pred_boxes``, ``pred_classes`` and ``scores``.
+        boxes: M ground-truth boxes.
+        classes: their M classes.
+
+    Returns:
+        N truth values, in the detections' order.
+    """
+    overlaps = pairwise_iou(instances.pred_boxes, boxes)
+    right = [False] * len(instances)
+    free = set(range(len(classes)))
+    for index in instances.scores.argsort(descending=True).tolist():
+        label = int(instances.pred_classes[index])
+        fitting = [m for m in free if classes[m] == label and overlaps[index, m] >= IOU]
+        if fitting:
+            free.remove(max(fitting, key=lambda m: float(overlaps[index, m])))
+            right[index] = True
+    return right
 
 
 def _visualizer(image: np.ndarray) -> Visualizer:
@@ -124,21 +153,33 @@ def _visualizer(image: np.ndarray) -> Visualizer:
     return Visualizer(enlarged[..., ::-1], MetadataCatalog.get(VAL), instance_mode=ColorMode.IMAGE)
 
 
+def _truth(scene: dict[str, Any]) -> tuple[Boxes, list[int]]:
+    corners = np.array([item["bbox"] for item in scene["annotations"]], dtype=np.float32)
+    corners[:, 2:] += corners[:, :2]
+    return Boxes(corners), [item["category_id"] for item in scene["annotations"]]
+
+
+def _draw(image: np.ndarray, boxes: Boxes, labels: list[str], colours: list[str]) -> np.ndarray:
+    enlarged = boxes.tensor.numpy() * SCALE
+    drawn = _visualizer(image).overlay_instances(
+        boxes=enlarged, labels=labels, assigned_colors=[to_rgb(colour) for colour in colours]
+    )
+    return drawn.get_image()
+
+
 def _draw_truth(image: np.ndarray, scene: dict[str, Any]) -> np.ndarray:
     names = MetadataCatalog.get(VAL).thing_classes
-    boxes = np.array([item["bbox"] for item in scene["annotations"]])
-    boxes[:, 2:] += boxes[:, :2]
-    labels = [names[item["category_id"]] for item in scene["annotations"]]
-    return _visualizer(image).overlay_instances(boxes=boxes * SCALE, labels=labels).get_image()
+    boxes, classes = _truth(scene)
+    return _draw(image, boxes, [names[label] for label in classes], [TRUTH] * len(classes))
 
 
-def _draw_predictions(image: np.ndarray, instances: Instances) -> np.ndarray:
-    shown = instances[instances.scores >= SCORE].to("cpu")
+def _draw_predictions(image: np.ndarray, instances: Instances, scene: dict[str, Any]) -> np.ndarray:
+    shown = instances[instances.scores >= SCORE]
     names = MetadataCatalog.get(VAL).thing_classes
-    boxes = shown.pred_boxes.tensor.numpy() * SCALE
     pairs = zip(shown.pred_classes.tolist(), shown.scores.tolist(), strict=True)
     labels = [f"{names[label]} {score:.0%}" for label, score in pairs]
-    return _visualizer(image).overlay_instances(boxes=boxes, labels=labels).get_image()
+    colours = [RIGHT if right else WRONG for right in right_detections(shown, *_truth(scene))]
+    return _draw(image, shown.pred_boxes, labels, colours)
 
 
 def _grid(columns: dict[str, Sequence[np.ndarray]]) -> Figure:
@@ -150,5 +191,6 @@ def _grid(columns: dict[str, Sequence[np.ndarray]]) -> Figure:
         for row, picture in enumerate(pictures):
             axes[row, column].imshow(picture)
             axes[row, column].set_axis_off()
-    figure.suptitle(f"Validation scenes; detections with a score of at least {SCORE:.0%}", fontsize=11)
+    what = f"Scores of {SCORE:.0%} or more. Green: right class and IoU of {IOU} or more. Red: not."
+    figure.suptitle(what, fontsize=12)
     return figure
