@@ -36,6 +36,8 @@ def main() -> None:
         benchmark.run(shlex.join(["python", *sys.argv]))
     except (RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

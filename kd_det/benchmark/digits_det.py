@@ -25,6 +25,7 @@ from kd_det.data.digits_scenes import NAME
 CONFIGS = Path("configs/digits_det")
 ARMS = {"student": "student alone", "kd": "student + KD", "dkd": "student + DKD"}
 TEACHER_SEED = 1
+WEIGHTS = "model_final.pth"  # what Detectron2 calls the last checkpoint
 WARM_UP_LR = {"teacher": 0.001, "student": 0.003}
 
 
@@ -61,7 +62,7 @@ class Benchmark:
         teacher_start = self._warm_up("teacher", self.lengths.teacher_warm_up)
         student_start = self._warm_up("student", self.lengths.student_warm_up)
         teacher = self._train("teacher", TEACHER_SEED, self.lengths.teacher, {"MODEL.WEIGHTS": teacher_start})
-        teacher_weights = self.folder("teacher", TEACHER_SEED) / "model_final.pth"
+        teacher_weights = self.folder("teacher", TEACHER_SEED) / WEIGHTS
         results: dict[str, list[dict[str, Any]]] = {"teacher": [teacher]}
         for arm in self.arms:
             weights = {"MODEL.WEIGHTS": student_start}
@@ -84,7 +85,7 @@ class Benchmark:
         command += ["--output", str(output), *options, "MODEL.DEVICE", self.device]
         cfg = load_config(config, ["MODEL.DEVICE", self.device])
         recipe = {"options": options, "config": cfg.dump(), "versions": environment.versions()}
-        run_step(folder, recipe, lambda resume: command, lambda: {"weights": str(output)})
+        run_step(folder, recipe, output.name, lambda resume: command, dict)
         return output
 
     def _train(self, arm: str, seed: int, iterations: int, weights: dict[str, Path]) -> dict[str, Any]:
@@ -109,9 +110,9 @@ class Benchmark:
 
         def collect() -> dict[str, Any]:
             scores = average_precision(read_metrics(folder / "metrics.json"))
-            return {**scores, "weights_mib": weights_mib(folder / "model_final.pth"), "seed": seed}
+            return {**scores, "weights_mib": weights_mib(folder / WEIGHTS), "seed": seed}
 
-        return run_step(folder, recipe, command, collect)
+        return run_step(folder, recipe, WEIGHTS, command, collect)
 
     def _report(self, results: dict[str, list[dict[str, Any]]], command: str) -> None:
         table = make_table(results)

@@ -40,14 +40,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def decide(folder: Path, digest: str) -> str:
+def decide(folder: Path, digest: str, output: str) -> str:
     """What to do about a run.
 
+    Args:
+        folder: the run's own.
+        digest: fingerprint of the recipe that is wanted.
+        output: the file in ``folder`` that a finished run leaves.
+
     Returns:
-        "reuse" where the folder has the result of the very same recipe, "resume" where that recipe was
+        "reuse" where the folder has output and result of the very same recipe, "resume" where that recipe was
         interrupted after a checkpoint, "fresh" otherwise.
     """
-    if read_json(folder / RESULT).get("fingerprint") == digest:
+    if read_json(folder / RESULT).get("fingerprint") == digest and (folder / output).is_file():
         return "reuse"
     if read_json(folder / STATE).get("fingerprint") == digest and (folder / "last_checkpoint").is_file():
         return "resume"
@@ -57,6 +62,7 @@ def decide(folder: Path, digest: str) -> str:
 def run_step(
     folder: Path,
     recipe: dict[str, Any],
+    output: str,
     command: Callable[[bool], Sequence[str]],
     collect: Callable[[], dict[str, Any]],
 ) -> dict[str, Any]:
@@ -65,6 +71,7 @@ def run_step(
     Args:
         folder: the step's own; emptied where it belongs to another recipe.
         recipe: what the outcome depends on.
+        output: the file in ``folder`` that the command leaves.
         command: gives the command line; its argument says whether to resume.
         collect: reads the outcome after the command succeeded.
 
@@ -75,7 +82,7 @@ def run_step(
         RuntimeError: the command failed.
     """
     digest = fingerprint(recipe)
-    decision = decide(folder, digest)
+    decision = decide(folder, digest, output)
     print(f"== {folder}: {decision}", flush=True)
     if decision == "reuse":
         return read_json(folder / RESULT)

@@ -22,9 +22,10 @@ def test_a_fingerprint_tells_recipes_apart_and_not_their_order():
     ("files", "decision"),
     [
         ({}, "fresh"),
-        ({"result.json": '{"fingerprint": "x"}'}, "reuse"),
-        ({"result.json": '{"fingerprint": "y"}'}, "fresh"),
-        ({"result.json": '{"fingerpr'}, "fresh"),
+        ({"result.json": '{"fingerprint": "x"}', "out": ""}, "reuse"),
+        ({"result.json": '{"fingerprint": "x"}'}, "fresh"),
+        ({"result.json": '{"fingerprint": "y"}', "out": ""}, "fresh"),
+        ({"result.json": '{"fingerpr', "out": ""}, "fresh"),
         ({"run.json": '{"fingerprint": "x"}'}, "fresh"),
         ({"run.json": '{"fingerprint": "x"}', "last_checkpoint": "model_0000009.pth"}, "resume"),
         ({"run.json": '{"fingerprint": "y"}', "last_checkpoint": "model_0000009.pth"}, "fresh"),
@@ -33,21 +34,21 @@ def test_a_fingerprint_tells_recipes_apart_and_not_their_order():
 def test_what_is_done_about_a_folder(tmp_path, files, decision):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert decide(tmp_path, "x") == decision
+    assert decide(tmp_path, "x", "out") == decision
 
 
 def test_a_finished_step_is_not_run_again(tmp_path):
     folder = tmp_path / "step"
     for _ in range(2):
-        result = run_step(folder, RECIPE, lambda resume: writes(folder, "x"), lambda: {"AP": 12.5})
+        result = run_step(folder, RECIPE, "out", lambda resume: writes(folder, "x"), lambda: {"AP": 12.5})
         assert result["AP"] == 12.5
     assert (folder / "out").read_text() == "x"
 
 
 def test_another_recipe_starts_from_an_empty_folder(tmp_path):
     folder = tmp_path / "step"
-    run_step(folder, RECIPE, lambda resume: writes(folder, "x"), dict)
-    run_step(folder, {**RECIPE, "config": "b"}, lambda resume: writes(folder, "y"), dict)
+    run_step(folder, RECIPE, "out", lambda resume: writes(folder, "x"), dict)
+    run_step(folder, {**RECIPE, "config": "b"}, "out", lambda resume: writes(folder, "y"), dict)
     assert (folder / "out").read_text() == "y"
 
 
@@ -61,7 +62,7 @@ def test_an_interrupted_step_resumes_and_its_seconds_add_up(tmp_path):
         return [sys.executable, "-c", f"open({checkpoint!r}, 'w').close(); print('why'); raise SystemExit(3)"]
 
     with pytest.raises(RuntimeError, match=r"(?s)why.*code 3"):
-        run_step(folder, RECIPE, fails, dict)
+        run_step(folder, RECIPE, "out", fails, dict)
     first = json.loads((folder / "run.json").read_text())["seconds"]
     assert first > 0
     assert not (folder / "result.json").exists()
@@ -70,7 +71,7 @@ def test_an_interrupted_step_resumes_and_its_seconds_add_up(tmp_path):
         seen.append(resume)
         return writes(folder, "x")
 
-    assert run_step(folder, RECIPE, succeeds, dict)["seconds"] > first
+    assert run_step(folder, RECIPE, "out", succeeds, dict)["seconds"] > first
     assert seen == [False, True]
 
 
