@@ -156,4 +156,29 @@ MENDS = (
         pattern=r"with autocast\(\):",
         replacement='with autocast("cuda"):',
     ),
+    Mend(
+        what="launch refuses machines without a GPU",
+        reason="upstream main launches several processes on the CPU too",
+        files={"detectron2/engine/launch.py": 1},
+        pattern=r'    assert torch\.cuda\.is_available\(\), "cuda is not available[^\n]*\n',
+        replacement="",
+    ),
+    Mend(
+        what="launch always speaks NCCL",
+        reason="NCCL is for GPUs; gloo is torch's backend for CPUs",
+        files={"detectron2/engine/launch.py": 1},
+        pattern=r'backend="NCCL"',
+        replacement='backend="NCCL" if torch.cuda.is_available() else "GLOO"',
+    ),
+    Mend(
+        what="launch always picks a GPU",
+        reason="as above",
+        files={"detectron2/engine/launch.py": 1},
+        pattern=r"    assert num_gpus_per_machine <= torch\.cuda\.device_count\(\)\n    torch\.cuda\.set_device\(local_rank\)",
+        replacement=(
+            "    if torch.cuda.is_available():\n"
+            "        assert num_gpus_per_machine <= torch.cuda.device_count()\n"
+            "        torch.cuda.set_device(local_rank)"
+        ),
+    ),
 )

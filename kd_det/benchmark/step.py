@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -142,7 +141,9 @@ def run_for_memory(cfg: CfgNode, size: int, images: int, kind: str) -> float:
         steps.distilled() if kind == "distilled" else steps.plain()
     if steps.model.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # Not getrusage: its peak survives exec, so it would be the parent's where that is larger.
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
 
 
 def benchmark_config(config_file: str, device: str, dtype: str) -> CfgNode:

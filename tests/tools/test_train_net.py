@@ -124,3 +124,10 @@ def test_divergence_names_the_last_good_checkpoint(train_net, tiny_run, tmp_path
     assert error.startswith("error: ") and "at iteration" in error and ".jpg" in error
     saved = torch.load(tmp_path / "output" / (tmp_path / "output" / "last_checkpoint").read_text(), weights_only=True)
     assert all(torch.isfinite(v).all() for v in saved["model"].values())
+
+
+def test_two_processes_train_and_evaluate_without_a_gpu(train_net, tiny_run, tmp_path):
+    trained = train_net("--num-gpus", 2, *tiny_run, "SOLVER.MAX_ITER", 2)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    assert (tmp_path / "output" / "model_final.pth").exists()
+    assert "bbox/AP" in (tmp_path / "output" / "metrics.json").read_text()
