@@ -24,7 +24,11 @@ _ADMITTED = {
     ("_codecs", "encode"),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
-    *((module, name) for module in ("numpy.core.multiarray", "numpy._core.multiarray") for name in ("_reconstruct", "scalar")),
+    *(
+        (module, name)
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+        for name in ("_reconstruct", "scalar")
+    ),
     *((module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")),
 }
 
@@ -34,7 +38,9 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is neither an array nor a plain container")
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which is neither an array nor a plain container"
+            )
         return super().find_class(re.sub(r"^numpy\._?core", _NUMPY_CORE, module), name)
 
 
@@ -54,7 +60,9 @@ def read_checkpoint(path: str, key: str = "checkpoint") -> dict[str, Any]:
     """
     local = local_path(path, key)
     try:
-        data = _read_arrays(local) if local.endswith(".pkl") else torch.load(local, map_location="cpu", weights_only=True)
+        data = (
+            _read_arrays(local) if local.endswith(".pkl") else torch.load(local, map_location="cpu", weights_only=True)
+        )
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SetupError(
@@ -78,7 +86,10 @@ def load_strictly(model: nn.Module, path: str, key: str) -> None:
     checkpointer = KDCheckpointer(model, save_to_disk=False)
     checkpoint = read_checkpoint(path, key)
     incompatible = checkpointer._load_model(checkpoint)
-    shapes = {name: f"{name} is {ours} in the model and {theirs} in the file" for name, theirs, ours in incompatible.incorrect_shapes}
+    shapes = {
+        name: f"{name} is {ours} in the model and {theirs} in the file"
+        for name, theirs, ours in incompatible.incorrect_shapes
+    }
     missing = [name for name in incompatible.missing_keys if not name.endswith("num_batches_tracked")]
     faults = [*shapes.values(), *(f"{name} is not in the file" for name in missing if name not in shapes)]
     if faults:
@@ -135,7 +146,7 @@ def write_atomically(path: str, content: bytes | memoryview) -> None:
 
 
 def local_path(path: str, key: str) -> str:
-    """The file on disk that ``path`` names, fetched if need be; a ``SetupError`` that names ``key`` if there is none."""
+    """The file on disk that ``path`` names, fetched if need be; a ``SetupError`` naming ``key`` if there is none."""
     try:
         local = PathManager.get_local_path(path)
     except SetupError:
@@ -153,7 +164,7 @@ def _read_arrays(path: str) -> Any:
 
 
 def _as_detectron2(data: dict[str, Any]) -> dict[str, Any]:
-    """The layouts in circulation: Detectron2's {"model": ...}, pycls's {"model_state": ...}, Caffe2 blobs, a bare state dict."""
+    """Layouts in circulation: Detectron2's {"model"}, pycls's {"model_state"}, Caffe2 blobs, a bare state dict."""
     if "model" in data:
         return data
     if "model_state" in data:
@@ -171,6 +182,7 @@ def _check_backbone_covered(incompatible: Any) -> None:
     faults += [name for name in incompatible.missing_keys if ".stem." in name or ".res" in name]
     if faults:
         raise SetupError(
-            f"MODEL.WEIGHTS: the torchvision network is not the backbone of this configuration: {', '.join(faults[:5])} "
-            "do not correspond. Set MODEL.RESNETS.DEPTH (and RES2_OUT_CHANNELS 64 for ResNet-18/34) to match it."
+            f"MODEL.WEIGHTS: the torchvision network is not the backbone of this configuration: "
+            f"{', '.join(faults[:5])} do not correspond. Set MODEL.RESNETS.DEPTH (and RES2_OUT_CHANNELS 64 for "
+            "ResNet-18/34) to match it."
         )

@@ -86,8 +86,8 @@ def _download(name: str) -> str:
 def _existing(source: str) -> str:
     if not source.endswith((".pth", ".pt")):
         raise SetupError(
-            f"MODEL.WEIGHTS '{PREFIX}{source}': known networks are {', '.join(NETWORKS)}.{did_you_mean(source, NETWORKS)} "
-            "A local file must end in .pth."
+            f"MODEL.WEIGHTS '{PREFIX}{source}': known networks are {', '.join(NETWORKS)}."
+            f"{did_you_mean(source, NETWORKS)} A local file must end in .pth."
         )
     if not os.path.isfile(source):
         raise SetupError(f"MODEL.WEIGHTS '{PREFIX}{source}': no file {source!r}.")
@@ -104,7 +104,9 @@ def _converted(source: str) -> str:
         try:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file
-            raise SetupError(f"MODEL.WEIGHTS: {source!r} cannot be read ({error}); delete it and fetch it again.") from error
+            raise SetupError(
+                f"MODEL.WEIGHTS: {source!r} cannot be read ({error}); delete it and fetch it again."
+            ) from error
         buffer = io.BytesIO()
         torch.save({"model": convert_resnet(state), "__author__": "torchvision", "matching_heuristics": True}, buffer)
         os.makedirs(os.path.dirname(target), exist_ok=True)

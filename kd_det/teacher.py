@@ -60,7 +60,9 @@ class FrozenTeacher:
         """
         if self.model.device != device:
             self.model.to(device)
-        images = [{"image": reorder_channels(item["image"], input_format, self.input_format)} for item in batched_inputs]
+        images = [
+            {"image": reorder_channels(item["image"], input_format, self.input_format)} for item in batched_inputs
+        ]
         tensor = self.model.preprocess_image(images).tensor
         with torch.autocast(tensor.device.type, enabled=False):
             maps = self.model.backbone(tensor.to(dtype=self.dtype, memory_format=torch.channels_last))
@@ -162,15 +164,15 @@ def check_compatible(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
     if ours != theirs:
         raise SetupError(
             f"MODEL.ROI_HEADS.NUM_CLASSES is {ours} for the student and {theirs} for the teacher "
-            f"({cfg.KD.TEACHER.CONFIG_FILE}). They must be the same classes: take a teacher trained on them, or correct "
-            "the number (KD.TEACHER.OPTS for the teacher's)."
+            f"({cfg.KD.TEACHER.CONFIG_FILE}). They must be the same classes: take a teacher trained on them, or "
+            "correct the number (KD.TEACHER.OPTS for the teacher's)."
         )
     _check_class_names(_class_names(cfg), _class_names(teacher_cfg))
     formats = {cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT}
     if len(formats) > 1 and formats != {"BGR", "RGB"}:
         raise SetupError(
-            f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r} for the student and {teacher_cfg.INPUT.FORMAT!r} for the teacher; only "
-            "BGR and RGB can be turned into each other. Set the student's to the teacher's."
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r} for the student and {teacher_cfg.INPUT.FORMAT!r} for the teacher; "
+            "only BGR and RGB can be turned into each other. Set the student's to the teacher's."
         )
 
 
@@ -192,17 +194,18 @@ def _check_class_names(ours: list[str] | None, theirs: list[str] | None) -> None
 
 
 def check_heads(model: nn.Module, config_file: str) -> None:
-    """Raises ``SetupError`` unless ``model`` is an R-CNN whose box logits are a softmax's over K classes and background."""
+    """Raises ``SetupError`` unless ``model`` is an R-CNN whose box logits are a softmax's over K + 1 classes."""
     heads = getattr(model, "roi_heads", None)
     if not isinstance(model, GeneralizedRCNN) or type(heads) is not StandardROIHeads:
         kind = type(model if heads is None else heads).__name__
         raise SetupError(
-            f"KD.TEACHER.CONFIG_FILE {config_file!r} is a {kind}; a teacher must be a GeneralizedRCNN with StandardROIHeads."
+            f"KD.TEACHER.CONFIG_FILE {config_file!r} is a {kind}; a teacher must be a GeneralizedRCNN "
+            "with StandardROIHeads."
         )
     if getattr(heads.box_predictor, "use_sigmoid_ce", False):
         raise SetupError(
-            f"KD.TEACHER.CONFIG_FILE {config_file!r} has MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True: its logits are no softmax's, "
-            "and the KD terms compare softmaxes. Take a teacher trained with cross-entropy."
+            f"KD.TEACHER.CONFIG_FILE {config_file!r} has MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True: its logits are no "
+            "softmax's, and the KD terms compare softmaxes. Take a teacher trained with cross-entropy."
         )
 
 

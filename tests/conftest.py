@@ -33,7 +33,7 @@ def torch_home(tmp_path_factory):
 
 @pytest.fixture
 def train_net(coco, torch_home, tmp_path):
-    """Runs the real command line: ``train_net(*arguments, datasets=...) -> CompletedProcess``, output in ``tmp_path``."""
+    """Runs the real command line, ``train_net(*arguments, datasets=...)``, with its output in ``tmp_path``."""
 
     def run(*arguments: object, datasets: Path = coco) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -46,7 +46,9 @@ def _draw(folder: Path, count: int, size: tuple[int, int], rng: np.random.Genera
             x, y = rng.integers(0, width - w), rng.integers(0, height - h)
             category = THINGS[rng.integers(len(THINGS))]
             pixels[y : y + h, x : x + w] = category["color"]
-            annotations.append(_annotation(len(annotations) + 1, number, category["id"], [int(v) for v in (x, y, w, h)]))
+            annotations.append(
+                _annotation(len(annotations) + 1, number, category["id"], [int(v) for v in (x, y, w, h)])
+            )
         Image.fromarray(pixels).save(folder / name)
         images.append({"id": number, "file_name": name, "height": height, "width": width})
     categories = [{"id": c["id"], "name": c["name"]} for c in THINGS]

@@ -43,7 +43,9 @@ def test_receives_the_tensor_it_would_receive_alone(files, plain, tmp_path, stud
     seen = []
     for model in (teacher.model, plain):
         model.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0].clone()))
-    ours = teacher.features([{"image": read(tmp_path / "image.png", student_format)}], student_format, torch.device("cpu"))
+    ours = teacher.features(
+        [{"image": read(tmp_path / "image.png", student_format)}], student_format, torch.device("cpu")
+    )
     alone = plain.backbone(plain.preprocess_image([{"image": read(tmp_path / "image.png", "BGR")}]).tensor)
     assert seen[0].shape == (1, 3, 64, 96) and seen[0].abs().max() > 50
     assert torch.equal(seen[0], seen[1])
@@ -59,7 +61,9 @@ def test_logits_are_those_of_the_plain_model(files, plain):
     with torch.no_grad():
         maps = plain.backbone(plain.preprocess_image(inputs).tensor)
         heads = plain.roi_heads
-        expected = heads.box_predictor(heads.box_head(heads.box_pooler([maps[f] for f in heads.box_in_features], boxes)))[0]
+        expected = heads.box_predictor(
+            heads.box_head(heads.box_pooler([maps[f] for f in heads.box_in_features], boxes))
+        )[0]
     assert logits.shape == (6, 4) and not logits.requires_grad
     torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
 

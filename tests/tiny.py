@@ -17,15 +17,19 @@ TINY = [
     "MODEL.DEVICE", "cpu", "MODEL.MASK_ON", False, "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone",
     "MODEL.RESNETS.DEPTH", 50, "MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 8,
     "MODEL.RESNETS.WIDTH_PER_GROUP", 4,
-    "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"], "MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"],
+    "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"],
+    "MODEL.FPN.IN_FEATURES", ["res2", "res3", "res4", "res5"],
     "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ANCHOR_GENERATOR.SIZES", [[8], [16], [32], [64], [128]],
-    "MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"], "MODEL.RPN.PRE_NMS_TOPK_TRAIN", 50, "MODEL.RPN.PRE_NMS_TOPK_TEST", 50,
+    "MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4", "p5", "p6"], "MODEL.RPN.PRE_NMS_TOPK_TRAIN", 50,
+    "MODEL.RPN.PRE_NMS_TOPK_TEST", 50,
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", 40, "MODEL.RPN.POST_NMS_TOPK_TEST", 40,
     "MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3", "p4", "p5"],
-    "MODEL.ROI_HEADS.NUM_CLASSES", 3, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
+    "MODEL.ROI_HEADS.NUM_CLASSES", 3, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
     "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", 1, "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
     "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 3,
-    "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", "MODEL.ROI_MASK_HEAD.NUM_CONV", 1, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8,
+    "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", "MODEL.ROI_MASK_HEAD.NUM_CONV", 1,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM", 8,
     "MODEL.WEIGHTS", "", "DATASETS.TRAIN", [], "DATASETS.TEST", [],
 ]  # fmt: skip
 
@@ -76,9 +80,17 @@ def _item(number: int, size: tuple[int, int], rng: torch.Generator, objects: int
     instances = Instances(size)
     instances.gt_boxes = Boxes(boxes)
     instances.gt_classes = torch.randint(0, 3, (objects,), generator=rng)
-    instances.gt_masks = PolygonMasks([[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes.double().tolist()])
+    instances.gt_masks = PolygonMasks(
+        [[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes.double().tolist()]
+    )
     image = torch.randint(0, 256, (3, height, width), generator=rng, dtype=torch.uint8)
-    return {"image": image, "instances": instances, "height": height, "width": width, "file_name": f"image_{number}.png"}
+    return {
+        "image": image,
+        "instances": instances,
+        "height": height,
+        "width": width,
+        "file_name": f"image_{number}.png",
+    }
 
 
 def loss_gradients(model: torch.nn.Module, inputs: list[dict[str, Any]], seed: int = 5) -> tuple[dict, dict]:

@@ -34,7 +34,10 @@ def main() -> None:
         cfg = benchmark_config(args.config_file, args.device, args.teacher_dtype[0])
         print(json.dumps(run_for_memory(cfg, args.sizes[0], args.images, args.memory_of)))
         return
-    print(f"{args.config_file}, {args.images} images, {args.device}, {torch.get_num_threads()} threads, {args.rounds} rounds")
+    print(
+        f"{args.config_file}, {args.images} images, {args.device}, {torch.get_num_threads()} threads, "
+        f"{args.rounds} rounds"
+    )
     results = [measure(args, dtype, size) for dtype in args.teacher_dtype for size in args.sizes]
     if args.json:
         with open(args.json, "w") as file:
@@ -51,7 +54,9 @@ def measure(args: argparse.Namespace, dtype: str, size: int) -> dict[str, object
     for name, seconds in sorted(times.parts.items(), key=lambda part: -part[1]):
         print(f"          {name:<18}{seconds:.3f} s")
     ratio = memory["distilled"] / memory["plain"]
-    print(f"  memory  plain {memory['plain']:.0f} MiB, distilled {memory['distilled']:.0f} MiB: {ratio:.2f}x", flush=True)
+    print(
+        f"  memory  plain {memory['plain']:.0f} MiB, distilled {memory['distilled']:.0f} MiB: {ratio:.2f}x", flush=True
+    )
     return {"size": size, "dtype": dtype, **vars(times), "ratio": times.ratio, "memory": memory, "memory_ratio": ratio}
 
 

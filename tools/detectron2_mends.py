@@ -174,7 +174,10 @@ MENDS = (
         what="launch always picks a GPU",
         reason="as above",
         files={"detectron2/engine/launch.py": 1},
-        pattern=r"    assert num_gpus_per_machine <= torch\.cuda\.device_count\(\)\n    torch\.cuda\.set_device\(local_rank\)",
+        pattern=(
+            r"    assert num_gpus_per_machine <= torch\.cuda\.device_count\(\)\n"
+            r"    torch\.cuda\.set_device\(local_rank\)"
+        ),
         replacement=(
             "    if torch.cuda.is_available():\n"
             "        assert num_gpus_per_machine <= torch.cuda.device_count()\n"

@@ -94,7 +94,10 @@ class Steps:
     @contextmanager
     def timing_the_parts(self) -> Iterator[None]:
         """Notes the seconds of the teacher's two passes and of each term in ``seconds``."""
-        parts = [(self.model.teacher, "features", "teacher backbone"), (self.model.teacher, "box_logits", "teacher box head")]
+        parts = [
+            (self.model.teacher, "features", "teacher backbone"),
+            (self.model.teacher, "box_logits", "teacher box head"),
+        ]
         parts += [(term, "forward", f"{name} loss") for name, term in self.model.terms.items()]
         with ExitStack() as stack:
             for owner, method, name in parts:
@@ -131,7 +134,9 @@ def measure_times(cfg: CfgNode, size: int, images: int, rounds: int) -> StepTime
 def peak_memory(arguments: list[str], kind: str) -> float:
     """Peak memory of a fresh process that takes three steps of one ``kind``, "plain" or "distilled", MiB."""
     command = [sys.executable, *arguments, "--memory-of", kind]
-    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]))
+    return float(
+        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    )
 
 
 def run_for_memory(cfg: CfgNode, size: int, images: int, kind: str) -> float:
@@ -168,11 +173,15 @@ def _image(size: int, classes: int) -> dict[str, Any]:
     corners = torch.rand(7, 2) * size * 0.6
     instances.gt_boxes = Boxes(torch.cat([corners, corners + size * (0.1 + 0.3 * torch.rand(7, 2))], dim=1))
     instances.gt_classes = torch.randint(0, classes, (7,))
-    return {"image": torch.randint(0, 256, (3, size, size), dtype=torch.uint8), "instances": instances, "file_name": "random"}
+    return {
+        "image": torch.randint(0, 256, (3, size, size), dtype=torch.uint8),
+        "instances": instances,
+        "file_name": "random",
+    }
 
 
 def _calm(model: nn.Module) -> None:
-    """Damps the residual branches, which in a deep frozen network of random weights would double the maps again and again."""
+    """Damps the residual branches: in a deep frozen network of random weights each would double the maps."""
     for name, module in model.backbone.named_modules():
         if name.endswith(("conv2.norm", "conv3.norm")):
             nn.init.constant_(module.weight, 0.2)

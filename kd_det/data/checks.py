@@ -45,8 +45,8 @@ def check_datasets(cfg: CfgNode) -> None:
         evaluator = MetadataCatalog.get(name).get("evaluator_type", "coco")
         if evaluator != "coco":
             raise SetupError(
-                f"DATASETS.TEST: {name!r} is evaluated by {evaluator!r}; only COCO evaluation is built in. Register the "
-                "set in COCO format (detectron2.data.datasets.register_coco_instances)."
+                f"DATASETS.TEST: {name!r} is evaluated by {evaluator!r}; only COCO evaluation is built in. Register "
+                "the set in COCO format (detectron2.data.datasets.register_coco_instances)."
             )
 
 

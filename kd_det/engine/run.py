@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
     """Trains or evaluates as Detectron2's options say; errors of the user's end the process with one line, code 2.
 
     Args:
-        args: of ``detectron2.engine.default_argument_parser``: ``config_file``, ``eval_only``, ``resume``, ``opts``, ...
+        args: of ``detectron2.engine.default_argument_parser``: ``config_file``, ``eval_only``, ``resume``, ``opts``
 
     Returns:
         the evaluation's results in the main process, None in others.
@@ -80,7 +80,7 @@ def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
     weights = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
     if not weights:
         raise SetupError(
-            f"--eval-only: no weights to evaluate (MODEL.WEIGHTS is empty{', nothing in OUTPUT_DIR' if resume else ''}). "
+            f"--eval-only: there are no weights to evaluate ({'OUTPUT_DIR' if resume else 'MODEL.WEIGHTS'} is empty). "
             f"Add MODEL.WEIGHTS {cfg.OUTPUT_DIR}/model_final.pth."
         )
     load_strictly(model, weights, "MODEL.WEIGHTS")

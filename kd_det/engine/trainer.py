@@ -59,8 +59,8 @@ class DistillTrainer(DefaultTrainer):
         """The student on its device, its teacher loaded."""
         if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
             raise SetupError(
-                f"SOLVER.AMP.ENABLED is True with MODEL.DEVICE {cfg.MODEL.DEVICE!r}: Detectron2's mixed precision needs a "
-                "GPU. Set SOLVER.AMP.ENABLED False."
+                f"SOLVER.AMP.ENABLED is True with MODEL.DEVICE {cfg.MODEL.DEVICE!r}: Detectron2's mixed precision "
+                "needs a GPU. Set SOLVER.AMP.ENABLED False."
             )
         model = super().build_model(cfg)
         if isinstance(model, DistillRCNN):
@@ -91,7 +91,9 @@ class DistillTrainer(DefaultTrainer):
             TrainerBase.train(self, self.start_iter, self.max_iter)
         except StopRequested as stop:
             saved = self._save_state(self.iter)
-            logger.warning("Stopped by %s after iteration %d. %s; go on with --resume.", stop.signal.name, self.iter, saved)
+            logger.warning(
+                "Stopped by %s after iteration %d. %s; go on with --resume.", stop.signal.name, self.iter, saved
+            )
             raise
         except FloatingPointError:
             logger.error("%s; go on from there with --resume and another setting.", self._save_last_good())
@@ -108,5 +110,7 @@ class DistillTrainer(DefaultTrainer):
             self.iter -= 1  # the last iteration whose update was applied; --resume starts after it
             return self._save_state(self.iter)
         if self.checkpointer.has_checkpoint():
-            return f"The weights are no numbers any more; the last good state is {self.checkpointer.get_checkpoint_file()}"
+            return (
+                f"The weights are no numbers any more; the last good state is {self.checkpointer.get_checkpoint_file()}"
+            )
         return "The weights are no numbers any more, and no checkpoint was due yet (SOLVER.CHECKPOINT_PERIOD)"

@@ -132,6 +132,6 @@ def _check_heads(cfg: CfgNode) -> None:
         )
     if cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE", False):
         raise SetupError(
-            "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE is True: the student's logits are no softmax's, and the KD terms compare "
-            "softmaxes. Set it to False."
+            "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE is True: the student's logits are no softmax's, and the KD terms "
+            "compare softmaxes. Set it to False."
         )

@@ -1,4 +1,4 @@
-"""The distilling detector: shared proposals, one pass of each head, the plain detector's training beside the KD terms."""
+"""The distilling detector: shared proposals, one pass of each head, the plain detector's losses beside the terms."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ class Calls:
 
 @pytest.mark.parametrize("train_on_pred_boxes", [False, True])
 def test_teacher_sees_exactly_the_sampled_boxes(teacher, train_on_pred_boxes):
-    cfg = student_config(
-        teacher, "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", train_on_pred_boxes, "MODEL.MASK_ON", True
-    )
+    cfg = student_config(teacher, "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES", train_on_pred_boxes, "MODEL.MASK_ON", True)
     model = build(cfg)
     model.load_teacher()
     ours, theirs = Calls(model.roi_heads.box_pooler), Calls(model.teacher.model.roi_heads.box_pooler)

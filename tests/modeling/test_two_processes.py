@@ -16,7 +16,8 @@ from tests.tiny import batch, build, loss_gradients, student_config, teacher_fil
 # Sampling cannot differ: every anchor and every proposal is taken, and each image has the same number of them.
 TAKE_ALL = [
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100000, "MODEL.RPN.POSITIVE_FRACTION", 1.0, "MODEL.RPN.NMS_THRESH", 1.0,
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 1000, "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 1000,
+    "MODEL.ROI_HEADS.POSITIVE_FRACTION", 1.0,
     "KD.KD.TEMPERATURE", 2.0,
 ]  # fmt: skip
 

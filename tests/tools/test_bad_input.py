@@ -20,14 +20,16 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture
 def refused(train_net, teacher):
-    """``refused(*overrides, flags=..., datasets=...)`` runs the command line and returns the error line it must end with."""
+    """``refused(*overrides, flags=..., datasets=...)`` runs the command line and returns its one error line."""
 
     def run(*overrides: object, flags: tuple[object, ...] = (), **options: object) -> str:
         settings = [
             *TINY, "MODEL.META_ARCHITECTURE", "DistillRCNN", "MODEL.ROI_HEADS.NAME", "DistillROIHeads",
             "MODEL.ROI_HEADS.NUM_CLASSES", 80, "KD.TERMS", "('dkd',)", "KD.TEACHER.CONFIG_FILE", teacher[0],
-            "KD.TEACHER.WEIGHTS", teacher[1], "DATASETS.TRAIN", "('coco_2017_train',)", "DATASETS.TEST", "('coco_2017_val',)",
-            "SOLVER.MAX_ITER", 1, "SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0, "INPUT.MIN_SIZE_TRAIN", "(96,)",
+            "KD.TEACHER.WEIGHTS", teacher[1], "DATASETS.TRAIN", "('coco_2017_train',)",
+            "DATASETS.TEST", "('coco_2017_val',)",
+            "SOLVER.MAX_ITER", 1, "SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0,
+            "INPUT.MIN_SIZE_TRAIN", "(96,)",
         ]  # fmt: skip
         result = train_net(*flags, *settings, *overrides, **options)
         assert result.returncode == 2, (result.returncode, result.stdout[-2000:], result.stderr[-2000:])
@@ -139,7 +141,9 @@ def test_a_misspelt_key_in_a_file(refused, tmp_path):
     assert "'KD.TEACHER.CONFIG'" in line and "Did you mean 'KD.TEACHER.CONFIG_FILE'?" in line and "config.yaml" in line
 
 
-@pytest.mark.parametrize("key, value", [("KD.DKD.TEMPERATURE", 0.0), ("KD.KD.TEMPERATURE", -4.0), ("KD.DKD.BETA", -1.0)])
+@pytest.mark.parametrize(
+    "key, value", [("KD.DKD.TEMPERATURE", 0.0), ("KD.KD.TEMPERATURE", -4.0), ("KD.DKD.BETA", -1.0)]
+)
 def test_settings_that_make_no_sense(refused, key, value):
     line = refused(key, value, "KD.TERMS", "('kd','dkd')")
     assert f"{key} is {value}" in line and "it must be" in line
@@ -198,7 +202,9 @@ def test_an_unknown_dataset(refused):
 def test_missing_annotations(refused, copied):
     annotation_file(copied, "val2017").unlink()
     line = refused(datasets=copied)
-    assert "DATASETS.TEST 'coco_2017_val'" in line and "instances_val2017.json" in line and "DETECTRON2_DATASETS" in line
+    assert (
+        "DATASETS.TEST 'coco_2017_val'" in line and "instances_val2017.json" in line and "DETECTRON2_DATASETS" in line
+    )
 
 
 def test_missing_images(refused, copied):

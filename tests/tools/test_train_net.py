@@ -56,7 +56,9 @@ def test_coco_config_trains_evaluates_and_resumes(train_net, r101, tmp_path):
     assert (out / "model_final.pth").stat().st_size < teacher.stat().st_size * 1.25  # 28 M parameters and momentum
 
     teacher.unlink()  # evaluation never needs it
-    evaluated = train_net(*config, "--eval-only", *SMALL, "MODEL.WEIGHTS", out / "model_final.pth", "KD.TEACHER.WEIGHTS", teacher)
+    evaluated = train_net(
+        *config, "--eval-only", *SMALL, "MODEL.WEIGHTS", out / "model_final.pth", "KD.TEACHER.WEIGHTS", teacher
+    )
     assert evaluated.returncode == 0, evaluated.stderr[-3000:]
     assert "copypaste: AP," in evaluated.stdout + evaluated.stderr
 
@@ -107,7 +109,9 @@ def test_a_signal_leaves_a_checkpoint_that_resumes(train_net, tiny_run, coco, to
 
 
 def test_a_non_finite_loss_stops_after_saving_the_last_good_state(train_net, tiny_run, tmp_path):
-    failed = train_net(*tiny_run, "SOLVER.MAX_ITER", 50, "KD.DKD.WEIGHT", 1e38, "KD.DKD.BETA", 1e20, "SOLVER.BASE_LR", 0.0)
+    failed = train_net(
+        *tiny_run, "SOLVER.MAX_ITER", 50, "KD.DKD.WEIGHT", 1e38, "KD.DKD.BETA", 1e20, "SOLVER.BASE_LR", 0.0
+    )
     assert failed.returncode == 1
     error = failed.stderr.splitlines()[-1]
     assert error.startswith("error: {'loss_dkd': ") and "at iteration 0" in error and "000000000" in error
@@ -117,7 +121,15 @@ def test_a_non_finite_loss_stops_after_saving_the_last_good_state(train_net, tin
 
 def test_divergence_names_the_last_good_checkpoint(train_net, tiny_run, tmp_path):
     failed = train_net(
-        *tiny_run, "SOLVER.MAX_ITER", 50, "SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_ITERS", 2, "SOLVER.CHECKPOINT_PERIOD", 1
+        *tiny_run,
+        "SOLVER.MAX_ITER",
+        50,
+        "SOLVER.BASE_LR",
+        1e30,
+        "SOLVER.WARMUP_ITERS",
+        2,
+        "SOLVER.CHECKPOINT_PERIOD",
+        1,
     )
     assert failed.returncode == 1
     error = failed.stderr.splitlines()[-1]

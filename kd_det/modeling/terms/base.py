@@ -78,7 +78,8 @@ def build_terms(cfg: CfgNode) -> dict[str, KDTerm]:
     for name in names:
         if name not in TERMS:
             raise SetupError(
-                f"KD.TERMS: there is no term {name!r}.{did_you_mean(str(name), TERMS)} Known: {', '.join(sorted(TERMS))}."
+                f"KD.TERMS: there is no term {name!r}.{did_you_mean(str(name), TERMS)} "
+                f"Known: {', '.join(sorted(TERMS))}."
             )
         if names.count(name) > 1:
             raise SetupError(f"KD.TERMS: {name!r} stands twice in {names}; name it once and set its WEIGHT.")
