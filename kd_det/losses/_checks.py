@@ -64,9 +64,7 @@ def gather_targets(logits: Tensor, index: Tensor) -> Tensor:
 def check_temperature(temperature: float) -> None:
     """Raises ValueError unless ``temperature`` is a number from MIN_TEMPERATURE to MAX_TEMPERATURE."""
     if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
-        raise ValueError(
-            f"temperature must be from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}; got {temperature!r}."
-        )
+        raise ValueError(f"temperature must be from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}; got {temperature!r}.")
 
 
 def check_weight(name: str, weight: float) -> None:

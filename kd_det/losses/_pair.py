@@ -2,16 +2,15 @@
 
 Index 0 of the leading 2 is the student, 1 the teacher. Those losses know their gradient in closed form and
 work it out in the forward pass, within the buffers of the value: 3 times the size of the logits at the most,
-1 from then on.
+and 1 until the backward pass.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # Logits beyond these count as these, so that neither a difference of two nor T² times a sum of some can
 # overflow.
@@ -27,25 +26,32 @@ def stack_pair(s: Tensor, t: Tensor) -> Tensor:
     return pair.clamp_(-largest, largest)
 
 
-def softmax_pair_(pair: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The softmax of ``pair`` (2, B, C), in place. The greatest logit of each row must be 0.
-
-    Returns:
-        KL(teacher ‖ student) (B, 1), the logarithm of the normalisers (2, B, 1), a spare buffer (B, C).
+class SoftmaxPair(NamedTuple):
+    """``q`` and ``p`` (B, C): student's and teacher's softmax. ``divergence`` (B, 1): KL(p ‖ q). ``log_normalizer``
+    (2, B, 1): the logarithm of what each was divided by. ``buffer`` (B, C): free to be overwritten.
     """
-    student, teacher = pair.unbind()
+
+    q: Tensor
+    p: Tensor
+    divergence: Tensor
+    log_normalizer: Tensor
+    buffer: Tensor
+
+
+def softmax_pair_(pair: Tensor) -> SoftmaxPair:
+    """The softmax of ``pair`` (2, B, C), in place. The greatest logit of each row must be 0."""
+    q, p = pair.unbind()
     # Of logits and not of logarithms of probabilities: nothing to cancel where the two networks agree.
-    buffer = teacher - student
+    buffer = p - q
     normalizer = pair.exp_().sum(2, keepdim=True)
-    pair.div_(normalizer)
+    pair.mul_(normalizer.reciprocal())
     log_normalizer = normalizer.log_()
-    log_s, log_t = log_normalizer.unbind()
-    divergence = buffer.mul_(teacher).sum(1, keepdim=True).add_(log_s).sub_(log_t)
-    return divergence, log_normalizer, buffer
+    divergence = buffer.mul_(p).sum(1, keepdim=True).add_(log_normalizer[0]).sub_(log_normalizer[1])
+    return SoftmaxPair(q, p, divergence, log_normalizer, buffer)
 
 
 class ClosedFormLoss(torch.autograd.Function):
-    """A loss (B,) or () whose forward saves its gradient (B, C) by its first input, and nothing else.
+    """A loss (B,) or () whose forward works out its gradient (B, C) by its first input, and saves the two.
 
     Subclasses add ``forward``. autograd casts the gradient to the input's dtype. A second derivative raises
     RuntimeError.
@@ -53,15 +59,21 @@ class ClosedFormLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        # Under create_graph the saved gradient would pass for a constant. The guard against that costs time.
-        times = _times_gradient_once if torch.is_grad_enabled() else _times_gradient
-        return times(ctx, *grad_outputs)
+        s, gradient = ctx.saved_tensors
+        grad_output = grad_outputs[0].unsqueeze(1) if grad_outputs[0].ndim else grad_outputs[0]
+        # With create_graph, the product alone would make the gradient a constant to any further derivative.
+        differentiable = torch.is_grad_enabled()
+        grad_s = _OnlyOnce.apply(s, gradient, grad_output) if differentiable else gradient * grad_output
+        return (grad_s, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 
-def _times_gradient(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    (gradient,) = ctx.saved_tensors
-    grad_input = gradient * (grad_output.unsqueeze(1) if grad_output.ndim else grad_output)
-    return (grad_input, *(None,) * (len(ctx.needs_input_grad) - 1))
+class _OnlyOnce(torch.autograd.Function):
+    """The gradient as a function of the logits ``s`` that cannot be differentiated."""
 
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, gradient: Tensor, grad_output: Tensor) -> Tensor:
+        return gradient * grad_output
 
-_times_gradient_once = once_differentiable(_times_gradient)
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> None:
+        raise RuntimeError("kd_det.losses has first derivatives only; leave out create_graph=True")

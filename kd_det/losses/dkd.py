@@ -58,8 +58,8 @@ def dkd_loss(
     Returns:
         (B,) for "none", else a scalar, in the wider of the two dtypes and at least float32: all is computed
         in that, under autocast too. The gradient has the dtype of ``s``. For finite logits the loss is
-        finite; those beyond 1e18 (in float64: 1e150) count as that. It can be differentiated once; twice is a
-        RuntimeError.
+        finite; for a nan it is nan. Logits beyond 1e18 (in float64: 1e150), infinite ones too, count as that.
+        The loss can be differentiated once; twice is a RuntimeError.
 
     Raises:
         ValueError: a shape, dtype, device, label or setting other than these.
@@ -101,7 +101,7 @@ class _DKD(ClosedFormLoss):
         # Shifted before the division rounds: logits in the thousands keep their small differences.
         pair.sub_(greatest_other).mul_(1 / temperature).scatter_(2, index, NEGLIGIBLE)
         target.sub_(greatest_other).mul_(1 / temperature)
-        nckd, rest, gradient = softmax_pair_(pair)
+        q_hat, p_hat, nckd, rest, gradient = softmax_pair_(pair)
 
         # (2 ways, B, 1) each. The rest comes from the others' own logsumexp, not from 1 − p_y, which rounds
         # to 0.
@@ -109,13 +109,13 @@ class _DKD(ClosedFormLoss):
         log_q, log_p = two_way.unbind(1)
         two_way_q, two_way_p = two_way.exp().unbind(1)
         tckd = log_p.sub_(log_q).mul_(two_way_p).sum(0)
-        delta = torch.sub(two_way_q[0], two_way_p[0])
+        delta = (two_way_q - two_way_p)[0]
 
         # A q̂ and p̂ of −1 for the target make the others' formula give T α δ there.
-        q, p = pair.scatter_(2, index, -1.0).unbind()
-        torch.sub(q, p, out=gradient).mul_(beta * temperature * scale)
-        gradient.addcmul_(q, delta, value=-alpha * temperature * scale)
-        ctx.save_for_backward(gradient)
+        pair.scatter_(2, index, -1.0)
+        torch.sub(q_hat, p_hat, out=gradient).mul_(beta * temperature * scale)
+        gradient.addcmul_(q_hat, delta, value=-alpha * temperature * scale)
+        ctx.save_for_backward(s, gradient)
 
         weight = temperature**2 * scale
         return reduced(nckd.mul_(beta * weight).add_(tckd, alpha=alpha * weight), reduction)

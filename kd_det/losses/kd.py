@@ -25,8 +25,8 @@ def kd_loss(s: Tensor, t: Tensor, *, temperature: float = 4.0, reduction: str = 
     Returns:
         (B,) for "none", else a scalar, in the wider of the two dtypes and at least float32: all is computed
         in that, under autocast too. The gradient has the dtype of ``s``. For finite logits the loss is
-        finite; those beyond 1e18 (in float64: 1e150) count as that. It can be differentiated once; twice is a
-        RuntimeError.
+        finite; for a nan it is nan. Logits beyond 1e18 (in float64: 1e150), infinite ones too, count as that.
+        The loss can be differentiated once; twice is a RuntimeError.
 
     Raises:
         ValueError: a shape, dtype, device or setting other than these.
@@ -46,8 +46,7 @@ class _KD(ClosedFormLoss):
         pair = stack_pair(s, t)
         # Shifted before the division rounds: logits in the thousands keep their small differences.
         pair.sub_(pair.amax(2, keepdim=True)).mul_(1 / temperature)
-        divergence, _, gradient = softmax_pair_(pair)
-        q, p = pair.unbind()
+        q, p, divergence, _, gradient = softmax_pair_(pair)
         torch.sub(q, p, out=gradient).mul_(temperature * scale)
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(s, gradient)
         return reduced(divergence.mul_(temperature**2 * scale), reduction)

@@ -1,0 +1,21 @@
+"""Hypothesis strategies for logits, labels and settings."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+temperatures = st.floats(0.25, 20)
+weights = st.floats(0, 20)
+
+
+@st.composite
+def logit_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
+    """s and t, float64 (B, C) within ±1e4 and often near each other, and y (B,); B 1 to 4, C 2 to 6."""
+    batch, classes = draw(st.integers(1, 4)), draw(st.integers(2, 6))
+    logits = st.one_of(st.floats(-10, 10, width=16), st.floats(-1e4, 1e4, width=16))
+    rows = st.lists(st.lists(logits, min_size=classes, max_size=classes), min_size=batch, max_size=batch)
+    s, t = (torch.tensor(draw(rows), dtype=torch.float64) for _ in range(2))
+    labels = st.lists(st.integers(0, classes - 1), min_size=batch, max_size=batch)
+    return s, t, torch.tensor(draw(labels))

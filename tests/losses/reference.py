@@ -1,0 +1,76 @@
+"""The losses again, by other means than kd_det.losses: plain loops over floats, and float64 autograd."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def log_softmax(row: list[float]) -> list[float]:
+    top = max(row)
+    log_sum = math.log(math.fsum(math.exp(z - top) for z in row))
+    return [z - top - log_sum for z in row]
+
+
+def divergence(log_p: list[float], log_q: list[float]) -> float:
+    return math.fsum(math.exp(a) * (a - b) for a, b in zip(log_p, log_q, strict=True))
+
+
+def kd_by_loops(s: Tensor, t: Tensor, temperature: float) -> list[float]:
+    rows = zip(s.tolist(), t.tolist(), strict=True)
+    scaled = [[[z / temperature for z in row] for row in pair] for pair in rows]
+    return [temperature**2 * divergence(log_softmax(t_row), log_softmax(s_row)) for s_row, t_row in scaled]
+
+
+def log_two_way(row: list[float], target: int) -> list[float]:
+    """log p_y, and log(1 - p_y) from the others themselves."""
+    log_p = log_softmax(row)
+    others = [z for c, z in enumerate(log_p) if c != target]
+    top = max(others)
+    return [log_p[target], top + math.log(math.fsum(math.exp(z - top) for z in others))]
+
+
+def tckd_and_nckd(s_row: list[float], t_row: list[float], target: int) -> tuple[float, float]:
+    def others(row: list[float]) -> list[float]:
+        return log_softmax(row[:target] + row[target + 1 :])
+
+    tckd = divergence(log_two_way(t_row, target), log_two_way(s_row, target))
+    return tckd, divergence(others(t_row), others(s_row))
+
+
+def dkd_by_loops(
+    s: Tensor, t: Tensor, y: Tensor, *, alpha: float, beta: float, temperature: float
+) -> list[float]:
+    losses = []
+    for s_row, t_row, target in zip(s.tolist(), t.tolist(), y.tolist(), strict=True):
+        s_row, t_row = ([z / temperature for z in row] for row in (s_row, t_row))
+        tckd, nckd = tckd_and_nckd(s_row, t_row, target)
+        losses.append(temperature**2 * (alpha * tckd + beta * nckd))
+    return losses
+
+
+def kd_by_autograd(s: Tensor, t: Tensor, *, temperature: float) -> Tensor:
+    log_q, log_p = (z.double().div(temperature).log_softmax(1) for z in (s, t))
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+def dkd_by_autograd(
+    s: Tensor, t: Tensor, y: Tensor, *, alpha: float, beta: float, temperature: float
+) -> Tensor:
+    """Removes the target by an index of the others, so that no mask and no infinity takes part."""
+    target = y.unsqueeze(1)
+    classes = torch.arange(s.shape[1], device=s.device).expand_as(s)
+    others = classes[classes != target].view(len(s), -1)
+
+    def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
+        z = logits.double() / temperature
+        rest = z.gather(1, others)
+        two_way = torch.cat((z.gather(1, target), rest.logsumexp(1, keepdim=True)), 1)
+        return two_way.log_softmax(1), rest.log_softmax(1)
+
+    (two_way_q, log_q), (two_way_p, log_p) = parts(s), parts(t)
+    tckd = (two_way_p.exp() * (two_way_p - two_way_q)).sum(1)
+    nckd = (log_p.exp() * (log_p - log_q)).sum(1)
+    return temperature**2 * (alpha * tckd + beta * nckd)
