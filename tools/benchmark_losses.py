@@ -152,9 +152,7 @@ def peak_on_cpu(work: Callable[[], None]) -> int:
         trace = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    allocations = sorted(
-        (event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"]
-    )
+    allocations = sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: event["ts"])
     return max(itertools.accumulate(event["args"]["Bytes"] for event in allocations))
 
 
@@ -192,13 +190,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=HOW, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
-    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shapes", type=shape, nargs="+", default=[(64, 100), (1024, 81), (512, 1000)])
-    parser.add_argument(
-        "--rounds", type=positive, default=100, help="rounds to take the median of (default: 100)"
-    )
+    parser.add_argument("--rounds", type=positive, default=100, help="rounds to take the median of (default: 100)")
     parser.add_argument("--repeats", type=positive, default=10, help="passes in a row (default: 10)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads of torch (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")

@@ -5,6 +5,8 @@ None of it makes the host wait for a device.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,7 @@ def check_temperature(temperature: float) -> None:
 
 def check_weight(name: str, weight: float) -> None:
     """Raises ValueError unless ``weight`` is a finite number, 0 or more."""
-    if not 0 <= weight < float("inf"):
+    if not 0 <= weight < math.inf:
         raise ValueError(f"{name} must be a finite number, 0 or more; got {weight!r}.")
 
 

@@ -69,7 +69,7 @@ def dkd_loss(
     check_weight("alpha", alpha)
     check_weight("beta", beta)
     check_temperature(temperature)
-    scale = reduction_scale(reduction, len(s))
+    scale = reduction_scale(reduction, s.shape[0])
     loss: Tensor = _DKD.apply(s, t.detach(), y, alpha, beta, temperature, scale, reduction)
     return loss
 

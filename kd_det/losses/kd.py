@@ -33,7 +33,7 @@ def kd_loss(s: Tensor, t: Tensor, *, temperature: float = 4.0, reduction: str = 
     """
     check_logits(s, t)
     check_temperature(temperature)
-    scale = reduction_scale(reduction, len(s))
+    scale = reduction_scale(reduction, s.shape[0])
     loss: Tensor = _KD.apply(s, t.detach(), temperature, scale, reduction)
     return loss
 

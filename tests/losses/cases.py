@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 temperatures = st.floats(0.25, 20)
-weights = st.floats(0, 20)
+weights = st.floats(0, 20, width=16)
 
 
 @st.composite

@@ -40,9 +40,7 @@ def tckd_and_nckd(s_row: list[float], t_row: list[float], target: int) -> tuple[
     return tckd, divergence(others(t_row), others(s_row))
 
 
-def dkd_by_loops(
-    s: Tensor, t: Tensor, y: Tensor, *, alpha: float, beta: float, temperature: float
-) -> list[float]:
+def dkd_by_loops(s: Tensor, t: Tensor, y: Tensor, *, alpha: float, beta: float, temperature: float) -> list[float]:
     losses = []
     for s_row, t_row, target in zip(s.tolist(), t.tolist(), y.tolist(), strict=True):
         s_row, t_row = ([z / temperature for z in row] for row in (s_row, t_row))
@@ -56,9 +54,7 @@ def kd_by_autograd(s: Tensor, t: Tensor, *, temperature: float) -> Tensor:
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
 
 
-def dkd_by_autograd(
-    s: Tensor, t: Tensor, y: Tensor, *, alpha: float, beta: float, temperature: float
-) -> Tensor:
+def dkd_by_autograd(s: Tensor, t: Tensor, y: Tensor, *, alpha: float, beta: float, temperature: float) -> Tensor:
     """Removes the target by an index of the others, so that no mask and no infinity takes part."""
     target = y.unsqueeze(1)
     classes = torch.arange(s.shape[1], device=s.device).expand_as(s)

@@ -33,9 +33,7 @@ def test_by_hand(temperature):
     tckd = 0.5 * LOG_2 + 0.5 * (LOG_2 - LOG_3)
     nckd = 0.5 * (LOG_3 - 2 * LOG_2) + 0.5 * (LOG_3 - LOG_2)
     assert loss.item() == pytest.approx(temperature**2 * (tckd + 2 * nckd), rel=1e-13)
-    assert s.grad.tolist()[0] == pytest.approx(
-        [-temperature / 4, temperature / 2, -temperature / 4], rel=1e-13
-    )
+    assert s.grad.tolist()[0] == pytest.approx([-temperature / 4, temperature / 2, -temperature / 4], rel=1e-13)
 
 
 @settings(deadline=None)

@@ -31,9 +31,7 @@ def test_by_hand(temperature):
 def test_equals_plain_loops(case, temperature):
     s, t, _ = case
     loss = kd_loss(s, t, temperature=temperature, reduction="none")
-    assert loss.tolist() == pytest.approx(
-        kd_by_loops(s, t, temperature), rel=1e-9, abs=1e-11 * temperature**2
-    )
+    assert loss.tolist() == pytest.approx(kd_by_loops(s, t, temperature), rel=1e-9, abs=1e-11 * temperature**2)
 
 
 @settings(deadline=None)

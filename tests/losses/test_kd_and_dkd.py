@@ -76,14 +76,10 @@ def test_gradient_is_that_of_the_value(loss, temperature, reduction):
         (torch.float32, 5.0),
     ],
 )
-def test_value_and_gradient_are_right_for_large_logits(
-    loss, reference, device, temperature, classes, dtype, size
-):
+def test_value_and_gradient_are_right_for_large_logits(loss, reference, device, temperature, classes, dtype, size):
     s, t, y = batch(64, classes, size=size, dtype=dtype, device=device)
     value, gradient = value_and_gradient(loss, s, t, y, temperature=temperature, reduction="none")
-    expected, expected_gradient = value_and_gradient(
-        reference, s.double(), t.double(), y, temperature=temperature
-    )
+    expected, expected_gradient = value_and_gradient(reference, s.double(), t.double(), y, temperature=temperature)
     assert value.isfinite().all()
     assert gradient.dtype == dtype
     assert_like(value, expected, 1e-5, scale=temperature**2)
@@ -164,9 +160,7 @@ def test_a_shift_of_all_logits_changes_nothing(loss):
     s, t, y = batch()
     shift = torch.tensor([[-40.0], [3.0], [0.5], [1e3], [-7.0], [9.0]], dtype=torch.float64)
     for shifted in ((s + shift, t), (s, t + shift)):
-        for a, b in zip(
-            value_and_gradient(loss, *shifted, y), value_and_gradient(loss, s, t, y), strict=True
-        ):
+        for a, b in zip(value_and_gradient(loss, *shifted, y), value_and_gradient(loss, s, t, y), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
 
 

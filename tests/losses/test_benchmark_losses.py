@@ -1,0 +1,82 @@
+"""tools/benchmark_losses.py: that it runs, that both sides compute one loss, and the memory, which is no timing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import benchmark_losses
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+
+def test_the_command_prints_a_table_and_writes_its_figures(tmp_path):
+    file = tmp_path / "losses.json"
+    arguments = ["--device", "cpu", "--shapes", "8x5", "16x7", "--rounds", "2", "--repeats", "2", "--json", str(file)]
+    result = subprocess.run(
+        [sys.executable, "tools/benchmark_losses.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split()[:3] for line in lines[2:]] == [
+        ["dkd_loss", "8", "5"],
+        ["dkd_loss", "16", "7"],
+        ["kd_loss", "8", "5"],
+        ["kd_loss", "16", "7"],
+    ]
+    figures = json.loads(file.read_text())
+    assert figures["environment"]["threads"] == 1
+    for row in figures["results"]:
+        assert row["ratio"] == pytest.approx(row["ours_us"] / row["textbook_us"])
+
+
+@pytest.mark.parametrize("arguments", [["--shapes", "64"], ["--shapes", "4x1"], ["--rounds", "0"], ["--threads", "-1"]])
+def test_wrong_settings_are_named(arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark_losses.py", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        benchmark_losses.parse_arguments()
+    assert caught.value.code == 2
+    assert f"argument {arguments[0]}: '{arguments[1]}' is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", benchmark_losses.CONTENDERS)
+def test_the_contenders_compute_the_same(name):
+    s, t, y = benchmark_losses.make_batch(16, 7, "cpu")
+    values, gradients = [], []
+    for loss in benchmark_losses.CONTENDERS[name]:
+        student = s.clone().requires_grad_()
+        values.append(loss(student, t, y))
+        values[-1].backward()
+        gradients.append(student.grad)
+    torch.testing.assert_close(*values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    batch = benchmark_losses.make_batch(64, 100, "cpu")
+
+    def four_at_once(s, t, y):
+        held = [s.detach() + k for k in range(4)]
+        return (s * sum(float(z[0, 0]) for z in held)).sum()
+
+    def one_at_a_time(s, t, y):
+        return (s * sum(float((s.detach() + k)[0, 0]) for k in range(4))).sum()
+
+    # Four, and their product with s; or, at the end, s.grad beside the expanded gradient it comes from.
+    assert benchmark_losses.peak_memory(four_at_once, batch) == pytest.approx(5, abs=0.05)
+    assert benchmark_losses.peak_memory(one_at_a_time, batch) < 3
+
+
+@pytest.mark.parametrize("shape", [(64, 100), (1024, 81), (512, 1000)])
+@pytest.mark.parametrize("name", benchmark_losses.CONTENDERS)
+def test_at_most_four_times_the_logits(name, shape):
+    _, ours = benchmark_losses.CONTENDERS[name]
+    assert benchmark_losses.peak_memory(ours, benchmark_losses.make_batch(*shape, "cpu")) <= 4
