@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 from typing import Any
+from urllib.parse import parse_qs
 
 import numpy as np
 import torch
@@ -120,8 +121,17 @@ class KDCheckpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_atomically(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename.encode())
 
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As ``DetectionCheckpointer.load``; ``torchvision://`` paths too, whose slashes its URL parser would drop."""
+        path = PathManager.get_local_path(path) if path.startswith("torchvision://") else path
+        return super().load(path, *args, **kwargs)
+
     def _load_file(self, filename: str) -> dict[str, Any]:
-        return read_checkpoint(filename)
+        checkpoint = read_checkpoint(filename)
+        url = getattr(self, "_parsed_url_during_load", None)  # upstream main: file.pth?matching_heuristics=True
+        if url is not None and parse_qs(url.query).get("matching_heuristics") == ["True"]:
+            checkpoint["matching_heuristics"] = True
+        return checkpoint
 
     def _load_model(self, checkpoint: Any) -> Any:
         source = checkpoint.get("__author__")
