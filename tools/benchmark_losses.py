@@ -28,11 +28,11 @@ from kd_det.losses import dkd_loss, kd_loss
 ALPHA, BETA, TEMPERATURE = 1.0, 8.0, 4.0
 
 HOW = """
-Time: in every round each contender in turn does --repeats forward and backward passes in a row, and counts
-with their mean; the figure is the median over --rounds rounds. So all of them meet the same load from other
-processes. "ratio" is that of two medians, ours over the textbook's: below 1 is faster. "cold" is the same
-ratio with one pass in a turn, when each contender finds the caches as the other left them. --threads is 1
-unless given: on a busy machine, more of them measure how long they wait for each other.
+Time: in every round each contender in turn does --repeats forward and backward passes in a row, and counts with
+their mean; the figure is the median over --rounds rounds. So all of them meet the same load from other processes.
+"ratio" is that of two medians, ours over the textbook's: below 1 is faster. "cold" is the same ratio when they
+alternate pass by pass, so that each finds the processor's caches full of the other. --threads is 1 unless given:
+on a busy machine, more of them measure how long they wait for each other.
 
 Memory: the highest sum of what is allocated and not yet freed during one forward and backward pass, over the
 size of the student's logits. The gradient that stays in student.grad counts, the arguments do not. On the CPU
@@ -109,10 +109,11 @@ def synchronize(device: str) -> None:
 def time_pass(loss: Loss, batch: tuple[Tensor, Tensor, Tensor], repeats: int) -> float:
     """Mean microseconds of one forward and backward pass, of ``repeats`` in a row."""
     s, t, y = batch
-    students = [s.clone().requires_grad_() for _ in range(repeats)]
+    student = s.clone().requires_grad_()
     synchronize(s.device.type)
     start = time.perf_counter()
-    for student in students:
+    for _ in range(repeats):
+        student.grad = None
         loss(student, t, y).backward()
     synchronize(s.device.type)
     return 1e6 * (time.perf_counter() - start) / repeats
@@ -160,7 +161,7 @@ def measure(name: str, samples: int, classes: int, options: argparse.Namespace) 
     losses = CONTENDERS[name]
     batch = make_batch(samples, classes, options.device)
     textbook, ours = median_times(losses, batch, options.rounds, options.repeats)
-    textbook_cold, ours_cold = median_times(losses, batch, options.rounds, 1)
+    textbook_cold, ours_cold = median_times(losses, batch, options.rounds * options.repeats, 1)
     textbook_peak, ours_peak = (peak_memory(loss, batch) for loss in losses)
     return {
         "loss": name,
@@ -192,8 +193,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shapes", type=shape, nargs="+", default=[(64, 100), (1024, 81), (512, 1000)])
-    parser.add_argument("--rounds", type=positive, default=100, help="rounds to take the median of (default: 100)")
-    parser.add_argument("--repeats", type=positive, default=10, help="passes in a row (default: 10)")
+    parser.add_argument("--rounds", type=positive, default=20, help="rounds to take the median of (default: 20)")
+    parser.add_argument("--repeats", type=positive, default=50, help="passes in a row (default: 50)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads of torch (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     options = parser.parse_args()

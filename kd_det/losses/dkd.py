@@ -19,10 +19,9 @@ from kd_det.losses._checks import (
 )
 from kd_det.losses._pair import ClosedFormLoss, softmax_pair_, stack_pair
 
-# A logit to stand in for the target's where that is left out. Its exponential is nothing beside the
-# greatest's, which is 1, in float64 too; a lower one's would be subnormal in float32, and those take exp
-# several times as long.
-NEGLIGIBLE = -85.0
+# A shifted logit to stand in for the target's where that is left out. Beside the greatest's exponential, which is 1,
+# its own is nothing, in float64 as well; and it is no subnormal number, on which arithmetic is many times slower.
+NEGLIGIBLE = -50.0
 
 
 def dkd_loss(

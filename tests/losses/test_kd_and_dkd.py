@@ -226,6 +226,16 @@ def test_the_teacher_gets_no_gradient(loss):
 
 
 @LOSSES
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_autograd(loss, mode):
+    s, t, y = batch()
+    with mode():
+        value = loss(s, t, y)
+    assert not value.requires_grad
+    assert value == loss(s, t, y)
+
+
+@LOSSES
 def test_the_arguments_are_left_as_they_were(loss):
     s, t, y = batch()
     copies = [z.detach().clone() for z in (s, t, y)]
