@@ -22,6 +22,8 @@ setup(
         "fvcore",
         "iopath",
         "yacs",
+        "PyYAML",
+        "filelock",
         "pycocotools",
         "faster-coco-eval",
         # Not opencv-python: nothing here opens a window, and that one cannot be imported without libGL,

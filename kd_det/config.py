@@ -14,7 +14,11 @@ from detectron2.config import CfgNode, get_cfg
 from kd_det.errors import SetupError, did_you_mean
 
 # The distilling ROI heads, and the Detectron2 heads that each one is when nothing is distilled.
-PLAIN_ROI_HEADS = {"DistillROIHeads": "StandardROIHeads"}
+PLAIN_ROI_HEADS = {
+    "DistillROIHeads": "StandardROIHeads",
+    "DistillCascadeROIHeads": "CascadeROIHeads",
+    "DistillRes5ROIHeads": "Res5ROIHeads",
+}
 
 
 def add_kd_config(cfg: CfgNode) -> None:
@@ -31,6 +35,10 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.TEACHER.WEIGHTS = ""
     # Overrides of the teacher's configuration: ["MODEL.ROI_HEADS.NUM_CLASSES", 20, ...].
     cfg.KD.TEACHER.OPTS = []
+    # Which classes to compare, where the teacher has others than the student or has them in another order: "name" for
+    # a class that both call so, "student's name=teacher's name", "*" for all names that both have. The classes left
+    # out are in neither softmax. Empty: both have the same classes in the same order.
+    cfg.KD.TEACHER.CLASS_MAP = []
     # Precision of the teacher's frozen forward: "float32", "bfloat16" or "float16".
     cfg.KD.TEACHER.DTYPE = "float32"
 

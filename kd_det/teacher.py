@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.meta_arch import GeneralizedRCNN
-from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from kd_det.box_stages import BoxStage, box_modules, box_stages
+from kd_det.cells import Cells
 from kd_det.checkpoint import load_strictly
+from kd_det.class_map import KEY as CLASS_MAP
+from kd_det.class_map import ClassMap, class_map
 from kd_det.config import add_kd_config, merge_config, plain_config
 from kd_det.errors import SetupError, did_you_mean
 
+TEACHER_HEADS = (StandardROIHeads, CascadeROIHeads, Res5ROIHeads)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -33,14 +40,24 @@ class FrozenTeacher:
         input_format: channel order the teacher was trained on, "BGR" or "RGB" (its own ``INPUT.FORMAT``).
         dtype: precision of the forward of backbone and box head. Normalisation of the image and ROI pooling stay
             float32 (the pooling kernels know no half precision on the CPU).
+        class_map: which of its classes are the student's; None: all, in the same order.
     """
 
-    def __init__(self, model: GeneralizedRCNN, *, input_format: str, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: GeneralizedRCNN,
+        *,
+        input_format: str,
+        dtype: torch.dtype = torch.float32,
+        class_map: ClassMap | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.input_format = input_format
         self.dtype = dtype
-        for part in (model.backbone, model.roi_heads.box_head, model.roi_heads.box_predictor):
+        self.class_map = class_map
+        for part in (model.backbone, *box_modules(model.roi_heads)):
             part.to(dtype=dtype)
+        self.stages = [self._in_precision(stage) for stage in box_stages(model.roi_heads)]
         # Frozen convolutions are faster on maps whose channels lie together; the values are the same.
         model.backbone.to(memory_format=torch.channels_last)
 
@@ -69,20 +86,36 @@ class FrozenTeacher:
         return {name: value.float() for name, value in maps.items()}
 
     @torch.no_grad()
-    def box_logits(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+    def box_logits(self, features: dict[str, Tensor], boxes: list[Boxes], *, stage: int = 0) -> Tensor:
         """The class logits of the teacher's box head on given boxes.
 
         Args:
             features: what ``features`` returned.
             boxes: N ``Boxes``, R boxes in all, in the coordinates of the network's input.
+            stage: whose proposals the boxes are, 0 for the RPN's. A Cascade teacher answers with its head of that
+                stage, or its last if it has fewer; any other teacher has one head.
 
         Returns:
             (R, K+1), float32; the background last.
         """
-        heads = self.model.roi_heads
-        pooled = heads.box_pooler([features[name] for name in heads.box_in_features], boxes)
-        with torch.autocast(pooled.device.type, enabled=False):
-            return heads.box_predictor(heads.box_head(pooled.to(self.dtype)))[0].float()
+        head = self._stage(stage)
+        with torch.autocast(self.model.device.type, enabled=False):
+            return head.logits(features, boxes).float()
+
+    @torch.no_grad()
+    def cell_logits(
+        self, features: dict[str, Tensor], boxes: list[Boxes], cells: Cells, *, stage: int = 0
+    ) -> Tensor:
+        """The class logits of the boxes' M cells, (R, K+1, M), float32; arguments as for ``box_logits``."""
+        head = self._stage(stage)
+        with torch.autocast(self.model.device.type, enabled=False):
+            return head.cell_logits(features, boxes, cells).float()
+
+    def _stage(self, number: int) -> BoxStage:
+        return self.stages[min(number, len(self.stages) - 1)]
+
+    def _in_precision(self, stage: BoxStage) -> BoxStage:
+        return replace(stage, head=lambda pooled: stage.head(pooled.to(self.dtype)))
 
 
 def reorder_channels(image: Tensor, given: str, wanted: str) -> Tensor:
@@ -100,12 +133,23 @@ def load_teacher(cfg: CfgNode) -> FrozenTeacher:
             classes than the student, another kind of heads, or an image format that cannot be had from the student's.
     """
     teacher_cfg = teacher_config(cfg)
-    check_compatible(cfg, teacher_cfg)
+    check_image_formats(cfg, teacher_cfg)
+    classes = shared_classes(cfg, teacher_cfg)
     with torch.random.fork_rng(devices=[]):  # Detectron2 initialises on the CPU
         model = build_model(teacher_cfg)
     check_heads(model, cfg.KD.TEACHER.CONFIG_FILE)
     load_strictly(model, teacher_cfg.MODEL.WEIGHTS, "KD.TEACHER.WEIGHTS")
-    return FrozenTeacher(model, input_format=teacher_cfg.INPUT.FORMAT, dtype=_dtype(cfg))
+    return FrozenTeacher(model, input_format=teacher_cfg.INPUT.FORMAT, dtype=_dtype(cfg), class_map=classes)
+
+
+def teacher_maps(cfg: CfgNode) -> dict[str, ShapeSpec]:
+    """Name to channels and stride of the maps that the teacher's backbone gives; builds nothing that takes memory.
+
+    Raises:
+        SetupError: the teacher's configuration is not found or not valid.
+    """
+    with torch.device("meta"):
+        return build_backbone(teacher_config(cfg)).output_shape()
 
 
 def teacher_config(cfg: CfgNode) -> CfgNode:
@@ -158,21 +202,56 @@ def _zoo_names() -> list[str]:
     ]
 
 
-def check_compatible(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
-    """Raises ``SetupError`` where student and teacher differ in classes, or in what their images are."""
-    ours, theirs = cfg.MODEL.ROI_HEADS.NUM_CLASSES, teacher_cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if ours != theirs:
-        raise SetupError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {ours} for the student and {theirs} for the teacher "
-            f"({cfg.KD.TEACHER.CONFIG_FILE}). They must be the same classes: take a teacher trained on them, or "
-            "correct the number (KD.TEACHER.OPTS for the teacher's)."
-        )
-    _check_class_names(_class_names(cfg), _class_names(teacher_cfg))
+def check_image_formats(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
+    """Raises ``SetupError`` where the student's images cannot be turned into the teacher's."""
     formats = {cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT}
     if len(formats) > 1 and formats != {"BGR", "RGB"}:
         raise SetupError(
             f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r} for the student and {teacher_cfg.INPUT.FORMAT!r} for the teacher; "
             "only BGR and RGB can be turned into each other. Set the student's to the teacher's."
+        )
+
+
+def shared_classes(cfg: CfgNode, teacher_cfg: CfgNode) -> ClassMap | None:
+    """The classes to compare: those of ``KD.TEACHER.CLASS_MAP``, or None for all, in the same order.
+
+    Raises:
+        SetupError: without a class map, the networks differ in number or names of classes; with one, its names are
+            unknown or those of a network are.
+    """
+    entries = list(cfg.KD.TEACHER.CLASS_MAP)
+    ours, theirs = _class_names(cfg), _class_names(teacher_cfg)
+    if not entries:
+        _check_same_number(cfg, teacher_cfg)
+        _check_class_names(ours, theirs)
+        return None
+    for names, config, side in ((ours, cfg, "student"), (theirs, teacher_cfg, "teacher")):
+        _check_named(names, config, side)
+    return class_map(entries, ours, theirs)
+
+
+def _check_named(names: list[str] | None, cfg: CfgNode, side: str) -> None:
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if names is None:
+        raise SetupError(
+            f"{CLASS_MAP} pairs classes by name, but the {side}'s names are not known: its DATASETS.TRAIN is "
+            f"{list(cfg.DATASETS.TRAIN)}. Name a registered data set there with its {count} classes "
+            "(KD.TEACHER.OPTS for the teacher's)."
+        )
+    if len(names) != count:
+        raise SetupError(
+            f"{CLASS_MAP}: the {side} has MODEL.ROI_HEADS.NUM_CLASSES {count}, its data set {cfg.DATASETS.TRAIN[0]!r} "
+            f"{len(names)} classes; make them agree."
+        )
+
+
+def _check_same_number(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
+    ours, theirs = cfg.MODEL.ROI_HEADS.NUM_CLASSES, teacher_cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if ours != theirs:
+        raise SetupError(
+            f"MODEL.ROI_HEADS.NUM_CLASSES is {ours} for the student and {theirs} for the teacher "
+            f"({cfg.KD.TEACHER.CONFIG_FILE}). They must be the same classes: take a teacher trained on them, correct "
+            f"the number (KD.TEACHER.OPTS for the teacher's), or pair the classes by name with {CLASS_MAP}."
         )
 
 
@@ -189,20 +268,20 @@ def _check_class_names(ours: list[str] | None, theirs: list[str] | None) -> None
     ours_named, theirs_named = (names[first] if first < len(names) else "nothing" for names in (ours, theirs))
     raise SetupError(
         f"DATASETS.TRAIN: class {first} is {ours_named!r} for the student and {theirs_named!r} for the teacher. Logits "
-        "are compared class by class: give both the same classes in the same order."
+        f"are compared class by class: give both the same classes in the same order, or pair them with {CLASS_MAP}."
     )
 
 
 def check_heads(model: nn.Module, config_file: str) -> None:
     """Raises ``SetupError`` unless ``model`` is an R-CNN whose box logits are a softmax's over K + 1 classes."""
     heads = getattr(model, "roi_heads", None)
-    if not isinstance(model, GeneralizedRCNN) or type(heads) is not StandardROIHeads:
+    if not isinstance(model, GeneralizedRCNN) or type(heads) not in TEACHER_HEADS:
         kind = type(model if heads is None else heads).__name__
         raise SetupError(
             f"KD.TEACHER.CONFIG_FILE {config_file!r} is a {kind}; a teacher must be a GeneralizedRCNN "
-            "with StandardROIHeads."
+            f"with one of {', '.join(kind.__name__ for kind in TEACHER_HEADS)}."
         )
-    if getattr(heads.box_predictor, "use_sigmoid_ce", False):
+    if getattr(box_stages(heads)[0].predictor, "use_sigmoid_ce", False):
         raise SetupError(
             f"KD.TEACHER.CONFIG_FILE {config_file!r} has MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True: its logits are no "
             "softmax's, and the KD terms compare softmaxes. Take a teacher trained with cross-entropy."

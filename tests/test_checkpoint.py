@@ -53,7 +53,7 @@ def test_a_saved_student_loads_in_plain_detectron2(files, tmp_path):
 def test_what_terms_learn_is_saved_beside_the_student_and_restored(files, tmp_path):
     @register_term("learns")
     class Learns(KDTerm):
-        def __init__(self, cfg):
+        def __init__(self, cfg, maps):
             super().__init__()
             self.weight = torch.nn.Parameter(torch.zeros(2))
 

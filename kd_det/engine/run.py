@@ -17,7 +17,7 @@ from detectron2.utils import comm
 import kd_det.data
 import kd_det.pretrained  # noqa: F401  (registers torchvision://)
 from kd_det.checkpoint import KDCheckpointer, load_strictly, local_path
-from kd_det.config import load_config
+from kd_det.config import load_config, plain_config
 from kd_det.data.checks import check_datasets
 from kd_det.engine.trainer import DistillTrainer
 from kd_det.errors import NonFiniteLossError, SetupError
@@ -75,7 +75,7 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
-    model = build_model(cfg)
+    model = build_model(plain_config(cfg))  # the teacher's files need not be there
     checkpointer = KDCheckpointer(model, cfg.OUTPUT_DIR)
     weights = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
     if not weights:

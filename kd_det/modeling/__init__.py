@@ -1,6 +1,6 @@
 """Detectron2 modules; importing this package registers them with Detectron2."""
 
 from kd_det.modeling.meta_arch import DistillRCNN
-from kd_det.modeling.roi_heads import DistillROIHeads
+from kd_det.modeling.roi_heads import DistillCascadeROIHeads, DistillRes5ROIHeads, DistillROIHeads
 
-__all__ = ["DistillRCNN", "DistillROIHeads"]
+__all__ = ["DistillCascadeROIHeads", "DistillRCNN", "DistillROIHeads", "DistillRes5ROIHeads"]

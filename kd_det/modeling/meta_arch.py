@@ -8,16 +8,17 @@ from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from kd_det.cells import Cells
 from kd_det.config import PLAIN_ROI_HEADS
 from kd_det.errors import SetupError
 from kd_det.modeling.finite import check_finite, naming_the_batch
-from kd_det.modeling.regions import DistillationInputs, SharedRegions, StudentRegions
-from kd_det.modeling.terms import KDTerm, build_terms
-from kd_det.teacher import FrozenTeacher, load_teacher
+from kd_det.modeling.regions import DistillationInputs, SharedRegions, StudentRegions, on_shared_classes
+from kd_det.modeling.terms import KDTerm, Maps, build_terms
+from kd_det.teacher import FrozenTeacher, load_teacher, teacher_maps
 
 TERMS_PREFIX = "terms."
 
@@ -45,10 +46,12 @@ class DistillRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        terms = build_terms(cfg)
-        if terms:
+        if cfg.KD.TERMS:
             _check_heads(cfg)
-        return {**super().from_config(cfg), "terms": terms, "teacher": partial(load_teacher, cfg.clone())}
+        parts = super().from_config(cfg)
+        cfg = cfg.clone()
+        terms = build_terms(cfg, Maps(parts["backbone"].output_shape(), partial(teacher_maps, cfg)))
+        return {**parts, "terms": terms, "teacher": partial(load_teacher, cfg)}
 
     def load_teacher(self) -> None:
         """Loads the teacher if there are terms and it is not there yet.
@@ -82,10 +85,13 @@ class DistillRCNN(GeneralizedRCNN):
         targets = [item["instances"].to(self.device) for item in batched_inputs]
         features = self.backbone(images.tensor)
         proposals, losses = self._proposals(images, features, batched_inputs, targets)
-        _, head_losses, regions = self.roi_heads.forward_with_regions(images, features, proposals, targets)
+        _, head_losses, regions = self.roi_heads.forward_with_regions(
+            images, features, proposals, targets, self._cells()
+        )
         self._visualize(batched_inputs, proposals)
 
-        inputs = DistillationInputs(self._shared(regions, teacher_features), features, teacher_features)
+        shared = self._shared(regions, teacher_features)
+        inputs = DistillationInputs(shared, features, teacher_features, targets, self._anchors(features))
         for part in (head_losses, *(term(inputs) for term in self.terms.values())):
             losses.update(part)
         return losses
@@ -97,13 +103,27 @@ class DistillRCNN(GeneralizedRCNN):
             return [item["proposals"].to(self.device) for item in batched_inputs], {}
         return self.proposal_generator(images, features, targets)
 
+    def _cells(self) -> Cells | None:
+        return next((term.cells for term in self.terms.values() if term.cells is not None), None)
+
+    def _anchors(self, features: dict[str, Tensor]) -> dict[str, Boxes] | None:
+        if not any(term.needs_anchors for term in self.terms.values()):
+            return None
+        names = self.proposal_generator.in_features
+        anchors = self.proposal_generator.anchor_generator([features[name] for name in names])
+        return dict(zip(names, anchors, strict=True))
+
     def _shared(self, regions: list[StudentRegions], teacher_features: dict[str, Tensor]) -> list[SharedRegions]:
         if not any(term.needs_logits for term in self.terms.values()):
             return []
-        return [
-            SharedRegions(stage.logits, self.teacher.box_logits(teacher_features, stage.boxes), stage.labels)
-            for stage in regions
-        ]
+        return [self._share(stage, number, teacher_features) for number, stage in enumerate(regions)]
+
+    def _share(self, ours: StudentRegions, number: int, teacher_features: dict[str, Tensor]) -> SharedRegions:
+        logits = self.teacher.box_logits(teacher_features, ours.boxes, stage=number)
+        cells = self._cells()
+        theirs = cells and self.teacher.cell_logits(teacher_features, ours.boxes, cells, stage=number)
+        shared = SharedRegions(ours.logits, logits, ours.labels, ours.cell_logits, theirs)
+        return shared if self.teacher.class_map is None else on_shared_classes(shared, self.teacher.class_map)
 
     def _visualize(self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]) -> None:
         if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
@@ -130,8 +150,9 @@ def _check_heads(cfg: CfgNode) -> None:
             f"MODEL.ROI_HEADS.NAME is {name!r}, which cannot hand its box logits to the KD terms {list(cfg.KD.TERMS)}; "
             f"set it to one of: {', '.join(PLAIN_ROI_HEADS)}."
         )
-    if cfg.MODEL.ROI_BOX_HEAD.get("USE_SIGMOID_CE", False):
-        raise SetupError(
-            "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE is True: the student's logits are no softmax's, and the KD terms "
-            "compare softmaxes. Set it to False."
-        )
+    for key in ("USE_SIGMOID_CE", "USE_FED_LOSS"):
+        if cfg.MODEL.ROI_BOX_HEAD.get(key, False):
+            raise SetupError(
+                f"MODEL.ROI_BOX_HEAD.{key} is True: the student's logits are no softmax's, and the KD terms "
+                "compare softmaxes. Set it to False."
+            )

@@ -1,50 +1,161 @@
-"""ROI heads that hand over what their box head predicted, so that it need not run a second time to be distilled."""
+"""ROI heads that hand over what their box head predicted, so that it need not run a second time to be distilled.
+
+Each is one of Detectron2's heads with ``forward_with_regions``; parameters, their names and inference are the parent's.
+"""
 
 from __future__ import annotations
 
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from dataclasses import replace
+
+from detectron2.modeling.roi_heads import (
+    ROI_HEADS_REGISTRY,
+    CascadeROIHeads,
+    Res5ROIHeads,
+    StandardROIHeads,
+    select_foreground_proposals,
+)
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, cat, no_grad
 
+from kd_det.box_stages import BoxStage, box_stages
+from kd_det.cells import Cells
 from kd_det.modeling.regions import StudentRegions
+
+Trained = tuple[list[Instances], dict[str, Tensor], list[StudentRegions]]
 
 
 @ROI_HEADS_REGISTRY.register()
 class DistillROIHeads(StandardROIHeads):
-    """``StandardROIHeads`` with ``forward_with_regions``. Parameters, names and inference are the parent's."""
+    """``StandardROIHeads`` with ``forward_with_regions``."""
 
     def forward_with_regions(
-        self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
-    ) -> tuple[list[Instances], dict[str, Tensor], list[StudentRegions]]:
-        """The training forward: what ``StandardROIHeads.forward`` gives, and the regions it was computed on.
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+        cells: Cells | None = None,
+    ) -> Trained:
+        """The training forward: what ``forward`` gives, and the regions it was computed on.
 
         Args:
-            images, features, proposals, targets: as ``StandardROIHeads.forward``.
+            images, features, proposals, targets: as ``forward``.
+            cells: asks for the logits of the proposals' cells as well.
 
         Returns:
-            the sampled proposals, the losses of the box, mask and keypoint heads, and one ``StudentRegions``.
+            the sampled proposals, the losses of the box, mask and keypoint heads, and the ``StudentRegions`` of each
+            box stage: one here.
         """
         del images
         proposals = self.label_and_sample_proposals(proposals, targets)
         # A list of its own: TRAIN_ON_PRED_BOXES puts other boxes into the proposals below.
         boxes = [instances.proposal_boxes for instances in proposals]
-        predictions = self._predict_boxes(features, boxes)
-        logits = predictions[0]
-        labels = cat([instances.gt_classes for instances in proposals])
+        (stage,) = box_stages(self)
+        predictions = stage.predictor(stage.head(stage.pool(features, boxes)))
+        regions = _regions(stage, features, boxes, predictions[0], proposals, cells)
 
         losses = self.box_predictor.losses(predictions, proposals)
         if self.train_on_pred_boxes:
             self._replace_boxes(predictions, proposals)
         losses.update(self._forward_mask(features, proposals))
         losses.update(self._forward_keypoint(features, proposals))
-        return proposals, losses, [StudentRegions(boxes, logits, labels)]
-
-    def _predict_boxes(self, features: dict[str, Tensor], boxes: list[Boxes]) -> tuple[Tensor, Tensor]:
-        pooled = self.box_pooler([features[name] for name in self.box_in_features], boxes)
-        return self.box_predictor(self.box_head(pooled))
+        return proposals, losses, [regions]
 
     @no_grad()
     def _replace_boxes(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> None:
         predicted = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
         for instances, boxes in zip(proposals, predicted, strict=True):
             instances.proposal_boxes = Boxes(boxes)
+
+
+@ROI_HEADS_REGISTRY.register()
+class DistillCascadeROIHeads(CascadeROIHeads):
+    """``CascadeROIHeads`` with ``forward_with_regions``: each stage's logits on that stage's own proposals."""
+
+    def forward_with_regions(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+        cells: Cells | None = None,
+    ) -> Trained:
+        """As ``DistillROIHeads.forward_with_regions``, with one ``StudentRegions`` for each stage."""
+        del images
+        sampled = self.label_and_sample_proposals(proposals, targets)
+        losses, regions = self._train_stages(features, sampled, targets, cells)
+        losses.update(self._forward_mask(features, sampled))
+        losses.update(self._forward_keypoint(features, sampled))
+        return sampled, losses, regions
+
+    def _train_stages(
+        self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances], cells: Cells | None
+    ) -> tuple[dict[str, Tensor], list[StudentRegions]]:
+        maps = [features[name] for name in self.box_in_features]
+        losses, regions = {}, []
+        predicted: list[Tensor] = []  # the boxes that the stage before made of its proposals
+        for number, stage in enumerate(box_stages(self)):
+            if number > 0:
+                refined = self._create_proposals_from_boxes(predicted, [item.image_size for item in proposals])
+                proposals = self._match_and_label_boxes(refined, number, targets)
+            predictions = self._run_stage(maps, proposals, number)
+            predicted = stage.predictor.predict_boxes(predictions, proposals)
+            with get_event_storage().name_scope(f"stage{number}"):
+                stage_losses = stage.predictor.losses(predictions, proposals)
+            losses.update({f"{name}_stage{number}": value for name, value in stage_losses.items()})
+            boxes = [item.proposal_boxes for item in proposals]
+            regions.append(_regions(self._averaged(stage), features, boxes, predictions[0], proposals, cells))
+        return losses, regions
+
+    def _averaged(self, stage: BoxStage) -> BoxStage:
+        """The stage with the gradient of its pooled regions divided by the number of stages, as in ``_run_stage``."""
+
+        def head(pooled: Tensor) -> Tensor:
+            if pooled.requires_grad:
+                pooled.register_hook(lambda gradient: gradient / self.num_cascade_stages)
+            return stage.head(pooled)
+
+        return replace(stage, head=head)
+
+
+@ROI_HEADS_REGISTRY.register()
+class DistillRes5ROIHeads(Res5ROIHeads):
+    """``Res5ROIHeads`` (C4) with ``forward_with_regions``."""
+
+    def forward_with_regions(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+        cells: Cells | None = None,
+    ) -> Trained:
+        """As ``DistillROIHeads.forward_with_regions``; the mask head shares the regions' features."""
+        del images
+        proposals = self.label_and_sample_proposals(proposals, targets)
+        boxes = [instances.proposal_boxes for instances in proposals]
+        (stage,) = box_stages(self)
+        box_features = self.res5(stage.pool(features, boxes))
+        predictions = stage.predictor(box_features.mean(dim=(2, 3)))
+        regions = _regions(stage, features, boxes, predictions[0], proposals, cells)
+
+        losses = self.box_predictor.losses(predictions, proposals)
+        if self.mask_on:
+            foreground, chosen = select_foreground_proposals(proposals, self.num_classes)
+            losses.update(self.mask_head(box_features[cat(chosen)], foreground))
+        return proposals, losses, [regions]
+
+
+def _regions(
+    stage: BoxStage,
+    features: dict[str, Tensor],
+    boxes: list[Boxes],
+    logits: Tensor,
+    proposals: list[Instances],
+    cells: Cells | None,
+) -> StudentRegions:
+    labels = cat([instances.gt_classes for instances in proposals])
+    if cells is None:
+        return StudentRegions(boxes, logits, labels)
+    return StudentRegions(boxes, logits, labels, stage.cell_logits(features, boxes, cells))

@@ -75,7 +75,7 @@ def test_each_head_runs_once_and_the_teachers_rpn_never(teacher):
 def test_the_teachers_box_head_rests_when_no_term_needs_logits(teacher):
     @register_term("map_energy")
     class MapEnergy(KDTerm):
-        def __init__(self, cfg):
+        def __init__(self, cfg, maps):
             super().__init__()
 
         def forward(self, inputs):
@@ -166,7 +166,7 @@ def test_building_and_evaluating_need_no_teacher(teacher, tmp_path):
 def test_what_terms_learn_is_trained_but_not_part_of_the_student(teacher):
     @register_term("learns")
     class Learns(KDTerm):
-        def __init__(self, cfg):
+        def __init__(self, cfg, maps):
             super().__init__()
             self.adapter = nn.Conv2d(16, 24, 1)
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, TypeVar
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from kd_det.cells import Cells
 from kd_det.errors import SetupError, did_you_mean
 from kd_det.modeling.regions import DistillationInputs, SharedRegions
 
@@ -28,6 +32,10 @@ class KDTerm(nn.Module, ABC):
     name: ClassVar[str]
     # Whether the term looks at box logits; where none does, the teacher's box head is not run.
     needs_logits: ClassVar[bool] = False
+    # Whether the term looks at the student's RPN anchors.
+    needs_anchors: ClassVar[bool] = False
+    # The cells of the proposals whose logits the term looks at.
+    cells: Cells | None = None
 
     @abstractmethod
     def forward(self, inputs: DistillationInputs) -> dict[str, Tensor]:
@@ -38,7 +46,10 @@ TERMS: dict[str, type[KDTerm]] = {}
 
 
 class LogitTerm(KDTerm):
-    """A term that is one loss on the logits of shared proposals, averaged over the student's box stages."""
+    """A term that is one loss on the logits of shared proposals.
+
+    Summed over the student's box stages, as Detectron2 sums a Cascade's own losses.
+    """
 
     needs_logits = True
 
@@ -52,7 +63,7 @@ class LogitTerm(KDTerm):
 
     def forward(self, inputs: DistillationInputs) -> dict[str, Tensor]:
         losses = torch.stack([self.region_loss(regions) for regions in inputs.regions])
-        return {f"loss_{self.name}": self.weight * losses.mean()}
+        return {f"loss_{self.name}": self.weight * losses.sum()}
 
 
 def register_term(name: str) -> Callable[[Term], Term]:
@@ -68,8 +79,26 @@ def register_term(name: str) -> Callable[[Term], Term]:
     return register
 
 
-def build_terms(cfg: CfgNode) -> dict[str, KDTerm]:
-    """The terms that ``KD.TERMS`` names, in its order.
+@dataclass(frozen=True)
+class Maps:
+    """The maps of both backbones, name to channels and stride (pixels).
+
+    Attributes:
+        student: the student's, at once.
+        find_teacher: gives the teacher's. Called only by terms that need them: it reads the teacher's configuration.
+    """
+
+    student: Mapping[str, ShapeSpec]
+    find_teacher: Callable[[], Mapping[str, ShapeSpec]]
+
+    @cached_property
+    def teacher(self) -> Mapping[str, ShapeSpec]:
+        """The teacher's."""
+        return self.find_teacher()
+
+
+def build_terms(cfg: CfgNode, maps: Maps) -> dict[str, KDTerm]:
+    """The terms that ``KD.TERMS`` names, in its order; each is built as ``Term(cfg, maps)``.
 
     Raises:
         SetupError: a name is unknown or stands twice, or a setting of a term makes no sense.
@@ -83,7 +112,7 @@ def build_terms(cfg: CfgNode) -> dict[str, KDTerm]:
             )
         if names.count(name) > 1:
             raise SetupError(f"KD.TERMS: {name!r} stands twice in {names}; name it once and set its WEIGHT.")
-    return {name: TERMS[name](cfg) for name in names}
+    return {name: TERMS[name](cfg, maps) for name in names}
 
 
 def positive(key: str, value: float) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_det.losses import dkd_loss
 from kd_det.modeling.regions import SharedRegions
-from kd_det.modeling.terms.base import LogitTerm, non_negative, positive, register_term
+from kd_det.modeling.terms.base import LogitTerm, Maps, non_negative, positive, register_term
 
 
 @register_term("dkd")
@@ -25,7 +25,8 @@ class DKDTerm(LogitTerm):
         self.settings = {"alpha": alpha, "beta": beta, "temperature": temperature}
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
+        del maps
         node = cfg.KD.DKD
         return {
             "weight": non_negative("KD.DKD.WEIGHT", node.WEIGHT),

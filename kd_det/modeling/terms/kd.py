@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_det.losses import kd_loss
 from kd_det.modeling.regions import SharedRegions
-from kd_det.modeling.terms.base import LogitTerm, non_negative, positive, register_term
+from kd_det.modeling.terms.base import LogitTerm, Maps, non_negative, positive, register_term
 
 
 @register_term("kd")
@@ -22,7 +22,8 @@ class KDLossTerm(LogitTerm):
         self.temperature = temperature
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
+        del maps
         node = cfg.KD.KD
         return {
             "weight": non_negative("KD.KD.WEIGHT", node.WEIGHT),
