@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 
 import kd_det.modeling  # noqa: F401  (registers the models)
+from kd_det.box_stages import box_stages
 from kd_det.config import load_config, plain_config
 
 TINY = [
@@ -64,7 +65,8 @@ def build(cfg: CfgNode, seed: int = 1) -> torch.nn.Module:
 def sharpen(model: torch.nn.Module) -> None:
     """Sizes the class layer so that its logits differ by a few units: random frozen networks have large features."""
     with torch.no_grad():
-        model.roi_heads.box_predictor.cls_score.weight.normal_(std=1e-4)
+        for stage in box_stages(model.roi_heads):
+            stage.predictor.cls_score.weight.normal_(std=1e-4)
 
 
 def batch(count: int = 2, size: tuple[int, int] = (64, 96), seed: int = 3, objects: int = 3) -> list[dict[str, Any]]:
