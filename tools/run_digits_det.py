@@ -2,7 +2,8 @@
 """Distillation on the digits scenes, from nothing to a table and pictures.
 
 python tools/run_digits_det.py --demo                            # one seed, minutes on two CPU cores
-python tools/run_digits_det.py --seeds 3 --schedule long         # teacher, student alone, KD, DKD
+python tools/run_digits_det.py --seeds 3                         # all methods
+python tools/run_digits_det.py --seeds 3 --methods dkd reviewkd --schedule long
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 from kd_det.benchmark.digits_det import Benchmark, arms_of, seeds_of
+from kd_det.benchmark.methods import METHODS
 from kd_det.benchmark.schedules import SCHEDULES
 
 
@@ -21,8 +23,9 @@ def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--demo", action="store_true", help="one seed, without the KD arm, into output/demo")
+    parser.add_argument("--demo", action="store_true", help="one seed, DKD alone, into output/demo")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each student arm (default 3)")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"default: {' '.join(METHODS)}")
     parser.add_argument("--schedule", choices=SCHEDULES, default="demo", help="how long (default demo)")
     parser.add_argument("--output-dir", type=Path, help="default output/demo or output/digits_det/<schedule>")
     parser.add_argument("--device", default=device, help=f"cpu or cuda (default here {device})")
@@ -32,7 +35,8 @@ def main() -> None:
     try:
         seeds = seeds_of(1 if args.demo else args.seeds)
         folder = args.output_dir or default
-        benchmark = Benchmark(folder, arms_of(args.demo), seeds, args.schedule, args.device)
+        arms = arms_of(["dkd"] if args.demo else args.methods)
+        benchmark = Benchmark(folder, arms, seeds, args.schedule, args.device)
         benchmark.run(shlex.join(["python", *sys.argv]))
     except (RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -37,6 +38,13 @@ def average_precision(metrics: list[dict[str, Any]]) -> dict[str, float]:
         "AP75": last["bbox/AP75"],
         "best_AP": max(entry[AP] for entry in evaluations),
     }
+
+
+def cost(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """Median seconds of an iteration, without waiting for data, and the peak of memory in MiB."""
+    seconds = [entry["time"] - entry.get("data_time", 0.0) for entry in metrics if "time" in entry]
+    memory = [entry["peak_memory_mib"] for entry in metrics if "peak_memory_mib" in entry]
+    return {"seconds_per_iteration": median(seconds), "memory_mib": max(memory)}
 
 
 def series(metrics: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:

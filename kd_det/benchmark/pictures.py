@@ -14,16 +14,17 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from kd_det.benchmark.methods import METHODS, TITLES
 from kd_det.benchmark.metrics import read_metrics, series
 from kd_det.config import load_config, plain_config
 
 matplotlib.use("Agg")
 
-COLOURS = {
-    "teacher": "#444444",
-    "student alone": "#e07b39",
-    "student + KD": "#3b8ea5",
-    "student + DKD": "#2a9d4e",
+PALETTE = ("#2a9d4e", "#3b8ea5", "#8e5ea2", "#c0392b", "#b8860b", "#5d6d7e", "#d16ba5", "#1f4e9c", "#6b8e23")
+# Of DKD, then of the other methods in their order.
+COLOURS = {"teacher": "#444444", "student alone": "#e07b39"} | {
+    f"student + {title}": colour
+    for title, colour in zip(sorted(TITLES.values(), key=lambda title: title != "DKD"), PALETTE, strict=True)
 }
 VAL = "digits_det_val"
 SCALE = 3
@@ -37,7 +38,7 @@ def draw_pictures(
     output_dir: Path,
     results: dict[str, list[dict[str, Any]]],
     runs: dict[str, Path],
-    configs: dict[str, Path],
+    models: dict[str, tuple[Path, Path]],
     device: str,
 ) -> list[Path]:
     """Draw all pictures into ``output_dir``.
@@ -46,14 +47,13 @@ def draw_pictures(
         output_dir: an existing folder.
         results: arm's title to the results of its seeds.
         runs: arm's title to the folder of the run to draw.
-        configs: arm's title to its configuration file.
+        models: title of an arm whose detections to draw to its configuration file and its run's folder.
         device: where to run the detectors.
 
     Returns:
         The files written.
     """
     metrics = {title: read_metrics(path / "metrics.json") for title, path in runs.items()}
-    models = {title: (configs[title], path) for title, path in runs.items()}
     figures = {
         "loss_curves.png": loss_curves(metrics),
         "ap.png": ap_bars(results),
@@ -70,7 +70,7 @@ def loss_curves(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
     total, terms = figure.subplots(1, 2)
     for title, entries in metrics.items():
         total.plot(*series(entries, "total_loss"), label=title, color=COLOURS[title], linewidth=2)
-        for key in ("loss_kd", "loss_dkd"):
+        for key in (f"loss_{term}" for term in sorted({term for terms in METHODS.values() for term in terms})):
             iterations, values = series(entries, key)
             if values:
                 terms.plot(iterations, values, label=f"{title} ({key})", color=COLOURS[title], linewidth=2)
@@ -86,7 +86,8 @@ def loss_curves(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
 
 def ap_bars(results: dict[str, list[dict[str, Any]]]) -> Figure:
     """Last AP, AP50 and AP75 of every arm: means over seeds, whiskers the sample standard deviation."""
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    many = len(results) > 5
+    figure = Figure(figsize=(max(8, 1.5 * len(results)), 5 if many else 4.2), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(results)
     for number, (title, runs) in enumerate(results.items()):
@@ -95,13 +96,13 @@ def ap_bars(results: dict[str, list[dict[str, Any]]]) -> Figure:
         places = np.arange(3) + (number - (len(results) - 1) / 2) * width
         style = {"label": title, "color": COLOURS[title]}
         bars = axes.bar(places, values.mean(axis=0), width * 0.92, yerr=spread, **style)
-        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=9)
+        axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7 if many else 9)
     axes.set_xticks(range(3), ["AP", "AP50", "AP75"])
     axes.set(ylabel="percent", ylim=(0, 108), title="Digits scenes, validation, after the last iteration")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(results), frameon=False)
+    figure.legend(loc="outside lower center", ncols=min(len(results), 6), frameon=False)
     return figure
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -23,6 +23,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from kd_det.config import load_config
+from kd_det.memory import peak_memory_mib
 from kd_det.modeling import DistillRCNN
 from kd_det.teacher import DTYPES, FrozenTeacher, teacher_config
 
@@ -63,8 +64,7 @@ class Steps:
             dtype = DTYPES[cfg.KD.TEACHER.DTYPE]
             self.model.teacher = FrozenTeacher(frozen, input_format=teacher.INPUT.FORMAT, dtype=dtype)
         self.batch = [_image(size, cfg.MODEL.ROI_HEADS.NUM_CLASSES) for _ in range(images)]
-        # No learning rate: the steps stay alike, and every tensor is still read and written.
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)
+        self.optimizer = sgd(self.model.parameters())
         self.seconds: dict[str, float] = defaultdict(float)
 
     def plain(self) -> None:
@@ -74,6 +74,10 @@ class Steps:
     def distilled(self) -> None:
         """A step with the KD terms."""
         self._step(self.model)
+
+    def use(self, terms: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
+        """Takes other KD terms, and an optimiser that has the student's parameters and theirs."""
+        self.model.terms, self.optimizer = terms, optimizer
 
     def _step(self, forward: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]) -> None:
         torch.manual_seed(1)  # the same proposals are sampled in every step
@@ -117,10 +121,10 @@ def measure_times(cfg: CfgNode, size: int, images: int, rounds: int) -> StepTime
     steps = Steps(cfg, size, images)
     plain, distilled, parts = [], [], defaultdict(list)
     for number in range(rounds + 1):
-        plain.append(_seconds(steps, steps.plain))
+        plain.append(seconds(steps, steps.plain))
         steps.seconds.clear()
         with steps.timing_the_parts():
-            distilled.append(_seconds(steps, steps.distilled))
+            distilled.append(seconds(steps, steps.distilled))
         for name, value in steps.seconds.items():
             parts[name].append(value)
         if number == 0:
@@ -144,11 +148,7 @@ def run_for_memory(cfg: CfgNode, size: int, images: int, kind: str) -> float:
     steps = Steps(cfg, size, images, with_teacher=kind == "distilled")
     for _ in range(3):
         steps.distilled() if kind == "distilled" else steps.plain()
-    if steps.model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    # Not getrusage: its peak survives exec, so it would be the parent's where that is larger.
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
+    return peak_memory_mib(steps.model.device)
 
 
 def benchmark_config(config_file: str, device: str, dtype: str) -> CfgNode:
@@ -156,7 +156,13 @@ def benchmark_config(config_file: str, device: str, dtype: str) -> CfgNode:
     return load_config(config_file, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "KD.TEACHER.DTYPE", dtype])
 
 
-def _seconds(steps: Steps, step: Callable[[], None]) -> float:
+def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
+    """Without learning rate the steps stay alike, and every tensor is still read and written."""
+    return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=1e-4)
+
+
+def seconds(steps: Steps, step: Callable[[], None]) -> float:
+    """Wall clock of one step."""
     start = _now(steps.model.device)
     step()
     return _now(steps.model.device) - start

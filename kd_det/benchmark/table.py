@@ -12,14 +12,19 @@ COLUMNS = {
     "AP75": "AP75",
     "best_AP": "best AP",
     "seconds": "training, s",
+    "seconds_per_iteration": "s/iter",
+    "memory_mib": "peak MiB",
     "weights_mib": "weights, MiB",
 }
 
 
-def summary(values: Sequence[float]) -> str:
-    """Mean, and ± the sample standard deviation where there are several values; one decimal."""
-    mean = f"{statistics.fmean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
+DECIMALS = {"seconds": 0, "seconds_per_iteration": 2, "memory_mib": 0}
+
+
+def summary(values: Sequence[float], decimals: int = 1) -> str:
+    """Mean, and ± the sample standard deviation where there are several values."""
+    mean = f"{statistics.fmean(values):.{decimals}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{decimals}f}"
 
 
 def make_table(results: dict[str, list[dict[str, Any]]]) -> str:
@@ -29,7 +34,7 @@ def make_table(results: dict[str, list[dict[str, Any]]]) -> str:
         results: arm's title to the results of its seeds, each with the keys of ``COLUMNS``.
     """
     rows = [
-        [title, *(summary([run[key] for run in runs]) for key in COLUMNS), len(runs)]
+        [title, *(summary([run[key] for run in runs], DECIMALS.get(key, 1)) for key in COLUMNS), len(runs)]
         for title, runs in results.items()
     ]
     headers = ["model", *COLUMNS.values(), "seeds"]
@@ -40,5 +45,6 @@ def make_table(results: dict[str, list[dict[str, Any]]]) -> str:
 NOTES = (
     "AP: COCO AP in percent on digits_det_val after the last iteration. best AP: the highest of the "
     "evaluations on the way, chosen on the same scenes and so optimistic. training: wall clock with start "
-    "and evaluations. weights: the model's tensors, as an exported file holds them, without optimizer state."
+    "and evaluations. s/iter: median of a training step. peak MiB: of the training process. weights: the "
+    "model's tensors, as an exported file holds them, without optimizer state."
 )

@@ -21,9 +21,18 @@ from kd_det.checkpoint import KDCheckpointer
 from kd_det.engine.stopping import StopOnSignal, StopRequested
 from kd_det.errors import SetupError
 from kd_det.evaluation import FasterCOCOEvaluator
+from kd_det.memory import peak_memory_mib
 from kd_det.modeling import DistillRCNN
 
 logger = logging.getLogger(__name__)
+
+
+class LogPeakMemory(HookBase):
+    """Logs ``peak_memory_mib``: see ``kd_det.memory``."""
+
+    def after_step(self) -> None:
+        peak = peak_memory_mib(torch.device(self.trainer.cfg.MODEL.DEVICE))
+        self.trainer.storage.put_scalar("peak_memory_mib", peak, smoothing_hint=False)
 
 
 class DistillTrainer(DefaultTrainer):
@@ -78,6 +87,7 @@ class DistillTrainer(DefaultTrainer):
         built = super().build_hooks()
         position = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.LRScheduler))
         built.insert(position + 1, StopOnSignal())
+        built.insert(position, LogPeakMemory())
         return built
 
     def train(self) -> OrderedDict[str, Any] | None:

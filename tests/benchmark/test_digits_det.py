@@ -4,6 +4,7 @@ import pytest
 
 from kd_det.benchmark import digits_det
 from kd_det.benchmark.digits_det import ARMS, Benchmark, arms_of, seeds_of
+from kd_det.benchmark.methods import METHODS
 from kd_det.config import load_config
 
 
@@ -22,7 +23,7 @@ def commands(tmp_path, monkeypatch):
     monkeypatch.setattr(digits_det, "make_digits_det", lambda root: None)
     monkeypatch.setattr(digits_det, "read_json", lambda path: {"recipe": "scenes"})
     monkeypatch.setattr(Benchmark, "_report", lambda self, results, command: None)
-    Benchmark(tmp_path, arms_of(demo=False), seeds_of(2), "demo", "cpu").run("")
+    Benchmark(tmp_path, arms_of(list(METHODS)), seeds_of(2), "demo", "cpu").run("")
     return ran
 
 
@@ -49,9 +50,9 @@ def test_the_student_arms_differ_in_their_kd_settings_alone(commands):
         alone = settings_of(commands[f"student/seed{seed}"][0])
         assert seed == alone.SEED
         assert alone.KD.TERMS == ()
-        for arm in ("kd", "dkd"):
+        for arm, terms in METHODS.items():
             distilled = settings_of(commands[f"{arm}/seed{seed}"][0])
-            assert tuple(distilled.KD.TERMS) == (arm,)
+            assert tuple(distilled.KD.TERMS) == terms
             assert Path(distilled.KD.TEACHER.WEIGHTS).parts[-3:] == ("teacher", "seed1", "model_final.pth")
             assert without_kd(distilled) == without_kd(alone.clone())
 
@@ -65,6 +66,12 @@ def test_a_recipe_names_the_teachers_weights(commands):
     _, recipe = commands["dkd/seed1"]
     assert set(recipe["inputs"]) == {"MODEL.WEIGHTS", "KD.TEACHER.WEIGHTS"}
     assert "GeneralizedRCNN" in recipe["teacher"]
+
+
+def test_methods_are_run_beside_the_student_alone():
+    assert arms_of(["dkd", "nkd", "dkd"]) == ("student", "dkd", "nkd")
+    with pytest.raises(ValueError, match=r"there is no 'dkt'\. Did you mean 'dkd'"):
+        arms_of(["dkt"])
 
 
 def test_no_seed_is_an_error():

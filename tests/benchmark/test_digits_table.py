@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from kd_det.benchmark.metrics import average_precision, read_metrics, series, weights_mib
+from kd_det.benchmark.metrics import average_precision, cost, read_metrics, series, weights_mib
 from kd_det.benchmark.table import make_table, summary
 
 
@@ -21,6 +21,12 @@ def test_last_and_best_ap_are_kept_apart(tmp_path):
     path = write_metrics(tmp_path / "metrics.json", [{"iteration": 19, "total_loss": 2.0}, *evaluations])
     scores = average_precision(read_metrics(path))
     assert scores == {"AP": 42.0, "AP50": 72.0, "AP75": 47.0, "best_AP": 43.5}
+
+
+def test_cost_is_the_step_alone_and_the_highest_peak():
+    lines = [{"time": 0.5, "data_time": 0.1, "peak_memory_mib": 900.0}, {"time": 0.4, "data_time": 0.1}]
+    lines += [{"time": 0.9, "data_time": 0.1, "peak_memory_mib": 950.0}, {"bbox/AP": 3.0}]
+    assert cost(lines) == pytest.approx({"seconds_per_iteration": 0.4, "memory_mib": 950.0})
 
 
 def test_no_evaluation_is_an_error():
@@ -43,11 +49,13 @@ def test_mean_and_sample_standard_deviation_by_hand():
 
 
 def test_the_table_has_a_row_for_every_model():
-    run = {"AP": 40.0, "AP50": 70.0, "AP75": 45.0, "best_AP": 41.0, "seconds": 90.0, "weights_mib": 6.5}
+    run = {"AP": 40.0, "AP50": 70.0, "AP75": 45.0, "best_AP": 41.0, "seconds": 90.4, "weights_mib": 6.5}
+    run |= {"seconds_per_iteration": 0.214, "memory_mib": 1024.0}
     table = make_table({"teacher": [run], "student alone": [run, {**run, "AP": 42.0}]})
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert rows[0] == ["model", "AP", "AP50", "AP75", "best AP", "training, s", "weights, MiB", "seeds"]
-    assert rows[2] == ["teacher", "40.0", "70.0", "45.0", "41.0", "90.0", "6.5", "1"]
+    costs = ["training, s", "s/iter", "peak MiB", "weights, MiB"]
+    assert rows[0] == ["model", "AP", "AP50", "AP75", "best AP", *costs, "seeds"]
+    assert rows[2] == ["teacher", "40.0", "70.0", "45.0", "41.0", "90", "0.21", "1024", "6.5", "1"]
     # mean 41, deviations -1 and 1, variance 2 / 1
     assert rows[3][:3] == ["student alone", "41.0 ± 1.4", "70.0 ± 0.0"]
     assert rows[3][-1] == "2"
