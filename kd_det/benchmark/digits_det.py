@@ -26,6 +26,8 @@ from kd_det.errors import did_you_mean
 
 CONFIGS = Path("configs/digits_det")
 ARMS = {"student": "student alone"} | {name: f"student + {title}" for name, title in TITLES.items()}
+TEACHER, STUDENT = "R18-FPN-64", "quarter-width R50-FPN-32"
+MEASURED = ("AP", "best_AP", "seconds_per_iteration", "memory_mib")
 TEACHER_SEED = 1
 WEIGHTS = "model_final.pth"  # what Detectron2 calls the last checkpoint
 WARM_UP_LR = {"teacher": 0.001, "student": 0.003}
@@ -135,8 +137,9 @@ class Benchmark:
             ]
         )
         (self.output_dir / "table.md").write_text(text + "\n")
-        record = {"results": results, "seeds": self.seeds, "schedule": {self.schedule: lengths}}
-        record |= {"hardware": hardware, "versions": versions, "command": command}
+        record = {"benchmark": "Digits scenes", "source": "ours", "rows": self._rows(results)}
+        record |= {"schedule": f"{self.schedule}: {self.lengths.student} iterations", "lengths": lengths}
+        record |= {"hardware": hardware, "versions": versions, "command": command, "results": results}
         write_json(self.output_dir / "results.json", record)
         print("\n" + text + "\n", flush=True)
         runs = {"teacher": self.folder("teacher", TEACHER_SEED)}
@@ -149,6 +152,19 @@ class Benchmark:
         models = {title: (CONFIGS / f"{titles[title]}.yaml", runs[title]) for title in shown}
         for path in draw_pictures(self.output_dir, results, runs, models, self.device):
             print(f"wrote {path}", flush=True)
+
+
+    def _rows(self, results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """For the model zoo: see ``kd_det.benchmark.model_zoo``."""
+        alone, teacher = ([run["AP"] for run in results[title]] for title in (ARMS["student"], "teacher"))
+        return [
+            {
+                "teacher": TEACHER, "student": STUDENT, "method": TITLES[arm], "config": str(CONFIGS / f"{arm}.yaml"),
+                "teacher_AP": teacher, "student_AP": alone, "seeds": list(self.seeds),
+                **{key: [run[key] for run in results[ARMS[arm]]] for key in MEASURED},
+            }
+            for arm in self.arms if arm != "student"
+        ]  # fmt: skip
 
 
 def datasets_root() -> str:
