@@ -23,6 +23,10 @@ PLAIN_ROI_HEADS = {
 
 def add_kd_config(cfg: CfgNode) -> None:
     """Adds every ``KD.*`` key with its default to ``cfg``, in place. Greek letters are the papers' symbols."""
+    # Data sets of your own, each [name, COCO instances JSON, image folder]; paths from the working directory. A set is
+    # used once DATASETS.TRAIN or DATASETS.TEST names it.
+    cfg.DATASETS.COCO_JSON = []
+
     cfg.KD = CfgNode()
 
     # The distillation terms, each adding its own loss to the detector's: "kd", "dkd". Empty trains the plain student.
@@ -83,10 +87,11 @@ def merge_config(cfg: CfgNode, config_file: str, overrides: Sequence[object], so
 
 
 def plain_config(cfg: CfgNode) -> CfgNode:
-    """A copy of ``cfg`` that plain Detectron2 understands: no ``KD`` node, Detectron2's own model and heads."""
+    """A copy of ``cfg`` that plain Detectron2 understands: none of our keys, Detectron2's own model and heads."""
     plain = cfg.clone()
     plain.defrost()
     plain.pop("KD", None)
+    plain.DATASETS.pop("COCO_JSON", None)
     if plain.MODEL.META_ARCHITECTURE == "DistillRCNN":
         plain.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     heads = plain.MODEL.ROI_HEADS.NAME

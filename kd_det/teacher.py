@@ -23,6 +23,7 @@ from kd_det.checkpoint import load_strictly
 from kd_det.class_map import KEY as CLASS_MAP
 from kd_det.class_map import ClassMap, class_map
 from kd_det.config import add_kd_config, merge_config, plain_config
+from kd_det.data.coco_json import use_datasets
 from kd_det.errors import SetupError, did_you_mean
 
 TEACHER_HEADS = (StandardROIHeads, CascadeROIHeads, Res5ROIHeads)
@@ -155,6 +156,8 @@ def teacher_maps(cfg: CfgNode) -> dict[str, ShapeSpec]:
 def teacher_config(cfg: CfgNode) -> CfgNode:
     """The teacher's own, plain configuration, its ``MODEL.WEIGHTS`` and ``MODEL.DEVICE`` filled in from ``cfg``.
 
+    The data sets in its ``DATASETS.COCO_JSON`` are registered, so that its class names are known.
+
     Raises:
         SetupError: see ``load_teacher``.
     """
@@ -163,10 +166,21 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     teacher_cfg = get_cfg()
     add_kd_config(teacher_cfg)  # a distilled student can be the next one's teacher
     merge_config(teacher_cfg, path, node.OPTS, source="KD.TEACHER.CONFIG_FILE")
+    _use_datasets(teacher_cfg, node.CONFIG_FILE)
     teacher_cfg = plain_config(teacher_cfg)
     teacher_cfg.MODEL.WEIGHTS = weights
     teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
     return teacher_cfg
+
+
+def _use_datasets(teacher_cfg: CfgNode, config_file: str) -> None:
+    try:
+        use_datasets(teacher_cfg)
+    except SetupError as error:
+        raise SetupError(
+            f"KD.TEACHER.CONFIG_FILE {config_file!r}: {error} Only the class names are taken from it; KD.TEACHER.OPTS "
+            "['DATASETS.COCO_JSON', []] does without."
+        ) from error
 
 
 def _locate(config_file: str, weights: str) -> tuple[str, str]:
@@ -220,7 +234,7 @@ def shared_classes(cfg: CfgNode, teacher_cfg: CfgNode) -> ClassMap | None:
             unknown or those of a network are.
     """
     entries = list(cfg.KD.TEACHER.CLASS_MAP)
-    ours, theirs = _class_names(cfg), _class_names(teacher_cfg)
+    ours, theirs = class_names(cfg), class_names(teacher_cfg)
     if not entries:
         _check_same_number(cfg, teacher_cfg)
         _check_class_names(ours, theirs)
@@ -255,8 +269,8 @@ def _check_same_number(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
         )
 
 
-def _class_names(cfg: CfgNode) -> list[str] | None:
-    """The class names of the first training set, where it is registered and names them."""
+def class_names(cfg: CfgNode) -> list[str] | None:
+    """The class names of the first training set, where it is registered and names them; otherwise None."""
     names = cfg.DATASETS.TRAIN
     return MetadataCatalog.get(names[0]).get("thing_classes") if names and names[0] in MetadataCatalog.list() else None
 

@@ -60,7 +60,7 @@ def check_coco_json(json_file: str, key: str) -> DatasetReport:
     Raises:
         SetupError: it is missing, no JSON, lacks a section, or has annotations of unknown images or categories.
     """
-    content = _read(json_file, key)
+    content = read_coco_json(json_file, key)
     if not content["images"]:
         raise SetupError(f"{key}: {json_file!r} lists no images; there is nothing to work on.")
     images = {image["id"] for image in content["images"]}
@@ -83,8 +83,8 @@ def check_coco_json(json_file: str, key: str) -> DatasetReport:
 def _check_dataset(key: str, name: str, num_classes: int) -> None:
     if name not in DatasetCatalog.list():
         raise SetupError(
-            f"{key}: there is no data set {name!r}.{did_you_mean(name, DatasetCatalog.list())} Register your own with "
-            "detectron2.data.datasets.register_coco_instances before training."
+            f"{key}: there is no data set {name!r}.{did_you_mean(name, DatasetCatalog.list())} Give the files of your "
+            "own in DATASETS.COCO_JSON, or with --dataset name=json,folder."
         )
     metadata = MetadataCatalog.get(name)
     if metadata.get("json_file") is None:
@@ -112,21 +112,49 @@ def _check_dataset(key: str, name: str, num_classes: int) -> None:
         )
 
 
-def _read(json_file: str, key: str) -> dict[str, Any]:
+def read_coco_json(json_file: str, key: str) -> dict[str, Any]:
+    """The content of a COCO instances JSON.
+
+    Args:
+        json_file: its path.
+        key: the configuration key (and set) that named it, for the messages.
+
+    Returns:
+        a dict with the lists "images", "annotations" and "categories", at least; every category with an id of its own
+        and a name.
+
+    Raises:
+        SetupError: it is missing, no JSON, or lacks one of these.
+    """
     try:
         with open(json_file, encoding="utf-8") as file:
             content = json.load(file)
     except FileNotFoundError as error:
         raise SetupError(
-            f"{key}: there is no annotation file {json_file!r}. Put it there, or set DETECTRON2_DATASETS "
-            f"(now {os.getenv('DETECTRON2_DATASETS', 'datasets')!r}) to the folder above."
+            f"{key}: there is no annotation file {json_file!r}. Give the right path; for a built-in set put it there, "
+            f"or set DETECTRON2_DATASETS (now {os.getenv('DETECTRON2_DATASETS', 'datasets')!r}) to the folder above."
         ) from error
+    except OSError as error:
+        raise SetupError(f"{key}: {json_file!r} cannot be read ({error}). Give the path of a readable file.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SetupError(f"{key}: {json_file!r} is no JSON ({error}); it is damaged, fetch it again.") from error
-    missing = [part for part in ("images", "annotations", "categories") if part not in content]
+    sections = ("images", "annotations", "categories")
+    missing = [part for part in sections if not isinstance(content, dict) or not isinstance(content.get(part), list)]
     if missing:
         raise SetupError(f"{key}: {json_file!r} has no section {', '.join(missing)}; it is no COCO instances file.")
+    _check_categories(content["categories"], json_file, key)
     return content
+
+
+def _check_categories(categories: list[Any], json_file: str, key: str) -> None:
+    if not categories:
+        raise SetupError(f"{key}: {json_file!r} has no categories; list every class with its id and name.")
+    for category in categories:
+        if not isinstance(category, dict) or not {"id", "name"} <= category.keys():
+            raise SetupError(f"{key}: {json_file!r} has the category {category!r}; each needs an id and a name.")
+    number, count = Counter(category["id"] for category in categories).most_common(1)[0]
+    if count > 1:
+        raise SetupError(f"{key}: {json_file!r} has {count} categories with the id {number}; give each its own.")
 
 
 def _is_degenerate(annotation: dict[str, Any]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -14,13 +13,12 @@ from detectron2.engine import default_setup
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 
-import kd_det.data
-import kd_det.pretrained  # noqa: F401  (registers torchvision://)
 from kd_det.checkpoint import KDCheckpointer, load_strictly, local_path
-from kd_det.config import load_config, plain_config
+from kd_det.config import plain_config
 from kd_det.data.checks import check_datasets
+from kd_det.engine.setup import one_line_errors, read_setup
 from kd_det.engine.trainer import DistillTrainer
-from kd_det.errors import NonFiniteLossError, SetupError
+from kd_det.errors import SetupError
 
 logger = logging.getLogger(__name__)
 
@@ -29,32 +27,22 @@ def run(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
     """Trains or evaluates as Detectron2's options say; errors of the user's end the process with one line, code 2.
 
     Args:
-        args: of ``detectron2.engine.default_argument_parser``: ``config_file``, ``eval_only``, ``resume``, ``opts``
+        args: of ``detectron2.engine.default_argument_parser``: ``config_file``, ``eval_only``, ``resume``, ``opts``;
+            and ``dataset``, if there is one, of ``kd_det.data.coco_json.add_dataset_option``.
 
     Returns:
         the evaluation's results in the main process, None in others.
     """
-    try:
+    with one_line_errors():
         cfg = _setup(args)
         return _evaluate(cfg, args.resume) if args.eval_only else _train(cfg, args.resume)
-    except SetupError as error:
-        _end(f"error: {error}", 2)
-    except NonFiniteLossError as error:
-        _end(f"error: {error}", 1)
-
-
-def _end(message: str, code: int) -> None:
-    print(message, file=sys.stderr, flush=True)
-    sys.exit(code)
 
 
 def _setup(args: argparse.Namespace) -> CfgNode:
-    cfg = load_config(args.config_file, args.opts)
-    device = cfg.MODEL.DEVICE
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SetupError(f"MODEL.DEVICE is {device!r} but PyTorch finds no GPU here. Add MODEL.DEVICE cpu.")
-    if args.num_gpus > 1 and device.startswith("cuda") and args.num_gpus > torch.cuda.device_count():
-        raise SetupError(f"--num-gpus is {args.num_gpus} but there are {torch.cuda.device_count()} GPUs.")
+    cfg = read_setup(args.config_file, args.opts, getattr(args, "dataset", ()))
+    wanted, there = args.num_gpus, torch.cuda.device_count()
+    if wanted > max(1, there) and cfg.MODEL.DEVICE.startswith("cuda"):
+        raise SetupError(f"--num-gpus is {wanted} but there are {there} GPUs.")
     cfg.freeze()
     default_setup(cfg, args)
     if comm.is_main_process():

@@ -1,0 +1,121 @@
+"""Users' own data sets: COCO instances files given in the configuration or on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from kd_det.data.checks import read_coco_json
+from kd_det.errors import SetupError
+
+KEY = "DATASETS.COCO_JSON"
+OPTION = "--dataset"
+
+
+def add_dataset_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--dataset NAME=JSON,FOLDER``, which may be given several times, to a command line."""
+    parser.add_argument(
+        OPTION,
+        action="append",
+        default=[],
+        metavar="NAME=JSON,FOLDER",
+        help=f"a data set of your own in COCO format, as one entry of {KEY}; may be given several times",
+    )
+
+
+def use_datasets(cfg: CfgNode, options: Sequence[str] = ()) -> None:
+    """Adds the sets given as ``--dataset`` to ``cfg.DATASETS.COCO_JSON``, in place, and registers all of them.
+
+    To be called in every process that looks at the data; what is registered already is left alone.
+
+    Raises:
+        SetupError: see ``register_coco_json`` and ``parse_option``.
+    """
+    cfg.DATASETS.COCO_JSON = [*cfg.DATASETS.COCO_JSON, *map(parse_option, options)]
+    register_coco_json(cfg.DATASETS.COCO_JSON)
+
+
+def parse_option(text: str) -> list[str]:
+    """``name=json,folder`` as [name, json, folder].
+
+    Raises:
+        SetupError: it is of another form, or a path has a comma.
+    """
+    name, _, paths = text.partition("=")
+    parts = [name, *paths.split(",")]
+    if len(parts) != 3 or not all(parts):
+        raise SetupError(
+            f"{OPTION} {text!r} is not of the form name=json,folder. Paths with a comma go into {KEY} of the "
+            "configuration."
+        )
+    return parts
+
+
+def register_coco_json(entries: Iterable[Any]) -> None:
+    """Registers data sets with Detectron2, their class names (sorted by category id) known at once.
+
+    If the categories list keypoints, their names are set too, and left and right ones are paired by name for flipping.
+
+    Args:
+        entries: each [name, COCO instances JSON, image folder]; paths are relative to the working directory.
+
+    Raises:
+        SetupError: an entry is malformed, its JSON is missing or damaged, its folder is missing, or its name is that of
+            another data set.
+    """
+    for entry in entries:
+        name, json_file, folder = _checked(entry)
+        if name in DatasetCatalog.list():
+            _check_same(name, json_file, folder)
+            continue
+        where = f"{KEY} {name!r}"
+        categories = read_coco_json(json_file, where)["categories"]
+        if not os.path.isdir(folder):
+            raise SetupError(f"{where}: there is no image folder {folder!r}. Give the folder of the JSON's images.")
+        register_coco_instances(name, _metadata(categories, where), json_file, folder)
+
+
+def _checked(entry: Any) -> tuple[str, str, str]:
+    is_triple = isinstance(entry, (list, tuple)) and len(entry) == 3
+    if not is_triple or not all(isinstance(part, str) and part for part in entry):
+        raise SetupError(
+            f"{KEY}: {entry!r} is no entry of three strings. Write [[name, json, image folder], ...], for instance "
+            "[['mine_train', 'train.json', 'images']]."
+        )
+    name, *paths = entry
+    json_file, folder = (os.path.abspath(os.path.expanduser(path)) for path in paths)
+    return name, json_file, folder
+
+
+def _check_same(name: str, json_file: str, folder: str) -> None:
+    known = MetadataCatalog.get(name)
+    there = [known.get("json_file"), known.get("image_root")]
+    if [path and os.path.abspath(path) for path in there] != [json_file, folder]:
+        raise SetupError(
+            f"{KEY}: there is another data set {name!r} already, of {there[0]!r} and {there[1]!r}; this one is of "
+            f"{json_file!r} and {folder!r}. Give it another name."
+        )
+
+
+def _metadata(categories: list[dict[str, Any]], where: str) -> dict[str, Any]:
+    ordered = sorted(categories, key=lambda category: category["id"])
+    metadata: dict[str, Any] = {"thing_classes": [category["name"] for category in ordered]}
+    keypoints = [category["keypoints"] for category in ordered if category.get("keypoints")]
+    if not keypoints:
+        return metadata
+    if any(names != keypoints[0] for names in keypoints):
+        raise SetupError(f"{where}: its categories have different keypoints; Detectron2 knows one list for a data set.")
+    return {**metadata, "keypoint_names": keypoints[0], "keypoint_flip_map": _flip_map(keypoints[0])}
+
+
+def _flip_map(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs such as ("left_eye", "right_eye"): what a mirrored image swaps."""
+    pairs = [(name, re.sub("left", "right", name, count=1)) for name in names if "left" in name]
+    return [pair for pair in pairs if pair[1] in names]

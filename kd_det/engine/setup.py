@@ -1,0 +1,50 @@
+"""What every command line does first and last: read the configuration, and end with one line where it cannot work."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from detectron2.config import CfgNode
+
+import kd_det.modeling
+import kd_det.pretrained  # noqa: F401  (both for what they register: the models, torchvision://)
+from kd_det.config import load_config
+from kd_det.data.coco_json import use_datasets
+from kd_det.errors import NonFiniteLossError, SetupError
+
+
+def read_setup(config_file: str, overrides: Sequence[object] = (), datasets: Sequence[str] = ()) -> CfgNode:
+    """The configuration with its data sets registered and its device found.
+
+    Args:
+        config_file: a path; empty for Detectron2's defaults.
+        overrides: KEY VALUE ...
+        datasets: the values of ``--dataset``.
+
+    Raises:
+        SetupError: the configuration is not valid, a data set cannot be registered, or there is no GPU for it.
+    """
+    cfg = load_config(config_file, overrides)
+    use_datasets(cfg, datasets)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise SetupError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but PyTorch finds no GPU here. Add MODEL.DEVICE cpu.")
+    return cfg
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with ``error: ...`` for errors of the user's: code 2, or 1 for a loss that is no number."""
+    try:
+        yield
+    except SetupError as error:
+        _end(f"error: {error}", 2)
+    except NonFiniteLossError as error:
+        _end(f"error: {error}", 1)
+
+
+def _end(message: str, code: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
