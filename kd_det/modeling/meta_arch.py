@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
+from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from kd_det.cells import Cells
 from kd_det.config import PLAIN_ROI_HEADS
 from kd_det.errors import SetupError
+from kd_det.modeling.drawing import draw_teacher_and_student
 from kd_det.modeling.finite import check_finite, naming_the_batch
 from kd_det.modeling.regions import DistillationInputs, SharedRegions, StudentRegions, on_shared_classes
 from kd_det.modeling.terms import KDTerm, Maps, build_terms
-from kd_det.teacher import FrozenTeacher, load_teacher, teacher_maps
+from kd_det.teacher import FrozenTeacher, class_names, load_teacher, teacher_maps
 
 TERMS_PREFIX = "terms."
 
@@ -34,12 +36,21 @@ class DistillRCNN(GeneralizedRCNN):
     Args:
         terms: KD terms by name. None: the plain student.
         teacher: makes the teacher; called once, and only if there are terms.
+        class_names: the K classes' names, for pictures; None: their numbers.
         kwargs: as ``GeneralizedRCNN``; with terms, ``roi_heads`` must have ``forward_with_regions``.
     """
 
     @configurable
-    def __init__(self, *, terms: Mapping[str, KDTerm], teacher: Callable[[], FrozenTeacher], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        terms: Mapping[str, KDTerm],
+        teacher: Callable[[], FrozenTeacher],
+        class_names: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.class_names = class_names
         self.terms = nn.ModuleDict(terms)
         self._make_teacher = teacher
         self.teacher: FrozenTeacher | None = None
@@ -51,7 +62,9 @@ class DistillRCNN(GeneralizedRCNN):
         parts = super().from_config(cfg)
         cfg = cfg.clone()
         terms = build_terms(cfg, Maps(parts["backbone"].output_shape(), partial(teacher_maps, cfg)))
-        return {**parts, "terms": terms, "teacher": partial(load_teacher, cfg)}
+        names = class_names(cfg)
+        names = names if names and len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES else None
+        return {**parts, "terms": terms, "teacher": partial(load_teacher, cfg), "class_names": names}
 
     def load_teacher(self) -> None:
         """Loads the teacher if there are terms and it is not there yet.
@@ -88,9 +101,9 @@ class DistillRCNN(GeneralizedRCNN):
         _, head_losses, regions = self.roi_heads.forward_with_regions(
             images, features, proposals, targets, self._cells()
         )
-        self._visualize(batched_inputs, proposals)
-
         shared = self._shared(regions, teacher_features)
+        self._visualize(batched_inputs, proposals, regions, shared)
+
         inputs = DistillationInputs(shared, features, teacher_features, targets, self._anchors(features))
         for part in (head_losses, *(term(inputs) for term in self.terms.values())):
             losses.update(part)
@@ -125,9 +138,22 @@ class DistillRCNN(GeneralizedRCNN):
         shared = SharedRegions(ours.logits, logits, ours.labels, ours.cell_logits, theirs)
         return shared if self.teacher.class_map is None else on_shared_classes(shared, self.teacher.class_map)
 
-    def _visualize(self, batched_inputs: list[dict[str, Any]], proposals: list[Instances]) -> None:
-        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
-            self.visualize_training(batched_inputs, proposals)
+    def _visualize(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        proposals: list[Instances],
+        regions: list[StudentRegions],
+        shared: list[SharedRegions],
+    ) -> None:
+        if self.vis_period <= 0 or get_event_storage().iter % self.vis_period:
+            return
+        self.visualize_training(batched_inputs, proposals)
+        if shared:
+            image = convert_image_to_rgb(batched_inputs[0]["image"].permute(1, 2, 0), self.input_format)
+            picture = draw_teacher_and_student(
+                image, regions[0], shared[0], self.teacher.class_map, self.class_names
+            )
+            get_event_storage().put_image("teacher and student", picture)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The student's entries, as those of the plain ``GeneralizedRCNN``."""

@@ -1,0 +1,81 @@
+"""What TensorBoard shows of a distillation: sampled proposals with the teacher's and the student's top class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.structures import Boxes
+from torch import Tensor
+from torchvision.ops import nms
+
+from kd_det.class_map import ClassMap
+from kd_det.modeling.regions import SharedRegions, StudentRegions
+from kd_det.panels import Panel, side_by_side
+
+COUNT = 20
+OVERLAP = 0.5  # of two proposals that overlap more, one is drawn
+AGREE, DIFFER = (0.2, 0.8, 0.35), (1.0, 0.4, 0.35)
+
+
+@torch.no_grad()
+def draw_teacher_and_student(
+    image: np.ndarray,
+    regions: StudentRegions,
+    shared: SharedRegions,
+    class_map: ClassMap | None = None,
+    class_names: Sequence[str] | None = None,
+) -> np.ndarray:
+    """The first image of a batch twice: with the teacher's, and with the student's top class on the same proposals.
+
+    Shown are up to 20 proposals, those on which the teacher is surest of an object; green where both networks name the
+    same class.
+
+    Args:
+        image: (H, W, 3) uint8, RGB, the first image as the student's network gets it.
+        regions: a box stage's proposals.
+        shared: the logits of both networks on them.
+        class_map: what ``shared`` was reduced by.
+        class_names: the student's K names; None: the classes' numbers.
+
+    Returns:
+        (3, H', W') uint8, RGB.
+    """
+    boxes, student, teacher = _first_image(regions, shared, class_map)
+    sure = teacher[:, :-1].amax(dim=1)
+    shown = nms(boxes.float(), sure, OVERLAP)[:COUNT]
+    names = _column_names(teacher.shape[1] - 1, class_map, class_names)
+    agree = (teacher.argmax(dim=1) == student.argmax(dim=1))[shown].tolist()
+    colours = [AGREE if same else DIFFER for same in agree]
+    corners = boxes[shown].float().cpu().numpy()
+    panels = [
+        Panel(title, corners, _labels(scores[shown], names), colours)
+        for title, scores in (("teacher", teacher), ("student", student))
+    ]
+    return side_by_side(image, panels).transpose(2, 0, 1)
+
+
+def _first_image(
+    regions: StudentRegions, shared: SharedRegions, class_map: ClassMap | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(R, 4) boxes and both networks' (R, C) probabilities on the proposals that the first image has in ``shared``."""
+    boxes: Boxes = regions.boxes[0]
+    kept = torch.ones(len(boxes), dtype=torch.bool, device=regions.labels.device)
+    if class_map is not None:
+        kept = class_map.labels(regions.labels[: len(boxes)]) >= 0
+    count = int(kept.sum())
+    both = (shared.student_logits, shared.teacher_logits)
+    student, teacher = (logits[:count].detach().float().softmax(dim=1) for logits in both)
+    return boxes.tensor[kept].detach(), student, teacher
+
+
+def _column_names(classes: int, class_map: ClassMap | None, names: Sequence[str] | None) -> list[str]:
+    numbers = range(classes) if class_map is None else class_map.student
+    named = [str(number) if names is None else names[number] for number in numbers]
+    return [*named, "background"]
+
+
+def _labels(scores: Tensor, names: Sequence[str]) -> list[str]:
+    best, index = scores.max(dim=1)
+    return [f"{names[i]} {score:.0%}" for i, score in zip(index.tolist(), best.tolist(), strict=True)]
