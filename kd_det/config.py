@@ -20,6 +20,9 @@ PLAIN_ROI_HEADS = {
     "DistillRes5ROIHeads": "Res5ROIHeads",
 }
 
+# The one part of a student that plain Detectron2 does not have.
+TIMM_BACKBONE = "build_timm_fpn_backbone"
+
 
 def add_kd_config(cfg: CfgNode) -> None:
     """Adds every ``KD.*`` key with its default to ``cfg``, in place. Greek letters are the papers' symbols."""
@@ -27,9 +30,16 @@ def add_kd_config(cfg: CfgNode) -> None:
     # used once DATASETS.TRAIN or DATASETS.TEST names it.
     cfg.DATASETS.COCO_JSON = []
 
+    # The network of timm under MODEL.BACKBONE.NAME build_timm_fpn_backbone. Its ImageNet weights: MODEL.WEIGHTS
+    # timm://NAME, or timm://FILE for a .pth, .bin or .safetensors file of timm's.
+    cfg.MODEL.TIMM = CfgNode()
+    cfg.MODEL.TIMM.NAME = "mobilenetv2_100"
+    cfg.MODEL.TIMM.NORM = "FrozenBN"  # "FrozenBN": BatchNorm with fixed statistics and scale; "BN": trained
+
     cfg.KD = CfgNode()
 
-    # The distillation terms, each adding its own loss to the detector's: "kd", "dkd". Empty trains the plain student.
+    # The distillation terms, each adding its own loss to the detector's: "kd", "dkd", "nkd", "sdd" on the class logits
+    # of shared proposals, "reviewkd", "fitnet", "fgfi", "pkd" on feature maps. Empty trains the plain student.
     cfg.KD.TERMS = ()
 
     cfg.KD.TEACHER = CfgNode()
@@ -57,6 +67,59 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.DKD.ALPHA = 1.0  # alpha, weight of the target-class part
     cfg.KD.DKD.BETA = 0.25  # beta, weight of the non-target part
     cfg.KD.DKD.TEMPERATURE = 1.0  # T
+
+    # Yang et al. 2023: WEIGHT * (target part + gamma * T^2 * non-target part); defaults are the paper's for ImageNet.
+    cfg.KD.NKD = CfgNode()
+    cfg.KD.NKD.WEIGHT = 1.0
+    cfg.KD.NKD.GAMMA = 1.5  # gamma, weight of the non-target part
+    cfg.KD.NKD.TEMPERATURE = 1.0  # T, of the non-target part
+
+    # Wei et al. 2024, carried over from an image's regions to a proposal's: WEIGHT * (D_con + beta * D_com) of the base
+    # loss over the whole proposal and its cells. The paper is on classification. "sdd" includes its base loss.
+    cfg.KD.SDD = CfgNode()
+    cfg.KD.SDD.WEIGHT = 1.0
+    # The loss of one region: "kd", "dkd" or "nkd", with that term's settings (KD.DKD.ALPHA, ...) except its weight.
+    cfg.KD.SDD.BASE = "dkd"
+    # 1 for the whole proposal, then m for its m x m cells.
+    cfg.KD.SDD.SCALES = (1, 2)
+    # What a cell is: "grid", a part of the proposal, pooled like a box; "interleaved", every m-th sample of the whole
+    # proposal pooled m times as finely.
+    cfg.KD.SDD.CELLS = "grid"
+    cfg.KD.SDD.COMPLEMENTARY_WEIGHT = 2.0  # beta, of cells that the teacher judges otherwise than the whole
+
+    # The terms on feature maps have a key FEATURES: which maps are compared. "p3": the maps that both backbones call so;
+    # "p3=res4": the student's p3 with the teacher's res4. Empty: all maps with the same name in both.
+
+    # Chen et al. 2021: WEIGHT * HCL between the student's fused maps and the teacher's. The paper's code takes p2 to p6,
+    # weight 1.2 for R101 to R18, 1.0 for R101 to R50 and 2.0 for R50 to MobileNetV2; so does the code of Zhao et al.
+    # 2022, alone and with "dkd".
+    cfg.KD.REVIEWKD = CfgNode()
+    cfg.KD.REVIEWKD.WEIGHT = 1.0
+    cfg.KD.REVIEWKD.FEATURES = ()
+    cfg.KD.REVIEWKD.MID_CHANNELS = 256  # channels within the fusion blocks; 256 in the paper's code
+
+    # Romero et al. 2015: WEIGHT * squared error between the student's maps, adapted by a 1x1 convolution, and the
+    # teacher's. The paper is on classification, and the code of Zhao et al. 2022, who publish detection results of it,
+    # does not have it: the weight is ours.
+    cfg.KD.FITNET = CfgNode()
+    cfg.KD.FITNET.WEIGHT = 1.0
+    cfg.KD.FITNET.FEATURES = ()
+
+    # Wang et al. 2019: WEIGHT * squared error as for "fitnet", summed over channels, at positions near objects.
+    cfg.KD.FGFI = CfgNode()
+    cfg.KD.FGFI.WEIGHT = 0.01  # lambda; the default of the paper's code for Faster R-CNN
+    # A position is near an object if one of its RPN anchors has an IoU with it above THRESHOLD times the largest IoU
+    # that any anchor has with it.
+    cfg.KD.FGFI.THRESHOLD = 0.5  # psi
+    # As for the others; the student's maps must be among MODEL.RPN.IN_FEATURES.
+    cfg.KD.FGFI.FEATURES = ()
+
+    # Cao et al. 2022: WEIGHT * (1 - Pearson correlation) between the student's and the teacher's maps, channel by
+    # channel, averaged over the levels; adapted by a 1x1 convolution only where their channels differ. The authors'
+    # code (MMRazor) sums p2 to p5 with weight 6 each for Faster R-CNN, 10 for detectors of one stage: 24 of the mean.
+    cfg.KD.PKD = CfgNode()
+    cfg.KD.PKD.WEIGHT = 24.0  # alpha
+    cfg.KD.PKD.FEATURES = ()
 
 
 def load_config(config_file: str, overrides: Sequence[object] = ()) -> CfgNode:
@@ -92,6 +155,8 @@ def plain_config(cfg: CfgNode) -> CfgNode:
     plain.defrost()
     plain.pop("KD", None)
     plain.DATASETS.pop("COCO_JSON", None)
+    if plain.MODEL.BACKBONE.NAME != TIMM_BACKBONE:  # that one needs kd_det wherever it is built
+        plain.MODEL.pop("TIMM", None)
     if plain.MODEL.META_ARCHITECTURE == "DistillRCNN":
         plain.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     heads = plain.MODEL.ROI_HEADS.NAME

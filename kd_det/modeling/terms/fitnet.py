@@ -1,0 +1,36 @@
+"""``fitnet``: regression of the teacher's feature maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from kd_det.losses import fitnet_loss
+from kd_det.modeling.regions import DistillationInputs
+from kd_det.modeling.terms.base import Maps, non_negative, register_term
+from kd_det.modeling.terms.features import Adapters, FeatureTerm, feature_pairs
+
+
+@register_term("fitnet")
+class FitNetTerm(FeatureTerm):
+    """``loss_fitnet``: ``fitnet_loss`` (Romero et al. 2015) between the adapted student's and the teacher's maps."""
+
+    @configurable
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
+        node = cfg.KD.FITNET
+        pairs = feature_pairs("KD.FITNET.FEATURES", node.FEATURES, maps)
+        return {
+            "weight": non_negative("KD.FITNET.WEIGHT", node.WEIGHT),
+            "pairs": pairs,
+            "adapt": Adapters(pairs, where_equal=True),
+        }
+
+    def map_loss(self, student: list[Tensor], teacher: list[Tensor], inputs: DistillationInputs) -> Tensor:
+        del inputs
+        return fitnet_loss(student, teacher)

@@ -1,0 +1,38 @@
+"""``nkd``: normalised knowledge distillation on the class logits of the sampled proposals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from kd_det.losses import nkd_loss
+from kd_det.modeling.regions import SharedRegions
+from kd_det.modeling.terms.base import LogitTerm, Maps, non_negative, positive, register_term
+
+
+@register_term("nkd")
+class NKDTerm(LogitTerm):
+    """``loss_nkd``: ``nkd_loss`` (Yang et al. 2023) averaged over the batch's proposals.
+
+    The target class of a proposal is its label, the background (class K) included.
+    """
+
+    @configurable
+    def __init__(self, *, weight: float, gamma: float, temperature: float) -> None:
+        super().__init__(weight=weight)
+        self.settings = {"gamma": gamma, "temperature": temperature}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
+        del maps
+        node = cfg.KD.NKD
+        return {
+            "weight": non_negative("KD.NKD.WEIGHT", node.WEIGHT),
+            "gamma": non_negative("KD.NKD.GAMMA", node.GAMMA),
+            "temperature": positive("KD.NKD.TEMPERATURE", node.TEMPERATURE),
+        }
+
+    def region_loss(self, regions: SharedRegions) -> Tensor:
+        return nkd_loss(regions.student_logits, regions.teacher_logits, regions.labels, **self.settings)

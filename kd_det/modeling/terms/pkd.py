@@ -1,0 +1,39 @@
+"""``pkd``: imitation of the teacher's feature maps up to their mean and scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from kd_det.losses import pkd_loss
+from kd_det.modeling.regions import DistillationInputs
+from kd_det.modeling.terms.base import Maps, non_negative, register_term
+from kd_det.modeling.terms.features import Adapters, FeatureTerm, feature_pairs
+
+
+@register_term("pkd")
+class PKDTerm(FeatureTerm):
+    """``loss_pkd``: ``pkd_loss`` (Cao et al. 2022) between the student's and the teacher's maps.
+
+    As in the paper there is no adapter, except where the numbers of channels differ.
+    """
+
+    @configurable
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
+        node = cfg.KD.PKD
+        pairs = feature_pairs("KD.PKD.FEATURES", node.FEATURES, maps)
+        return {
+            "weight": non_negative("KD.PKD.WEIGHT", node.WEIGHT),
+            "pairs": pairs,
+            "adapt": Adapters(pairs, where_equal=False),
+        }
+
+    def map_loss(self, student: list[Tensor], teacher: list[Tensor], inputs: DistillationInputs) -> Tensor:
+        del inputs
+        return pkd_loss(student, teacher)

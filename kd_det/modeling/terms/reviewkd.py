@@ -1,0 +1,43 @@
+"""``reviewkd``: fused feature maps of the student against the teacher's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from kd_det.errors import SetupError
+from kd_det.losses import ReviewKDFusion, hcl_loss
+from kd_det.modeling.regions import DistillationInputs
+from kd_det.modeling.terms.base import Maps, non_negative, register_term
+from kd_det.modeling.terms.features import FeatureTerm, feature_pairs
+
+
+@register_term("reviewkd")
+class ReviewKDTerm(FeatureTerm):
+    """``loss_reviewkd``: ``hcl_loss`` between the student's maps after ``ReviewKDFusion`` and the teacher's.
+
+    Chen et al. 2021: every map is compared after the smaller maps of the student were fused into it.
+    """
+
+    @configurable
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
+        node = cfg.KD.REVIEWKD
+        if node.MID_CHANNELS < 1:
+            raise SetupError(f"KD.REVIEWKD.MID_CHANNELS is {node.MID_CHANNELS}; it must be 1 or more.")
+        pairs = feature_pairs("KD.REVIEWKD.FEATURES", node.FEATURES, maps)
+        fusion = ReviewKDFusion(
+            [pair.student_shape.channels for pair in pairs],
+            [pair.teacher_shape.channels for pair in pairs],
+            node.MID_CHANNELS,
+        )
+        return {"weight": non_negative("KD.REVIEWKD.WEIGHT", node.WEIGHT), "pairs": pairs, "adapt": fusion}
+
+    def map_loss(self, student: list[Tensor], teacher: list[Tensor], inputs: DistillationInputs) -> Tensor:
+        del inputs
+        return hcl_loss(student, teacher)

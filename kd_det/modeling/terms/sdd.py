@@ -1,0 +1,98 @@
+"""``sdd``: scale decoupled distillation on the class logits of the sampled proposals and of their cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor
+
+from kd_det.cells import KINDS, Cells
+from kd_det.errors import SetupError, did_you_mean
+from kd_det.losses import dkd_loss, kd_loss, nkd_loss, sdd_loss
+from kd_det.modeling.regions import SharedRegions
+from kd_det.modeling.terms.base import LogitTerm, Maps, non_negative, register_term
+from kd_det.modeling.terms.dkd import DKDTerm
+from kd_det.modeling.terms.kd import KDLossTerm
+from kd_det.modeling.terms.nkd import NKDTerm
+
+# The loss of a region by its name in KD.SDD.BASE, and the term whose settings it takes.
+BASES: dict[str, tuple[Callable[..., Tensor], type[LogitTerm]]] = {
+    "kd": (kd_loss, KDLossTerm),
+    "dkd": (dkd_loss, DKDTerm),
+    "nkd": (nkd_loss, NKDTerm),
+}
+
+
+@register_term("sdd")
+class SDDTerm(LogitTerm):
+    """``loss_sdd``: ``sdd_loss`` (Wei et al. 2024) averaged over the batch's proposals and their regions.
+
+    Region 0 of a proposal is the whole, with the logits that the box head is trained on, so that the base loss is part
+    of this one; the others are its cells (``kd_det.cells``). The target class of each is the proposal's label.
+
+    Args:
+        weight: of the loss.
+        base: the loss of one region, as ``sdd_loss`` takes it.
+        base_settings: the base's own.
+        complementary_weight: of a region that the teacher judges otherwise than the whole.
+        cells: how proposals are divided; None leaves the whole alone.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        weight: float,
+        base: Callable[..., Tensor],
+        base_settings: dict[str, float],
+        complementary_weight: float,
+        cells: Cells | None,
+    ) -> None:
+        super().__init__(weight=weight)
+        self.settings = {"base": base, "complementary_weight": complementary_weight, **base_settings}
+        self.cells = cells
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
+        node = cfg.KD.SDD
+        if node.BASE not in BASES:
+            raise SetupError(
+                f"KD.SDD.BASE is {node.BASE!r}; it must be one of {', '.join(BASES)}.{did_you_mean(node.BASE, BASES)}"
+            )
+        base, term = BASES[node.BASE]
+        weight = non_negative("KD.SDD.WEIGHT", node.WEIGHT)
+        settings = term.from_config(cfg, maps)
+        return {
+            "weight": weight,
+            "base": base,
+            "base_settings": {name: value for name, value in settings.items() if name != "weight"},
+            "complementary_weight": non_negative("KD.SDD.COMPLEMENTARY_WEIGHT", node.COMPLEMENTARY_WEIGHT),
+            "cells": _cells(node.SCALES, node.CELLS),
+        }
+
+    def region_loss(self, regions: SharedRegions) -> Tensor:
+        student = _stacked(regions.student_logits, regions.student_cells)
+        teacher = _stacked(regions.teacher_logits, regions.teacher_cells)
+        return sdd_loss(student, teacher, regions.labels, **self.settings)
+
+
+def _stacked(whole: Tensor, cells: Tensor | None) -> Tensor:
+    """(R, K+1) and (R, K+1, M) to (R, K+1, 1 + M)."""
+    whole = whole.unsqueeze(-1)
+    return whole if cells is None else torch.cat((whole, cells), dim=-1)
+
+
+def _cells(scales: Sequence[int], kind: str) -> Cells | None:
+    if kind not in KINDS:
+        raise SetupError(f"KD.SDD.CELLS is {kind!r}; it must be one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
+    finer = tuple(scales[1:])
+    whole_numbers = all(type(side) is int for side in scales)
+    if not whole_numbers or tuple(scales[:1]) != (1,) or len(set(scales)) < len(scales) or min(scales) < 1:
+        raise SetupError(
+            f"KD.SDD.SCALES is {tuple(scales)}; it must be 1, the whole proposal, and then different whole numbers of "
+            "cells along a side, 2 or more: (1, 2)."
+        )
+    return Cells(finer, kind) if finer else None
