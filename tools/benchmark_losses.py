@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Times kd_loss and dkd_loss, forward and backward, against the textbook formulations in plain autograd.
+"""Times kd_loss, dkd_loss and nkd_loss, forward and backward, against the textbook formulations in plain autograd.
 
 python tools/benchmark_losses.py --json losses.json
 """
@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from kd_det.losses import dkd_loss, kd_loss
+from kd_det.losses import dkd_loss, kd_loss, nkd_loss
 
 ALPHA, BETA, TEMPERATURE = 1.0, 8.0, 4.0
+GAMMA, NKD_TEMPERATURE = 1.5, 1.0
 
 HOW = """
 Time: in every round each contender in turn does --repeats forward and backward passes in a row, and counts with
@@ -64,6 +65,17 @@ def textbook_dkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
     return ALPHA * tckd + BETA * nckd
 
 
+def textbook_nkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """Two log-softmaxes of each network: of all classes, and of the others, picked out by a boolean mask."""
+    target = y.unsqueeze(1)
+    others = torch.ones_like(s, dtype=torch.bool).scatter_(1, target, False)
+    log_q, p = F.log_softmax(s, 1), F.softmax(t, 1)
+    of_target = -(p.gather(1, target) * log_q.gather(1, target)).mean()
+    s_others, t_others = (z[others].view(len(z), -1) / NKD_TEMPERATURE for z in (s, t))
+    of_others = -(F.softmax(t_others, 1) * F.log_softmax(s_others, 1)).sum(1).mean()
+    return of_target + GAMMA * NKD_TEMPERATURE**2 * of_others
+
+
 def our_kd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
     return kd_loss(s, t, temperature=TEMPERATURE)
 
@@ -72,9 +84,14 @@ def our_dkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
     return dkd_loss(s, t, y, alpha=ALPHA, beta=BETA, temperature=TEMPERATURE)
 
 
+def our_nkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return nkd_loss(s, t, y, gamma=GAMMA, temperature=NKD_TEMPERATURE)
+
+
 CONTENDERS: dict[str, tuple[Loss, Loss]] = {
     "dkd_loss": (textbook_dkd, our_dkd),
     "kd_loss": (textbook_kd, our_kd),
+    "nkd_loss": (textbook_nkd, our_nkd),
 }
 
 

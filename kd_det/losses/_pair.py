@@ -26,6 +26,16 @@ def stack_pair(s: Tensor, t: Tensor) -> Tensor:
     return pair.clamp_(-largest, largest)
 
 
+def softmax_(pair: Tensor) -> Tensor:
+    """The softmax of ``pair`` (2, B, C), in place; returns the logarithm of what each row was divided by, (2, B, 1).
+
+    The greatest logit of each row must be 0.
+    """
+    normalizer = pair.exp_().sum(2, keepdim=True)
+    pair.mul_(normalizer.reciprocal())
+    return normalizer.log_()
+
+
 class SoftmaxPair(NamedTuple):
     """``q`` and ``p`` (B, C): student's and teacher's softmax. ``divergence`` (B, 1): KL(p ‖ q). ``log_normalizer``
     (2, B, 1): the logarithm of what each was divided by. ``buffer`` (B, C): free to be overwritten.
@@ -43,9 +53,7 @@ def softmax_pair_(pair: Tensor) -> SoftmaxPair:
     q, p = pair.unbind()
     # Of logits and not of logarithms of probabilities: nothing to cancel where the two networks agree.
     buffer = p - q
-    normalizer = pair.exp_().sum(2, keepdim=True)
-    pair.mul_(normalizer.reciprocal())
-    log_normalizer = normalizer.log_()
+    log_normalizer = softmax_(pair)
     divergence = buffer.mul_(p).sum(1, keepdim=True).add_(log_normalizer[0]).sub_(log_normalizer[1])
     return SoftmaxPair(q, p, divergence, log_normalizer, buffer)
 

@@ -49,24 +49,43 @@ def dkd_by_loops(s: Tensor, t: Tensor, y: Tensor, *, alpha: float, beta: float, 
     return losses
 
 
+def nkd_by_loops(s: Tensor, t: Tensor, y: Tensor, *, gamma: float, temperature: float) -> list[float]:
+    losses = []
+    for s_row, t_row, target in zip(s.tolist(), t.tolist(), y.tolist(), strict=True):
+        of_target = -math.exp(log_softmax(t_row)[target]) * log_softmax(s_row)[target]
+        log_q, log_p = (
+            log_softmax([z / temperature for c, z in enumerate(row) if c != target]) for row in (s_row, t_row)
+        )
+        of_others = -math.fsum(math.exp(a) * b for a, b in zip(log_p, log_q, strict=True))
+        losses.append(of_target + gamma * temperature**2 * of_others)
+    return losses
+
+
 def kd_by_autograd(s: Tensor, t: Tensor, *, temperature: float) -> Tensor:
     log_q, log_p = (z.double().div(temperature).log_softmax(1) for z in (s, t))
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
 
 
-def dkd_by_autograd(s: Tensor, t: Tensor, y: Tensor, *, alpha: float, beta: float, temperature: float) -> Tensor:
-    """Removes the target by an index of the others, so that no mask and no infinity takes part."""
-    target = y.unsqueeze(1)
-    classes = torch.arange(s.shape[1], device=s.device).expand_as(s)
-    others = classes[classes != target].view(len(s), -1)
+def without_target(logits: Tensor, y: Tensor) -> Tensor:
+    """The logits of the other classes, float64 (B, C - 1), by an index: no mask and no infinity takes part."""
+    classes = torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
+    return logits.double().gather(1, classes[classes != y.unsqueeze(1)].view(len(logits), -1))
 
+
+def dkd_by_autograd(s: Tensor, t: Tensor, y: Tensor, *, alpha: float, beta: float, temperature: float) -> Tensor:
     def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
-        z = logits.double() / temperature
-        rest = z.gather(1, others)
-        two_way = torch.cat((z.gather(1, target), rest.logsumexp(1, keepdim=True)), 1)
+        target = logits.double().gather(1, y.unsqueeze(1)) / temperature
+        rest = without_target(logits, y) / temperature
+        two_way = torch.cat((target, rest.logsumexp(1, keepdim=True)), 1)
         return two_way.log_softmax(1), rest.log_softmax(1)
 
     (two_way_q, log_q), (two_way_p, log_p) = parts(s), parts(t)
     tckd = (two_way_p.exp() * (two_way_p - two_way_q)).sum(1)
     nckd = (log_p.exp() * (log_p - log_q)).sum(1)
     return temperature**2 * (alpha * tckd + beta * nckd)
+
+
+def nkd_by_autograd(s: Tensor, t: Tensor, y: Tensor, *, gamma: float, temperature: float) -> Tensor:
+    log_q_y, log_p_y = (z.double().log_softmax(1).gather(1, y.unsqueeze(1)).squeeze(1) for z in (s, t))
+    log_q, log_p = ((without_target(z, y) / temperature).log_softmax(1) for z in (s, t))
+    return -log_p_y.exp() * log_q_y - gamma * temperature**2 * (log_p.exp() * log_q).sum(1)

@@ -31,6 +31,8 @@ def test_the_command_prints_a_table_and_writes_its_figures(tmp_path):
         ["dkd_loss", "16", "7"],
         ["kd_loss", "8", "5"],
         ["kd_loss", "16", "7"],
+        ["nkd_loss", "8", "5"],
+        ["nkd_loss", "16", "7"],
     ]
     figures = json.loads(file.read_text())
     assert figures["environment"]["threads"] == 1

@@ -1,4 +1,4 @@
-"""What kd_loss and dkd_loss have in common, one test for both; ``dkd`` alone is in test_dkd.py."""
+"""What the losses on logits have in common, one test for all; what is a loss's own is in its own file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from kd_det.losses import dkd_loss, kd_loss
-from tests.losses.reference import dkd_by_autograd, kd_by_autograd
+from kd_det.losses import dkd_loss, kd_loss, nkd_loss
+from tests.losses.reference import dkd_by_autograd, kd_by_autograd, nkd_by_autograd
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 HALVES = [torch.float16, torch.bfloat16]
@@ -24,14 +24,19 @@ def kd_reference(s, t, y, **settings):
     return kd_by_autograd(s, t, **settings)
 
 
-BOTH = pytest.mark.parametrize(
+WITH_REFERENCE = pytest.mark.parametrize(
     ("loss", "reference"),
     [
         pytest.param(kd, kd_reference, id="kd"),
         pytest.param(partial(dkd_loss, **WEIGHTS), partial(dkd_by_autograd, **WEIGHTS), id="dkd"),
+        pytest.param(partial(nkd_loss, gamma=0.7), partial(nkd_by_autograd, gamma=0.7), id="nkd"),
     ],
 )
-LOSSES = pytest.mark.parametrize("loss", [pytest.param(kd, id="kd"), pytest.param(dkd_loss, id="dkd")])
+KD, DKD, NKD = (pytest.param(loss, id=name) for loss, name in ((kd, "kd"), (dkd_loss, "dkd"), (nkd_loss, "nkd")))
+LOSSES = pytest.mark.parametrize("loss", [KD, DKD, NKD])
+# Those that are 0 where student and teacher agree.
+DIVERGENCES = pytest.mark.parametrize("loss", [KD, DKD])
+LABELLED = pytest.mark.parametrize("loss", [DKD, NKD])
 
 
 def batch(batch_size=6, classes=5, *, size=3.0, dtype=torch.float64, device="cpu", seed=0):
@@ -62,7 +67,7 @@ def test_gradient_is_that_of_the_value(loss, temperature, reduction):
     assert torch.autograd.gradcheck(lambda s: loss(s, t, y, temperature=temperature, reduction=reduction), s)
 
 
-@BOTH
+@WITH_REFERENCE
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("temperature", [1.0, 3.0, 4.0])
 @pytest.mark.parametrize("classes", [2, 3, 100])
@@ -86,7 +91,7 @@ def test_value_and_gradient_are_right_for_large_logits(loss, reference, device, 
     assert_like(gradient, expected_gradient, max(1e-5, torch.finfo(dtype).eps), scale=temperature)
 
 
-@BOTH
+@WITH_REFERENCE
 @pytest.mark.parametrize("offset", [-1e4, 1e4])
 def test_large_logits_keep_their_small_differences(loss, reference, offset):
     s, t, y = batch(64, 10, dtype=torch.float32)
@@ -133,7 +138,7 @@ def test_an_infinite_logit_gives_a_loss_that_shows_it(loss):
     assert (value[[0, 1, 3, 4, 5]] < 1e3).all()
 
 
-@LOSSES
+@DIVERGENCES
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_equal_logits_give_exactly_zero_and_no_gradient(loss, dtype):
     s, _, y = batch(16, 30, dtype=dtype)
@@ -174,7 +179,7 @@ def test_the_order_of_the_classes_does_not_matter(loss):
     torch.testing.assert_close(permuted_gradient, gradient[:, order], rtol=1e-11, atol=1e-14)
 
 
-@LOSSES
+@DIVERGENCES
 def test_a_larger_student_step_towards_the_teacher_lowers_the_loss_to_zero(loss):
     s, t, y = batch()
     values = [float(loss(torch.lerp(s.detach(), t, step), t, y)) for step in (0.0, 0.25, 0.5, 0.75, 1.0)]
@@ -390,3 +395,33 @@ def test_an_unknown_reduction(loss, reduction):
     s, t, y = batch()
     with pytest.raises(ValueError, match=f'reduction must be "none", "mean" or "sum"; got {reduction!r}'):
         loss(s, t, y, reduction=reduction)
+
+
+@LABELLED
+@pytest.mark.parametrize("batch", [1, 7, 5000])
+@pytest.mark.parametrize("label", [-100, -1, 5, 2**40])
+def test_labels_out_of_range(loss, batch, label):
+    y = torch.zeros(batch, dtype=torch.int64)
+    y[-1] = label
+    with pytest.raises(ValueError, match=f"labels must be from 0 to 4; got {label}"):
+        loss(torch.zeros(batch, 5), torch.zeros(batch, 5), y)
+
+
+@LABELLED
+@pytest.mark.parametrize("shape", [(3,), (5,), (4, 1), ()])
+def test_labels_of_another_shape(loss, shape):
+    with pytest.raises(ValueError, match=r"labels must be \(4,\)"):
+        loss(torch.zeros(4, 5), torch.zeros(4, 5), torch.zeros(shape, dtype=torch.int64))
+
+
+@LABELLED
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float32, torch.bool])
+def test_labels_that_are_not_int64(loss, dtype):
+    with pytest.raises(ValueError, match=f"labels must be int64 class indices; got {dtype}"):
+        loss(torch.zeros(4, 5), torch.zeros(4, 5), torch.zeros(4, dtype=dtype))
+
+
+@LABELLED
+def test_labels_on_another_device(loss):
+    with pytest.raises(ValueError, match="labels are on meta, the logits on cpu"):
+        loss(torch.zeros(4, 5), torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64, device="meta"))
