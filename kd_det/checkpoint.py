@@ -122,8 +122,8 @@ class KDCheckpointer(DetectionCheckpointer):
         write_atomically(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename.encode())
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As ``DetectionCheckpointer.load``; ``torchvision://`` paths too, whose slashes its URL parser would drop."""
-        path = PathManager.get_local_path(path) if path.startswith("torchvision://") else path
+        """As ``DetectionCheckpointer.load``; ``torchvision://`` and ``timm://`` too, whose slashes it would drop."""
+        path = PathManager.get_local_path(path) if path.startswith(("torchvision://", "timm://")) else path
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -135,6 +135,8 @@ class KDCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: Any) -> Any:
         source = checkpoint.get("__author__")
+        if source == "timm":
+            checkpoint = {"model": _for_timm_backbone(self.model, checkpoint["model"])}
         incompatible = super()._load_model(checkpoint)
         if source == "torchvision":
             _check_backbone_covered(incompatible)
@@ -184,6 +186,16 @@ def _as_detectron2(data: dict[str, Any]) -> dict[str, Any]:
         return {"model": dict(blobs)}
     weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _for_timm_backbone(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    for name, module in model.named_modules():
+        if hasattr(module, "from_timm"):
+            return {f"{name}.{entry}": value for entry, value in module.from_timm(state).items()}
+    raise SetupError(
+        "MODEL.WEIGHTS: timm's weights are for a timm backbone. Set MODEL.BACKBONE.NAME build_timm_fpn_backbone and "
+        "MODEL.TIMM.NAME, or give another checkpoint."
+    )
 
 
 def _check_backbone_covered(incompatible: Any) -> None:

@@ -1,12 +1,7 @@
-"""``torchvision://resnet18`` as a checkpoint path: torchvision's ImageNet networks under Detectron2's names.
-
-Importing this module registers the prefix with Detectron2's ``PathManager``, beside its own ``detectron2://``.
-"""
+"""``torchvision://resnet18`` as a checkpoint path: torchvision's ImageNet networks under Detectron2's names."""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import re
 from collections.abc import Mapping
@@ -14,10 +9,10 @@ from typing import Any
 
 import torch
 from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler, get_cache_dir
+from iopath.common.file_io import PathHandler
 
-from kd_det.checkpoint import write_atomically
 from kd_det.errors import SetupError, did_you_mean
+from kd_det.pretrained.cache import cached, named_by_content
 
 NETWORKS = ("resnet18", "resnet34", "resnet50")
 PREFIX = "torchvision://"
@@ -95,23 +90,21 @@ def _existing(source: str) -> str:
 
 
 def _converted(source: str) -> str:
-    """The converted copy of ``source`` in the cache, made on first use and named by the content it was made from."""
-    with open(source, "rb") as file:
-        content = file.read()
-    stem = os.path.splitext(os.path.basename(source))[0]
-    target = os.path.join(get_cache_dir(), "kd_det", f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}.pth")
-    if not os.path.isfile(target):
-        try:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise SetupError(
-                f"MODEL.WEIGHTS: {source!r} cannot be read ({error}); delete it and fetch it again."
-            ) from error
-        buffer = io.BytesIO()
-        torch.save({"model": convert_resnet(state), "__author__": "torchvision", "matching_heuristics": True}, buffer)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        write_atomically(target, buffer.getbuffer())
-    return target
+    return cached(
+        named_by_content(source),
+        lambda: convert_resnet(_read(source)),
+        __author__="torchvision",
+        matching_heuristics=True,
+    )
+
+
+def _read(source: str) -> dict[str, torch.Tensor]:
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise SetupError(
+            f"MODEL.WEIGHTS: {source!r} cannot be read ({error}); delete it and fetch it again."
+        ) from error
 
 
 PathManager.register_handler(TorchvisionHandler(), allow_override=True)

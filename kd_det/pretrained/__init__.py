@@ -1,0 +1,9 @@
+"""``torchvision://resnet18`` and ``timm://mobilenetv2_100`` as checkpoint paths.
+
+Importing this package registers both prefixes with Detectron2's ``PathManager``, beside its own ``detectron2://``.
+"""
+
+from kd_det.pretrained.timm import TimmHandler
+from kd_det.pretrained.torchvision import TorchvisionHandler, convert_resnet
+
+__all__ = ["TimmHandler", "TorchvisionHandler", "convert_resnet"]

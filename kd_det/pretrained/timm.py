@@ -1,0 +1,90 @@
+"""``timm://mobilenetv2_100`` as a checkpoint path: timm's own weights, for ``build_timm_fpn_backbone``.
+
+The copy in the cache keeps timm's names; the backbone takes its entries out of it (``TimmBackbone.from_timm``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
+from torch import Tensor
+
+from kd_det.errors import SetupError, did_you_mean
+from kd_det.pretrained.cache import cached, named_by_content
+
+PREFIX = "timm://"
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+
+
+class TimmHandler(PathHandler):
+    """``timm://NAME`` or ``timm://NAME.TAG`` (fetched through timm) or ``timm://FILE`` (timm's weights on disk)."""
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        del force, kwargs
+        source = path[len(PREFIX) :]
+        return _from_file(source) if source.endswith(SUFFIXES) else _from_timm(source)
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        if "w" in mode:
+            raise ValueError(f"{path} is read only")
+        return open(self._get_local_path(path), mode, buffering)
+
+
+def import_timm() -> Any:
+    """The module ``timm``; a ``SetupError`` where it cannot be imported."""
+    try:
+        import timm
+    except ImportError as error:
+        raise SetupError(
+            f"MODEL.BACKBONE.NAME build_timm_fpn_backbone and MODEL.WEIGHTS {PREFIX}... need timm, and timm cannot be "
+            f"imported ({error}). Install it: pip install timm"
+        ) from error
+    return timm
+
+
+def _from_timm(name: str) -> str:
+    timm = import_timm()
+    published = timm.list_pretrained()  # NAME.TAG
+    known = {*published, *(tagged.partition(".")[0] for tagged in published)}
+    if name not in known:
+        raise SetupError(
+            f"MODEL.WEIGHTS '{PREFIX}{name}': timm has no weights of that name.{did_you_mean(name, known)} "
+            f"A local file must end in one of {', '.join(SUFFIXES)}."
+        )
+    config = timm.get_pretrained_cfg(name)
+    return cached(f"timm-{config.architecture}.{config.tag}", lambda: _fetch(timm, name), __author__="timm")
+
+
+def _fetch(timm: Any, name: str) -> Mapping[str, Tensor]:
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # the hub's client and the network have many kinds
+        raise SetupError(
+            f"MODEL.WEIGHTS '{PREFIX}{name}': timm cannot fetch the weights ({error}). Fetch the file elsewhere and "
+            f"give '{PREFIX}/path/to/model.safetensors'."
+        ) from error
+
+
+def _from_file(source: str) -> str:
+    if not os.path.isfile(source):
+        raise SetupError(f"MODEL.WEIGHTS '{PREFIX}{source}': no file {source!r}.")
+    return cached(named_by_content(source), lambda: _read(source), __author__="timm")
+
+
+def _read(source: str) -> Mapping[str, Tensor]:
+    try:
+        return import_timm().models.load_state_dict(source, weights_only=True)
+    except SetupError:
+        raise
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise SetupError(f"MODEL.WEIGHTS: {source!r} cannot be read ({error}); fetch it again.") from error
+
+
+PathManager.register_handler(TimmHandler(), allow_override=True)
