@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import zlib
 from collections import OrderedDict
 from typing import Any
 
@@ -12,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 
 from kd_det.checkpoint import KDCheckpointer, load_strictly, local_path
 from kd_det.config import plain_config
@@ -52,6 +55,8 @@ def _setup(args: argparse.Namespace) -> CfgNode:
 
 
 def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
+    if resume:
+        _seed_anew(cfg)
     trainer = DistillTrainer(cfg)
     resuming = resume and trainer.checkpointer.has_checkpoint()
     if resume and not resuming:
@@ -60,6 +65,18 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
         local_path(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
     trainer.resume_or_load(resume=resume)
     return trainer.train()
+
+
+def _seed_anew(cfg: CfgNode) -> None:
+    """Seeds by ``SEED`` and the checkpoint: a resumed run would else draw the images of its first iterations again.
+
+    ``RandomSubsetTrainingSampler`` draws its subset from the same seed, and must find the same one.
+    """
+    tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if cfg.SEED < 0 or not os.path.isfile(tag) or cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+        return
+    with open(tag) as file:
+        seed_all_rng(zlib.crc32(f"{cfg.SEED} {file.read().strip()} {comm.get_rank()}".encode()))
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
