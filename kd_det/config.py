@@ -87,12 +87,12 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.SDD.CELLS = "grid"
     cfg.KD.SDD.COMPLEMENTARY_WEIGHT = 2.0  # beta, of cells that the teacher judges otherwise than the whole
 
-    # The terms on feature maps have a key FEATURES: which maps are compared. "p3": the maps that both backbones call so;
-    # "p3=res4": the student's p3 with the teacher's res4. Empty: all maps with the same name in both.
+    # The terms on feature maps have a key FEATURES: which maps are compared. "p3": the maps that both backbones call
+    # so; "p3=res4": the student's p3 with the teacher's res4. Empty: all maps with the same name in both.
 
-    # Chen et al. 2021: WEIGHT * HCL between the student's fused maps and the teacher's. The paper's code takes p2 to p6,
-    # weight 1.2 for R101 to R18, 1.0 for R101 to R50 and 2.0 for R50 to MobileNetV2; so does the code of Zhao et al.
-    # 2022, alone and with "dkd".
+    # Chen et al. 2021: WEIGHT * HCL between the student's fused maps and the teacher's. The paper's code takes p2 to
+    # p6, weight 1.2 for R101 to R18, 1.0 for R101 to R50 and 2.0 for R50 to MobileNetV2; so does the code of Zhao et
+    # al. 2022, alone and with "dkd".
     cfg.KD.REVIEWKD = CfgNode()
     cfg.KD.REVIEWKD.WEIGHT = 1.0
     cfg.KD.REVIEWKD.FEATURES = ()
