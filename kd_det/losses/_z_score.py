@@ -15,6 +15,8 @@ def z_score(values: Tensor, dims: tuple[int, ...], *, eps: float, unbiased: bool
     Where all values along ``dims`` are equal, it is exactly 0. Where their standard deviation is MIN_STD or less, no
     gradient flows.
     """
+    if not values.numel():
+        return values
     # The shift changes nothing but the rounding: equal values leave no residue to be blown up, and large ones keep
     # their small differences.
     first = values[tuple(slice(1) if dim in dims else slice(None) for dim in range(values.ndim))]

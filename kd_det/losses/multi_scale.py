@@ -12,8 +12,8 @@ from torch.nn import functional as F
 def multi_scale_logits(feature_map: Tensor, classifier: nn.Linear, scales: Sequence[int] = (1, 2, 4)) -> Tensor:
     """The logits of every region of a map: of the whole, of its 2 × 2 parts, and so on.
 
-    A linear classifier commutes with average pooling. So the map is pooled first, of which there is less than of
-    positions where it matters (N = 21 regions of 49 positions), and all regions are classified in one matrix product.
+    A linear classifier commutes with average pooling: the regions are pooled, and all of them classified in one matrix
+    product. Pooling comes first because there are as a rule fewer regions than positions (21 and 49 for a 7 × 7 map).
     Each scale is pooled from the map itself, so that region 0 is exactly what the model says about the image.
 
     Source: Wei, Luo, Luo, "Scaled Decoupled Distillation", CVPR 2024, section 3.

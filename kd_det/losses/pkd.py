@@ -42,4 +42,4 @@ def pkd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
 
 
 def _normalized(feature_map: Tensor) -> Tensor:
-    return z_score(feature_map, (0, 2, 3), eps=EPS, unbiased=False) if len(feature_map) else feature_map
+    return z_score(feature_map, (0, 2, 3), eps=EPS, unbiased=False)

@@ -36,8 +36,8 @@ def sdd_loss(
             The dtypes are those that ``base`` takes.
         t: teacher logits (B, C, N). They get no gradient.
         y: target classes (B,), int64, from 0 to C − 1.
-        base: a loss on logits (B·N, C), called as ``base(s, t, y, reduction="none", **base_settings)``, or without y
-            where it has no third positional parameter that must be given (``kd_loss``). It returns (B·N,).
+        base: a loss on logits (B·N, C), called as ``base(s, t, y, reduction="none", **base_settings)`` if it needs a
+            third argument beside those named, or takes ``*args``; without y if not, as ``kd_loss``. It returns (B·N,).
         complementary_weight: β, 0 or more.
         **base_settings: what else ``base`` takes, such as ``temperature``.
 
@@ -55,7 +55,7 @@ def sdd_loss(
         raise ValueError("sdd_loss averages over samples and regions itself; leave out reduction.")
     t = t.detach()
     rows = [_rows(s), _rows(t)]
-    if _takes_labels(base):
+    if _takes_labels(base, {"reduction", *base_settings}):
         rows.append(y.repeat_interleave(s.shape[2]))
     losses = base(*rows, reduction="none", **base_settings)
     if losses.shape != rows[0].shape[:1]:
@@ -81,16 +81,13 @@ def _rows(logits: Tensor) -> Tensor:
     return logits.transpose(1, 2).flatten(0, 1)
 
 
-def _takes_labels(base: Callable[..., Tensor]) -> bool:
-    """Whether ``base`` has a third positional parameter without a default, or takes any number of them."""
+def _takes_labels(base: Callable[..., Tensor], keywords: set[str]) -> bool:
+    """Whether ``base`` must get a third argument by position, ``keywords`` being given by name, or takes any number."""
     kinds = inspect.Parameter
-    positional = 0
-    for parameter in inspect.signature(base).parameters.values():
-        if parameter.kind == kinds.VAR_POSITIONAL:
-            return True
-        if parameter.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD):
-            positional += parameter.default is kinds.empty
-    return positional >= 3
+    parameters = inspect.signature(base).parameters.values()
+    by_position = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    needed = [p for p in by_position if p.default is kinds.empty and p.name not in keywords]
+    return len(needed) >= 3 or any(p.kind == kinds.VAR_POSITIONAL for p in parameters)
 
 
 def _complementary(t: Tensor, y: Tensor) -> Tensor:

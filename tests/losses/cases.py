@@ -1,4 +1,4 @@
-"""Hypothesis strategies for logits, labels and settings."""
+"""Hypothesis strategies for logits, labels and settings; random feature maps."""
 
 from __future__ import annotations
 
@@ -19,3 +19,9 @@ def logit_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor]:
     s, t = (torch.tensor(draw(rows), dtype=torch.float64) for _ in range(2))
     labels = st.lists(st.integers(0, classes - 1), min_size=batch, max_size=batch)
     return s, t, torch.tensor(draw(labels))
+
+
+def random_maps(*sizes: tuple[int, int], batch: int = 2, channels: int = 3, seed: int = 0) -> list[Tensor]:
+    """A normal float64 (batch, channels, height, width) for each size (height, width)."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, channels, *size, dtype=torch.float64, generator=generator) for size in sizes]
