@@ -153,6 +153,15 @@ def test_halving_is_the_mean_of_four():
     torch.testing.assert_close(ours, F.avg_pool2d(values, 2))
 
 
+def test_a_last_row_or_column_without_partner_counts_alone():
+    values = torch.randn(1, 2, 7, 9)
+    ours, _ = align(values, torch.zeros(1, 2, 4, 5), pair(8, 16))
+    assert ours.shape == (1, 2, 4, 5)
+    torch.testing.assert_close(ours[..., :3, :4], F.avg_pool2d(values[..., :6, :8], 2))
+    torch.testing.assert_close(ours[..., 3, :4], F.avg_pool1d(values[0, :, 6, :8], 2)[None])
+    torch.testing.assert_close(ours[..., 3, 4], values[..., 6, 8])
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1)])
 def test_maps_smaller_than_a_position_of_the_teacher(size):
     values = torch.randn(1, 2, *size)

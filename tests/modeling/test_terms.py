@@ -10,9 +10,11 @@ import torch
 from torchvision.ops import roi_align
 
 from kd_det.box_stages import box_stages
+from kd_det.class_map import class_map
 from kd_det.config import plain_config
 from kd_det.errors import SetupError
 from kd_det.losses import dkd_loss, kd_loss, nkd_loss
+from kd_det.modeling.regions import SharedRegions, on_shared_classes
 from kd_det.modeling.terms import TERMS
 from tests.modeling.test_any_rcnn import CASCADE, distilling
 from tests.modeling.test_distill_rcnn import Calls
@@ -196,6 +198,29 @@ def test_sdd_at_three_scales(teacher):
     losses, inputs = step_seen(build(student_config(teacher, *settings, terms=("sdd",))), "sdd")
     assert inputs.regions[0].student_cells.shape == inputs.regions[0].teacher_cells.shape == (8, 4, 20)
     assert losses["loss_sdd"] > 0
+
+
+def test_sdd_on_the_classes_that_both_networks_have(teacher):
+    rng = torch.Generator().manual_seed(0)
+    s, s_cells = (torch.randn(5, 4, *rest, generator=rng).requires_grad_() for rest in ((), (4,)))
+    t, t_cells = (torch.randn(5, 5, *rest, generator=rng) for rest in ((), (4,)))
+    classes = class_map(["cat", "person"], ["cat", "dog", "person"], ["person", "bus", "cat", "car"])
+    given = SharedRegions(s, t, torch.tensor([1, 0, 3, 1, 2]), s_cells, t_cells)
+    term = build(student_config(teacher, *BASE_SETTINGS, terms=("sdd",))).terms["sdd"]
+    kept, ours, theirs = [1, 2, 4], [0, 2, 3], [2, 0, 4]
+    student = torch.cat((s.unsqueeze(2), s_cells), dim=2)[kept][:, ours]
+    expected = sdd(
+        student,
+        torch.cat((t.unsqueeze(2), t_cells), dim=2)[kept][:, theirs],
+        torch.tensor([0, 2, 1]),
+        FORMULAS["dkd"],
+        2.0,
+    )
+    torch.testing.assert_close(term.region_loss(on_shared_classes(given, classes)), expected)
+    none_left = SharedRegions(s[:2], t[:2], torch.tensor([1, 1]), s_cells[:2], t_cells[:2])
+    loss = term.region_loss(on_shared_classes(none_left, classes))
+    loss.backward()
+    assert loss == 0 and s.grad is not None and not s.grad.any()
 
 
 @pytest.fixture(scope="module")
