@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.utils.visualizer import Visualizer
 
 SHORT_SIDE = 480  # smaller images are enlarged to this, so that their labels can be read
+FONT = 16
 TITLE_HEIGHT = 32
 GAP = 8
 
@@ -50,6 +51,8 @@ def side_by_side(image: np.ndarray, panels: Sequence[Panel]) -> np.ndarray:
 def _draw(image: np.ndarray, panel: Panel) -> np.ndarray:
     scale = max(1.0, SHORT_SIDE / min(image.shape[:2]))
     visualizer = Visualizer(image, None, scale=scale)
+    # Small objects get labels of half this size; Detectron2's own choice is too small to read on an enlarged image.
+    visualizer._default_font_size = max(visualizer._default_font_size, FONT / scale)
     drawn = visualizer.overlay_instances(
         boxes=panel.boxes, labels=list(panel.labels), assigned_colors=list(panel.colours)
     )

@@ -80,12 +80,17 @@ def check_coco_json(json_file: str, key: str) -> DatasetReport:
     return DatasetReport(len(images), first, len(annotations), classes, degenerate)
 
 
-def _check_dataset(key: str, name: str, num_classes: int) -> None:
+def check_named(key: str, name: str) -> None:
+    """Raises ``SetupError`` unless ``name``, which ``key`` gave, is a registered data set."""
     if name not in DatasetCatalog.list():
         raise SetupError(
             f"{key}: there is no data set {name!r}.{did_you_mean(name, DatasetCatalog.list())} Give the files of your "
             "own in DATASETS.COCO_JSON, or with --dataset name=json,folder."
         )
+
+
+def _check_dataset(key: str, name: str, num_classes: int) -> None:
+    check_named(key, name)
     metadata = MetadataCatalog.get(name)
     if metadata.get("json_file") is None:
         logger.info("%s: %s is not in COCO format; it is not checked", key, name)
