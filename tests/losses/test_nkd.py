@@ -107,6 +107,8 @@ def test_two_classes_leave_only_the_target():
     loss = nkd_loss(s, t, y, gamma=5.0, temperature=3.0, reduction="none")
     assert loss.equal(nkd_loss(s, t, y, gamma=0.0, reduction="none"))
     torch.testing.assert_close(loss, nkd_by_autograd(s, t, y, gamma=0.0, temperature=1.0))
+    sure = torch.tensor([[1000.0, 0.0]], dtype=torch.float64)
+    assert nkd_loss(sure, t[:1], y[:1], gamma=5.0) == 0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
