@@ -25,15 +25,38 @@ class Cells:
         sides: for each scale, the number m of cells along a side, 2 or more; a scale has m x m cells, row after row.
         kind: "grid" pools each cell's own part of the box to the head's P x P. "interleaved" pools the whole box to
             mP x mP and takes every m-th sample of it, from each of the m x m starts.
+        boxes: how many boxes of a batch are divided, evenly spaced among all; None: every one.
     """
 
     sides: tuple[int, ...]
     kind: str = "grid"
+    boxes: int | None = None
 
     @property
     def count(self) -> int:
         """M, the number of cells of all scales together."""
         return sum(side * side for side in self.sides)
+
+
+    def rows(self, total: int, device: torch.device) -> Tensor:
+        """(S,) int64: which of the batch's ``total`` boxes are divided, in ascending order.
+
+        Detectron2 shuffles the sampled proposals of an image, those with an object before the others: an even spacing
+        is a random sample that keeps the shares of images and of objects, without drawing random numbers.
+        """
+        chosen = total if self.boxes is None else min(self.boxes, total)
+        return torch.arange(chosen, device=device) * total // max(chosen, 1)
+
+
+def choose_boxes(boxes: Sequence[Boxes], rows: Tensor) -> list[Boxes]:
+    """The boxes of each image that are among ``rows`` (S,) of all images' boxes, in ascending order."""
+    ends = torch.tensor([len(some) for some in boxes]).cumsum(0).tolist()
+    starts = [0, *ends[:-1]]
+    flat = rows.tolist()
+    return [
+        some[torch.tensor([row - start for row in flat if start <= row < end], dtype=torch.int64, device=some.device)]
+        for some, start, end in zip(boxes, starts, ends, strict=True)
+    ]
 
 
 def pool_cells(pooler: ROIPooler, maps: list[Tensor], boxes: Sequence[Boxes], cells: Cells) -> Tensor:

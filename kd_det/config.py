@@ -85,6 +85,9 @@ def add_kd_config(cfg: CfgNode) -> None:
     # What a cell is: "grid", a part of the proposal, pooled like a box; "interleaved", every m-th sample of the whole
     # proposal pooled m times as finely.
     cfg.KD.SDD.CELLS = "grid"
+    # How many of a batch's proposals are divided, evenly spaced among those sampled (which Detectron2 shuffles); the
+    # loss has the same expectation. 0: every one, at twice the time of a step and more.
+    cfg.KD.SDD.PROPOSALS = 256
     cfg.KD.SDD.COMPLEMENTARY_WEIGHT = 2.0  # beta, of cells that the teacher judges otherwise than the whole
 
     # The terms on feature maps have a key FEATURES: which maps are compared. "p3": the maps that both backbones call

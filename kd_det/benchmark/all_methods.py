@@ -12,6 +12,7 @@ from detectron2.structures import Boxes
 from torch import nn
 
 from kd_det.benchmark.step import Steps, benchmark_config, seconds, sgd
+from kd_det.cells import Cells, choose_boxes
 from kd_det.modeling.terms import KDTerm, Maps, build_terms
 from kd_det.teacher import teacher_maps
 
@@ -64,7 +65,7 @@ class _Need:
     """What a method's terms ask of the teacher beyond its maps."""
 
     logits: bool
-    cells: object
+    cells: Cells | None
 
     @classmethod
     def of(cls, terms: nn.ModuleDict) -> _Need:
@@ -100,7 +101,8 @@ def _floor(steps: Steps, need: _Need, boxes: list[Boxes]) -> None:
     if need.logits:
         model.teacher.box_logits(features, boxes)
     if need.cells is not None:
-        model.teacher.cell_logits(features, boxes, need.cells)
+        rows = need.cells.rows(sum(map(len, boxes)), model.device)
+        model.teacher.cell_logits(features, choose_boxes(boxes, rows), need.cells)
 
 
 def _sampled_boxes(steps: Steps) -> list[Boxes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -133,9 +134,12 @@ class DistillRCNN(GeneralizedRCNN):
 
     def _share(self, ours: StudentRegions, number: int, teacher_features: dict[str, Tensor]) -> SharedRegions:
         logits = self.teacher.box_logits(teacher_features, ours.boxes, stage=number)
-        cells = self._cells()
-        theirs = cells and self.teacher.cell_logits(teacher_features, ours.boxes, cells, stage=number)
-        shared = SharedRegions(ours.logits, logits, ours.labels, ours.cell_logits, theirs)
+        shared = SharedRegions(ours.logits, logits, ours.labels)
+        if ours.cell_rows is not None:
+            cells = self.teacher.cell_logits(teacher_features, ours.cell_boxes, self._cells(), stage=number)
+            shared = replace(
+                shared, cell_rows=ours.cell_rows, student_cells=ours.cell_logits, teacher_cells=cells
+            )
         return shared if self.teacher.class_map is None else on_shared_classes(shared, self.teacher.class_map)
 
     def _visualize(
@@ -167,6 +171,12 @@ class DistillRCNN(GeneralizedRCNN):
         """Loads the student's entries; what the terms hold stays as it is."""
         kept = {TERMS_PREFIX + name: value for name, value in self.terms.state_dict().items()}
         return super().load_state_dict({**kept, **state_dict}, *args, **kwargs)
+
+
+def _check_cells(terms: Mapping[str, KDTerm]) -> None:
+    asked = {name: term.cells for name, term in terms.items() if term.cells is not None}
+    if len(set(asked.values())) > 1:
+        raise SetupError(f"KD.TERMS: {' and '.join(asked)} ask for different cells of the proposals; name one of them.")
 
 
 def _check_heads(cfg: CfgNode) -> None:

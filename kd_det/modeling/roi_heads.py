@@ -19,7 +19,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, cat, no_grad
 
 from kd_det.box_stages import BoxStage, box_stages
-from kd_det.cells import Cells
+from kd_det.cells import Cells, choose_boxes
 from kd_det.modeling.regions import StudentRegions
 
 Trained = tuple[list[Instances], dict[str, Tensor], list[StudentRegions]]
@@ -158,4 +158,6 @@ def _regions(
     labels = cat([instances.gt_classes for instances in proposals])
     if cells is None:
         return StudentRegions(boxes, logits, labels)
-    return StudentRegions(boxes, logits, labels, stage.cell_logits(features, boxes, cells))
+    rows = cells.rows(len(labels), labels.device)
+    divided = choose_boxes(boxes, rows)
+    return StudentRegions(boxes, logits, labels, divided, rows, stage.cell_logits(features, divided, cells))

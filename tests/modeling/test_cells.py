@@ -8,7 +8,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torchvision.ops import roi_align
 
-from kd_det.cells import Cells, pool_cells
+from kd_det.cells import Cells, choose_boxes, pool_cells
 
 STRIDES = (4, 8, 16)
 
@@ -106,3 +106,14 @@ def test_no_boxes(kind, strides):
     for given, count in (([boxes(), boxes()], 0), ([boxes(), GIVEN[0]], 3)):
         pooled = pool_cells(pooler(strides), values, given, Cells((2, 3), kind))
         assert pooled.shape == (13 * count, 5, 3, 3) and pooled.requires_grad
+
+
+@pytest.mark.parametrize("asked, total, rows", [(None, 3, [0, 1, 2]), (4, 3, [0, 1, 2]), (2, 7, [0, 3]), (3, 0, [])])
+def test_rows_are_evenly_spaced(asked, total, rows):
+    assert Cells((2,), boxes=asked).rows(total, torch.device("cpu")).tolist() == rows
+
+
+def test_chosen_boxes_stay_with_their_images():
+    first, second = boxes([0, 0, 1, 1], [0, 0, 2, 2]), boxes([0, 0, 3, 3])
+    chosen = choose_boxes([first, boxes(), second], torch.tensor([1, 2]))
+    assert [each.tensor[:, 2].tolist() for each in chosen] == [[2.0], [], [3.0]]

@@ -10,12 +10,13 @@ import torch
 from torchvision.ops import roi_align
 
 from kd_det.box_stages import box_stages
+from kd_det.cells import Cells
 from kd_det.class_map import class_map
 from kd_det.config import plain_config
 from kd_det.errors import SetupError
 from kd_det.losses import dkd_loss, kd_loss, nkd_loss
 from kd_det.modeling.regions import SharedRegions, on_shared_classes
-from kd_det.modeling.terms import TERMS
+from kd_det.modeling.terms import TERMS, LogitTerm, register_term
 from tests.modeling.test_any_rcnn import CASCADE, distilling
 from tests.modeling.test_distill_rcnn import Calls
 from tests.tiny import batch, build, loss_gradients, student_config, teacher_files
@@ -193,6 +194,42 @@ def test_sdd_at_one_scale_is_its_base(teacher):
     torch.testing.assert_close(losses["loss_sdd"], expected)
 
 
+def test_sdd_of_some_proposals_cells_has_every_whole_in_it(teacher):
+    model = build(student_config(teacher, *BASE_SETTINGS, "KD.SDD.PROPOSALS", 6, terms=("sdd",)))
+    model.load_teacher()
+    heads = [Calls(model.roi_heads.box_head), Calls(model.teacher.model.roi_heads.box_head)]
+    pooled = Calls(model.roi_heads.box_pooler)
+    losses, inputs = step_seen(model, "sdd")
+    assert [[len(given[0]) for given in calls.inputs] for calls in heads] == [[32, 24], [32, 24]]
+    (shared,), boxes = inputs.regions, pooled.inputs[0][1]
+    rows = [0, 5, 10, 16, 21, 26]  # of 16 proposals of either image, three each
+    assert shared.cell_rows.tolist() == rows
+    every_cell = cell_logits(model.roi_heads, box_stages(model.roi_heads)[0], inputs.student_features, boxes, "grid")
+    torch.testing.assert_close(shared.student_cells, every_cell[rows], rtol=1e-3, atol=1e-3)
+    s, t = (
+        torch.cat((whole[rows].unsqueeze(2), cells), dim=2)
+        for whole, cells in (
+            (shared.student_logits, shared.student_cells),
+            (shared.teacher_logits, shared.teacher_cells),
+        )
+    )
+    of_sample = sdd(s, t, shared.labels[rows], FORMULAS["dkd"], 2.0)
+    wholes = [FORMULAS["dkd"](s[i : i + 1, :, 0], t[i : i + 1, :, 0], shared.labels[rows][i : i + 1]) for i in range(6)]
+    cells = of_sample - torch.stack(wholes).mean() / 5
+    every_whole = FORMULAS["dkd"](shared.student_logits, shared.teacher_logits, shared.labels)
+    torch.testing.assert_close(losses["loss_sdd"], every_whole / 5 + cells, rtol=1e-3, atol=1e-5)
+
+
+def test_some_proposals_left_out_by_the_class_map_take_their_cells_along():
+    logits = torch.arange(12.0).view(4, 3)
+    cells = torch.arange(12.0).view(2, 3, 2)
+    classes = class_map(["cat"], ["cat", "dog"], ["cat", "dog"])
+    given = SharedRegions(logits, logits, torch.tensor([1, 0, 1, 2]), torch.tensor([0, 3]), cells, cells)
+    shared = on_shared_classes(given, classes)
+    assert shared.student_logits.tolist() == [[3, 5], [9, 11]] and shared.labels.tolist() == [0, 1]
+    assert shared.cell_rows.tolist() == [1] and shared.student_cells.tolist() == [[[6, 7], [10, 11]]]
+
+
 def test_sdd_at_three_scales(teacher):
     settings = ["KD.SDD.SCALES", (1, 2, 4), "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 4]
     losses, inputs = step_seen(build(student_config(teacher, *settings, terms=("sdd",))), "sdd")
@@ -205,7 +242,7 @@ def test_sdd_on_the_classes_that_both_networks_have(teacher):
     s, s_cells = (torch.randn(5, 4, *rest, generator=rng).requires_grad_() for rest in ((), (4,)))
     t, t_cells = (torch.randn(5, 5, *rest, generator=rng) for rest in ((), (4,)))
     classes = class_map(["cat", "person"], ["cat", "dog", "person"], ["person", "bus", "cat", "car"])
-    given = SharedRegions(s, t, torch.tensor([1, 0, 3, 1, 2]), s_cells, t_cells)
+    given = SharedRegions(s, t, torch.tensor([1, 0, 3, 1, 2]), torch.arange(5), s_cells, t_cells)
     term = build(student_config(teacher, *BASE_SETTINGS, terms=("sdd",))).terms["sdd"]
     kept, ours, theirs = [1, 2, 4], [0, 2, 3], [2, 0, 4]
     student = torch.cat((s.unsqueeze(2), s_cells), dim=2)[kept][:, ours]
@@ -217,7 +254,7 @@ def test_sdd_on_the_classes_that_both_networks_have(teacher):
         2.0,
     )
     torch.testing.assert_close(term.region_loss(on_shared_classes(given, classes)), expected)
-    none_left = SharedRegions(s[:2], t[:2], torch.tensor([1, 1]), s_cells[:2], t_cells[:2])
+    none_left = SharedRegions(s[:2], t[:2], torch.tensor([1, 1]), torch.arange(2), s_cells[:2], t_cells[:2])
     loss = term.region_loss(on_shared_classes(none_left, classes))
     loss.backward()
     assert loss == 0 and s.grad is not None and not s.grad.any()
@@ -281,6 +318,7 @@ def test_a_cascades_cells_give_the_backbone_the_gradient_of_a_mean_over_stages(c
         ("KD.SDD.SCALES", (1, 0), r"KD\.SDD\.SCALES is \(1, 0\)"),
         ("KD.SDD.SCALES", (1, 2.5), r"KD\.SDD\.SCALES is \(1, 2\.5\)"),
         ("KD.SDD.SCALES", (), r"KD\.SDD\.SCALES is \(\)"),
+        ("KD.SDD.PROPOSALS", -1, r"KD\.SDD\.PROPOSALS is -1; it must be 0, for all, or a number"),
         ("KD.SDD.COMPLEMENTARY_WEIGHT", -1.0, r"KD\.SDD\.COMPLEMENTARY_WEIGHT is -1\.0; it must be"),
         ("KD.DKD.TEMPERATURE", 0.0, r"KD\.DKD\.TEMPERATURE is 0\.0"),
     ],
@@ -300,3 +338,23 @@ def test_settings_of_nkd_that_make_no_sense(teacher, key, value):
 def test_weights_that_make_no_sense(teacher, name):
     with pytest.raises(SetupError, match=rf"KD\.{name.upper()}\.WEIGHT is -1\.0; it must be a finite number"):
         build(student_config(teacher, *weights(-1.0), terms=(name,)))
+
+
+def test_two_terms_that_want_different_cells_are_refused(teacher):
+    @register_term("thirds")
+    class Thirds(LogitTerm):
+        cells = Cells((3,))
+
+        def __init__(self, cfg, maps):
+            super().__init__(weight=1.0)
+
+        def region_loss(self, regions):
+            return regions.student_cells.square().mean()
+
+    try:
+        losses, _ = loss_gradients(build(student_config(teacher, terms=("thirds", "dkd"))), batch())
+        assert losses["loss_thirds"] > 0
+        with pytest.raises(SetupError, match="KD.TERMS: thirds and sdd ask for different cells"):
+            build(student_config(teacher, terms=("thirds", "sdd")))
+    finally:
+        del TERMS["thirds"]

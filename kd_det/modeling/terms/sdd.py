@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,22 +71,34 @@ class SDDTerm(LogitTerm):
             "base": base,
             "base_settings": {name: value for name, value in settings.items() if name != "weight"},
             "complementary_weight": non_negative("KD.SDD.COMPLEMENTARY_WEIGHT", node.COMPLEMENTARY_WEIGHT),
-            "cells": _cells(node.SCALES, node.CELLS),
+            "cells": _cells(node.SCALES, node.CELLS, node.PROPOSALS),
         }
 
     def region_loss(self, regions: SharedRegions) -> Tensor:
-        student = _stacked(regions.student_logits, regions.student_cells)
-        teacher = _stacked(regions.teacher_logits, regions.teacher_cells)
-        return sdd_loss(student, teacher, regions.labels, **self.settings)
+        if regions.cell_rows is None:
+            whole = regions.student_logits.unsqueeze(-1), regions.teacher_logits.unsqueeze(-1)
+            return sdd_loss(*whole, regions.labels, **self.settings)
+        divided = _only(regions, regions.cell_rows)
+        student = torch.cat((divided.student_logits.unsqueeze(-1), regions.student_cells), dim=-1)
+        teacher = torch.cat((divided.teacher_logits.unsqueeze(-1), regions.teacher_cells), dim=-1)
+        loss = sdd_loss(student, teacher, divided.labels, **self.settings)
+        if len(divided.labels) == len(regions.labels):
+            return loss
+        # The wholes are at hand for all proposals: theirs take the place of the sample's in the mean.
+        return loss + (self._wholes(regions) - self._wholes(divided)) / student.shape[-1]
+
+    def _wholes(self, regions: SharedRegions) -> Tensor:
+        return self.region_loss(replace(regions, cell_rows=None))
 
 
-def _stacked(whole: Tensor, cells: Tensor | None) -> Tensor:
-    """(R, K+1) and (R, K+1, M) to (R, K+1, 1 + M)."""
-    whole = whole.unsqueeze(-1)
-    return whole if cells is None else torch.cat((whole, cells), dim=-1)
+def _only(regions: SharedRegions, rows: Tensor) -> SharedRegions:
+    """The wholes of the proposals ``rows`` (S,)."""
+    return SharedRegions(regions.student_logits[rows], regions.teacher_logits[rows], regions.labels[rows])
 
 
-def _cells(scales: Sequence[int], kind: str) -> Cells | None:
+def _cells(scales: Sequence[int], kind: str, proposals: int) -> Cells | None:
+    if proposals < 0:
+        raise SetupError(f"KD.SDD.PROPOSALS is {proposals}; it must be 0, for all, or a number of proposals.")
     if kind not in KINDS:
         raise SetupError(f"KD.SDD.CELLS is {kind!r}; it must be one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
     finer = tuple(scales[1:])
@@ -95,4 +108,4 @@ def _cells(scales: Sequence[int], kind: str) -> Cells | None:
             f"KD.SDD.SCALES is {tuple(scales)}; it must be 1, the whole proposal, and then different whole numbers of "
             "cells along a side, 2 or more: (1, 2)."
         )
-    return Cells(finer, kind) if finer else None
+    return Cells(finer, kind, proposals or None) if finer else None
