@@ -16,7 +16,7 @@ def fgfi_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], ma
     N_p is the number of masked positions, of all levels and images together.
 
     Source: Wang, Yuan, Zhang, Feng, "Distilling Object Detectors with Fine-Grained Feature Imitation", CVPR 2019,
-    eq. 1 and 2 of section 3.2; there the masked positions are those near an object's anchors.
+    section 3; there the masked positions are those near an object's anchors.
 
     Args:
         student_maps: one or more (B, C, H, W), float16, bfloat16, float32 or float64, already adapted to the

@@ -21,7 +21,7 @@ def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     1 × 1 (w = 1/2, 1/4, 1/8). A pooling is left out, and its weight too, unless it makes the map both lower and
     narrower: of a map 4 high or wide, or less, there is no 4 × 4, and of a 1 × 1 map just the error itself.
 
-    Source: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3.3.
+    Source: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3.
 
     Args:
         student_maps: one or more (B, C, H, W), float16, bfloat16, float32 or float64, largest first: what

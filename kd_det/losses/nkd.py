@@ -38,7 +38,7 @@ def nkd_loss(
     where C = 2.
 
     Source: Yang, Zeng, Li, Zhang, Yuan, Li, "From Knowledge Distillation to Self-Knowledge Distillation: A Unified
-    Approach with Normalized Loss and Customized Soft Labels", ICCV 2023, section 3.1. It takes γ = 1.5 and T = 1 on
+    Approach with Normalized Loss and Customized Soft Labels", ICCV 2023, section 3. It takes γ = 1.5 and T = 1 on
     ImageNet.
 
     Args:

@@ -23,7 +23,7 @@ def pkd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     gradient: its own would be 1 / std times that of the loss. Constant on one side only, it costs 1/2; on both, 0.
 
     Source: Cao, Zhang, Gao, Cheng, Cheng, Cheng, "PKD: General Distillation Framework for Object Detectors via Pearson
-    Correlation Coefficient", NeurIPS 2022, section 3.2. There the levels are summed, with weight 6 each for a two-stage
+    Correlation Coefficient", NeurIPS 2022, section 3. There the levels are summed, with weight 6 each for a two-stage
     teacher and student; the mean needs that times the number of levels.
 
     Args:

@@ -19,7 +19,7 @@ class ReviewKDFusion(nn.Module):
     mixture goes on to the next shallower level and, brought to the teacher's channels, into the result. So a student's
     shallow level learns from its own map and all deeper ones.
 
-    Source: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3.3 and figure 3.
+    Source: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3.
 
     Args:
         in_channels: the channels of the student's maps, largest map first.

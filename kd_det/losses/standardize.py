@@ -24,7 +24,7 @@ def standardize_logits(logits: Tensor, eps: float = 1e-7) -> Tensor:
     1 / std times that of the loss. All logits equal give exactly 0. Of two classes only the sign of their difference is
     left: ±1/√2, with a gradient of next to nothing. Standardise where there are three classes or more.
 
-    Source: Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024, section 4.
+    Source: Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024.
 
     Args:
         logits: (B, C) or (B, C, N), C >= 2 classes in dimension 1; float16, bfloat16, float32 or float64.
