@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -15,14 +15,14 @@ from kd_det.errors import SetupError
 from kd_det.teacher import class_names, shared_classes, teacher_config
 
 
-def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, compare_count: bool) -> tuple[str, bool]:
+def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, with_model: bool) -> tuple[str, bool]:
     """Reports on data sets and on how their classes stand to the teacher's.
 
     Args:
         cfg: with the sets registered; its ``KD.TEACHER`` is compared, if it names one.
         names: of registered sets with a COCO JSON.
         sizes: open every image to compare its size with the JSON's.
-        compare_count: whether the sets must have ``MODEL.ROI_HEADS.NUM_CLASSES`` classes.
+        with_model: whether the sets must have what ``cfg.MODEL`` asks for: its number of classes, masks, keypoints.
 
     Returns:
         the text, and whether a fault in it would stop training.
@@ -34,8 +34,8 @@ def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, compare_count
         raise SetupError("there is no data set to look at: give names, --dataset, or a --config-file with DATASETS.")
     reports = [_report(name, sizes) for name in dict.fromkeys(names)]
     findings = compare_sets(reports)
-    if compare_count:
-        findings += _count_findings(cfg, reports)
+    if with_model:
+        findings += _model_findings(cfg, reports)
     if cfg.KD.TEACHER.CONFIG_FILE:
         findings += _teacher_findings(cfg, reports[0])
     texts = [format_report(report) for report in reports]
@@ -55,13 +55,17 @@ def _report(name: str, sizes: bool) -> CocoReport:
     return examine(name, metadata.json_file, metadata.image_root, sizes=sizes)
 
 
-def _count_findings(cfg: CfgNode, reports: Sequence[CocoReport]) -> list[Finding]:
+def _model_findings(cfg: CfgNode, reports: Sequence[CocoReport]) -> Iterator[Finding]:
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    return [
-        Finding(f"{report.name} has {found} classes, MODEL.ROI_HEADS.NUM_CLASSES is {count}; set it to {found}", True)
-        for report in reports
-        if (found := len(report.classes)) != count
-    ]
+    for report in reports:
+        name, found = report.name, len(report.classes)
+        if found != count:
+            text = f"{name} has {found} classes, MODEL.ROI_HEADS.NUM_CLASSES is {count}; set it to {found}"
+            yield Finding(text, stops=True)
+        if cfg.MODEL.MASK_ON and report.unmasked:
+            yield Finding(f"{name}: {report.unmasked} objects have no segmentation; MODEL.MASK_ON must be False", True)
+        if cfg.MODEL.KEYPOINT_ON and report.unposed:
+            yield Finding(f"{name}: {report.unposed} objects have no keypoints; MODEL.KEYPOINT_ON must be False", True)
 
 
 def _teacher_findings(cfg: CfgNode, report: CocoReport) -> list[Finding]:

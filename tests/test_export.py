@@ -112,7 +112,7 @@ def test_onnx_finds_the_same_or_says_what_is_missing(tmp_path):
     cfg = load_config("", [*TINY, *SMALL])
     exports = export_student(cfg, saved(cfg, tmp_path / "model.pth"), str(tmp_path / "out"), ["onnx"])
     if not all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime")):
-        with pytest.raises(SetupError, match="--format onnx needs .*pip install onnx"):
+        with pytest.raises(SetupError, match=r"--format onnx needs .*pip install onnx"):
             next(exports)
         return
     exported = next(exports)

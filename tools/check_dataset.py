@@ -26,7 +26,7 @@ def main() -> None:
     with one_line_errors():
         cfg = read_setup(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"], args.dataset)
         given = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *(parse_option(text)[0] for text in args.dataset)]
-        report, stops = check_sets(cfg, args.names or given, sizes=args.sizes, compare_count=bool(args.config_file))
+        report, stops = check_sets(cfg, args.names or given, sizes=args.sizes, with_model=bool(args.config_file))
         print(report)
         sys.exit(1 if stops else 0)
 

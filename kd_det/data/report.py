@@ -42,6 +42,7 @@ class CocoReport:
         empty: how many of them have no object to train on.
         crowds: annotations of crowds, which are not trained on and not in the figures below.
         classes: name to number of objects, in the order of the category ids.
+        unmasked, unposed: objects without "segmentation", and without "keypoints".
         sides: (N,) square roots of the boxes' areas, pixels.
         files: paths of the images.
         findings: faults and duplicates.
@@ -52,6 +53,8 @@ class CocoReport:
     empty: int
     crowds: int
     classes: dict[str, int]
+    unmasked: int
+    unposed: int
     sides: np.ndarray
     files: frozenset[str]
     findings: list[Finding] = field(default_factory=list)
@@ -97,6 +100,8 @@ def examine(name: str, json_file: str, image_root: str, *, sizes: bool = False) 
         empty=empty,
         crowds=len(content["annotations"]) - len(objects),
         classes={names[number]: counts[number] for number in sorted(names)},
+        unmasked=sum(not item.get("segmentation") for item in trained),
+        unposed=sum(not item.get("keypoints") for item in trained),
         sides=np.sqrt([item["bbox"][2] * item["bbox"][3] for item in boxes]),
         files=frozenset(_path(image_root, image) for image in images.values()),
         findings=findings,

@@ -63,6 +63,7 @@ class DistillRCNN(GeneralizedRCNN):
         parts = super().from_config(cfg)
         cfg = cfg.clone()
         terms = build_terms(cfg, Maps(parts["backbone"].output_shape(), partial(teacher_maps, cfg)))
+        _check_cells(terms)
         names = class_names(cfg)
         names = names if names and len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES else None
         return {**parts, "terms": terms, "teacher": partial(load_teacher, cfg), "class_names": names}

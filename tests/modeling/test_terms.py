@@ -354,7 +354,7 @@ def test_two_terms_that_want_different_cells_are_refused(teacher):
     try:
         losses, _ = loss_gradients(build(student_config(teacher, terms=("thirds", "dkd"))), batch())
         assert losses["loss_thirds"] > 0
-        with pytest.raises(SetupError, match="KD.TERMS: thirds and sdd ask for different cells"):
+        with pytest.raises(SetupError, match=r"KD\.TERMS: thirds and sdd ask for different cells"):
             build(student_config(teacher, terms=("thirds", "sdd")))
     finally:
         del TERMS["thirds"]

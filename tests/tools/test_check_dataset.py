@@ -67,6 +67,19 @@ def test_configuration_with_a_teacher(own, teacher, tmp_path):
     assert f"CLASS_MAP pairs {len(THINGS)} of the 80 classes" in alone.stdout and "coco_2017_val" not in alone.stdout
 
 
+def test_masks_that_the_model_needs_and_the_set_lacks(own, teacher, tmp_path):
+    root, json_file, folder = own
+    edit_annotations(root, "train2017", lambda content: content["annotations"][0].pop("segmentation"))
+    settings = ["MODEL.ROI_HEADS.NUM_CLASSES", 80, "KD.TEACHER.CONFIG_FILE", ""]
+    config = tmp_path / "student.yaml"
+    config.write_text(student_config(teacher, *settings).dump())
+    command = ["--config-file", config, "--dataset", f"mine={json_file},{folder}"]
+    boxes = run_tool("check_dataset", *command)
+    masks = run_tool("check_dataset", *command, "--opts", "MODEL.MASK_ON", True)
+    assert (boxes.returncode, masks.returncode) == (0, 1), masks.stderr[-2000:]
+    assert "mine: 1 objects have no segmentation; MODEL.MASK_ON must be False" in masks.stdout
+
+
 def test_user_errors(own):
     _, json_file, folder = own
     assert "form name=json,folder" in error_of(run_tool("check_dataset", "--dataset", "mine"))
