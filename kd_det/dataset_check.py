@@ -12,7 +12,8 @@ from kd_det.data.checks import check_named
 from kd_det.data.class_comparison import compare_classes
 from kd_det.data.report import CocoReport, Finding, compare_sets, examine, format_findings, format_report
 from kd_det.errors import SetupError
-from kd_det.teacher import class_names, shared_classes, teacher_config
+from kd_det.teacher_classes import class_names, shared_classes
+from kd_det.teacher_config import teacher_config
 
 
 def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, with_model: bool) -> tuple[str, bool]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import Any
 
 import torch
-from detectron2 import model_zoo
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 from detectron2.modeling.meta_arch import GeneralizedRCNN
@@ -20,11 +17,10 @@ from torch import Tensor, nn
 from kd_det.box_stages import BoxStage, box_modules, box_stages
 from kd_det.cells import Cells
 from kd_det.checkpoint import load_strictly
-from kd_det.class_map import KEY as CLASS_MAP
-from kd_det.class_map import ClassMap, class_map
-from kd_det.config import add_kd_config, merge_config, plain_config
-from kd_det.data.coco_json import use_datasets
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.class_map import ClassMap
+from kd_det.errors import SetupError
+from kd_det.teacher_classes import shared_classes
+from kd_det.teacher_config import teacher_config
 
 TEACHER_HEADS = (StandardROIHeads, CascadeROIHeads, Res5ROIHeads)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -153,69 +149,6 @@ def teacher_maps(cfg: CfgNode) -> dict[str, ShapeSpec]:
         return build_backbone(teacher_config(cfg)).output_shape()
 
 
-def teacher_config(cfg: CfgNode) -> CfgNode:
-    """The teacher's own, plain configuration, its ``MODEL.WEIGHTS`` and ``MODEL.DEVICE`` filled in from ``cfg``.
-
-    The data sets in its ``DATASETS.COCO_JSON`` are registered, so that its class names are known.
-
-    Raises:
-        SetupError: see ``load_teacher``.
-    """
-    node = cfg.KD.TEACHER
-    path, weights = _locate(node.CONFIG_FILE, node.WEIGHTS)
-    teacher_cfg = get_cfg()
-    add_kd_config(teacher_cfg)  # a distilled student can be the next one's teacher
-    merge_config(teacher_cfg, path, node.OPTS, source="KD.TEACHER.CONFIG_FILE")
-    _use_datasets(teacher_cfg, node.CONFIG_FILE)
-    teacher_cfg = plain_config(teacher_cfg)
-    teacher_cfg.MODEL.WEIGHTS = weights
-    teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
-    return teacher_cfg
-
-
-def _use_datasets(teacher_cfg: CfgNode, config_file: str) -> None:
-    try:
-        use_datasets(teacher_cfg)
-    except SetupError as error:
-        raise SetupError(
-            f"KD.TEACHER.CONFIG_FILE {config_file!r}: {error} Only the class names are taken from it; KD.TEACHER.OPTS "
-            "['DATASETS.COCO_JSON', []] does without."
-        ) from error
-
-
-def _locate(config_file: str, weights: str) -> tuple[str, str]:
-    if not config_file:
-        raise SetupError(
-            "KD.TEACHER.CONFIG_FILE is empty but KD.TERMS asks for a teacher. Give a model-zoo name such as "
-            "'COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml', or the path of the teacher's configuration."
-        )
-    if os.path.isfile(config_file):
-        if not weights:
-            raise SetupError(
-                f"KD.TEACHER.WEIGHTS is empty, and {config_file!r} is a file, not a model-zoo name, so there is no "
-                "checkpoint to fetch for it. Give the teacher's checkpoint."
-            )
-        return config_file, weights
-    try:
-        path = model_zoo.get_config_file(config_file)
-        return path, weights or model_zoo.get_checkpoint_url(config_file)
-    except RuntimeError as error:
-        raise SetupError(
-            f"KD.TEACHER.CONFIG_FILE {config_file!r}: {error} It is no file either."
-            f"{did_you_mean(config_file, _zoo_names())} Give a model-zoo name, or the path of a YAML configuration."
-        ) from error
-
-
-def _zoo_names() -> list[str]:
-    root = os.path.join(os.path.dirname(model_zoo.__file__), "configs")
-    return [
-        os.path.relpath(os.path.join(folder, name), root)
-        for folder, _, names in os.walk(root, followlinks=True)
-        for name in names
-        if name.endswith(".yaml")
-    ]
-
-
 def check_image_formats(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
     """Raises ``SetupError`` where the student's images cannot be turned into the teacher's."""
     formats = {cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT}
@@ -224,66 +157,6 @@ def check_image_formats(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
             f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r} for the student and {teacher_cfg.INPUT.FORMAT!r} for the teacher; "
             "only BGR and RGB can be turned into each other. Set the student's to the teacher's."
         )
-
-
-def shared_classes(cfg: CfgNode, teacher_cfg: CfgNode) -> ClassMap | None:
-    """The classes to compare: those of ``KD.TEACHER.CLASS_MAP``, or None for all, in the same order.
-
-    Raises:
-        SetupError: without a class map, the networks differ in number or names of classes; with one, its names are
-            unknown or those of a network are.
-    """
-    entries = list(cfg.KD.TEACHER.CLASS_MAP)
-    ours, theirs = class_names(cfg), class_names(teacher_cfg)
-    if not entries:
-        _check_same_number(cfg, teacher_cfg)
-        _check_class_names(ours, theirs)
-        return None
-    for names, config, side in ((ours, cfg, "student"), (theirs, teacher_cfg, "teacher")):
-        _check_named(names, config, side)
-    return class_map(entries, ours, theirs)
-
-
-def _check_named(names: list[str] | None, cfg: CfgNode, side: str) -> None:
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if names is None:
-        raise SetupError(
-            f"{CLASS_MAP} pairs classes by name, but the {side}'s names are not known: its DATASETS.TRAIN is "
-            f"{list(cfg.DATASETS.TRAIN)}. Name a registered data set there with its {count} classes "
-            "(KD.TEACHER.OPTS for the teacher's)."
-        )
-    if len(names) != count:
-        raise SetupError(
-            f"{CLASS_MAP}: the {side} has MODEL.ROI_HEADS.NUM_CLASSES {count}, its data set {cfg.DATASETS.TRAIN[0]!r} "
-            f"{len(names)} classes; make them agree."
-        )
-
-
-def _check_same_number(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
-    ours, theirs = cfg.MODEL.ROI_HEADS.NUM_CLASSES, teacher_cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if ours != theirs:
-        raise SetupError(
-            f"MODEL.ROI_HEADS.NUM_CLASSES is {ours} for the student and {theirs} for the teacher "
-            f"({cfg.KD.TEACHER.CONFIG_FILE}). They must be the same classes: take a teacher trained on them, correct "
-            f"the number (KD.TEACHER.OPTS for the teacher's), or pair the classes by name with {CLASS_MAP}."
-        )
-
-
-def class_names(cfg: CfgNode) -> list[str] | None:
-    """The class names of the first training set, where it is registered and names them; otherwise None."""
-    names = cfg.DATASETS.TRAIN
-    return MetadataCatalog.get(names[0]).get("thing_classes") if names and names[0] in MetadataCatalog.list() else None
-
-
-def _check_class_names(ours: list[str] | None, theirs: list[str] | None) -> None:
-    if ours is None or theirs is None or list(ours) == list(theirs):
-        return
-    first = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    ours_named, theirs_named = (names[first] if first < len(names) else "nothing" for names in (ours, theirs))
-    raise SetupError(
-        f"DATASETS.TRAIN: class {first} is {ours_named!r} for the student and {theirs_named!r} for the teacher. Logits "
-        f"are compared class by class: give both the same classes in the same order, or pair them with {CLASS_MAP}."
-    )
 
 
 def check_heads(model: nn.Module, config_file: str) -> None:

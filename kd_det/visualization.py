@@ -21,7 +21,9 @@ from kd_det.config import plain_config
 from kd_det.data.checks import check_named
 from kd_det.errors import SetupError
 from kd_det.panels import Panel, side_by_side
-from kd_det.teacher import check_heads, class_names, teacher_config
+from kd_det.teacher import check_heads
+from kd_det.teacher_classes import class_names
+from kd_det.teacher_config import teacher_config
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 PALETTE = colormaps["tab10"].colors + colormaps["Dark2"].colors

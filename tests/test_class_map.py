@@ -11,7 +11,8 @@ from kd_det.class_map import class_map
 from kd_det.errors import SetupError
 from kd_det.losses import dkd_loss, kd_loss
 from kd_det.modeling.regions import SharedRegions, on_shared_classes
-from kd_det.teacher import load_teacher, teacher_config
+from kd_det.teacher import load_teacher
+from kd_det.teacher_config import teacher_config
 from tests.tiny import batch, build, loss_gradients, student_config, teacher_files
 
 STUDENT = ["cat", "dog", "person"]

@@ -25,7 +25,8 @@ from torch import nn
 from kd_det.config import load_config
 from kd_det.memory import peak_memory_mib
 from kd_det.modeling import DistillRCNN
-from kd_det.teacher import DTYPES, FrozenTeacher, teacher_config
+from kd_det.teacher import DTYPES, FrozenTeacher
+from kd_det.teacher_config import teacher_config
 
 
 @dataclass

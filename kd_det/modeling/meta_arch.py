@@ -21,7 +21,8 @@ from kd_det.modeling.drawing import draw_teacher_and_student
 from kd_det.modeling.finite import check_finite, naming_the_batch
 from kd_det.modeling.regions import DistillationInputs, SharedRegions, StudentRegions, on_shared_classes
 from kd_det.modeling.terms import KDTerm, Maps, build_terms
-from kd_det.teacher import FrozenTeacher, class_names, load_teacher, teacher_maps
+from kd_det.teacher import FrozenTeacher, load_teacher, teacher_maps
+from kd_det.teacher_classes import class_names
 
 TERMS_PREFIX = "terms."
 
