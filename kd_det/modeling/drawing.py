@@ -29,8 +29,8 @@ def draw_teacher_and_student(
 ) -> np.ndarray:
     """The first image of a batch twice: with the teacher's, and with the student's top class on the same proposals.
 
-    Shown are up to 20 proposals, those on which the teacher is surest of an object; green where both networks name the
-    same class.
+    Shown are up to 20 proposals in which a network sees an object, those first of which the teacher is surest; green
+    where both name the same class.
 
     Args:
         image: (H, W, 3) uint8, RGB, the first image as the student's network gets it.
@@ -43,8 +43,7 @@ def draw_teacher_and_student(
         (3, H', W') uint8, RGB.
     """
     boxes, student, teacher = _first_image(regions, shared, class_map)
-    sure = teacher[:, :-1].amax(dim=1)
-    shown = nms(boxes.float(), sure, OVERLAP)[:COUNT]
+    shown = _chosen(boxes, student, teacher)
     names = _column_names(teacher.shape[1] - 1, class_map, class_names)
     agree = (teacher.argmax(dim=1) == student.argmax(dim=1))[shown].tolist()
     colours = [AGREE if same else DIFFER for same in agree]
@@ -68,6 +67,13 @@ def _first_image(
     both = (shared.student_logits, shared.teacher_logits)
     student, teacher = (logits[:count].detach().float().softmax(dim=1) for logits in both)
     return boxes.tensor[kept].detach(), student, teacher
+
+
+def _chosen(boxes: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
+    background = teacher.shape[1] - 1
+    objects = ((teacher.argmax(dim=1) != background) | (student.argmax(dim=1) != background)).nonzero().squeeze(1)
+    sure = teacher[objects, :-1].amax(dim=1)
+    return objects[nms(boxes[objects].float(), sure, OVERLAP)[:COUNT]]
 
 
 def _column_names(classes: int, class_map: ClassMap | None, names: Sequence[str] | None) -> list[str]:

@@ -74,6 +74,12 @@ def test_the_surest_proposals_are_shown_once_each(panels):
     assert panels[0].boxes.tolist() == [list(map(float, corner)) for corner in corners[::-1][:20]]
 
 
+def test_what_both_take_for_background_is_not_shown(panels):
+    draw_teacher_and_student(IMAGE, *regions(APART, [3, 3, 0], [3, 1, 3]))
+    assert sorted(map(tuple, panels[0].boxes.tolist())) == [(20, 0, 30, 10), (40, 0, 50, 10)]
+    assert sorted(panels[1].labels) == ["0 100%", "background 100%"]
+
+
 def test_only_the_first_image_is_drawn(panels):
     given, shared = regions(APART, [0, 1, 2], [0, 1, 2])
     first, second = Boxes(given.boxes[0].tensor[:2]), Boxes(given.boxes[0].tensor[2:])
