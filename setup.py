@@ -32,6 +32,7 @@ setup(
         "matplotlib",
         "scikit-learn",
         "tensorboard",
+        "timm",
         "tabulate",
     ],
     extras_require={"dev": ["pytest", "hypothesis", "ruff", "mypy"]},
