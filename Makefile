@@ -43,8 +43,9 @@ lint: setup  ## ruff on everything, mypy --strict on the losses
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
+# One thread for each of as many tests at a time as there are cores: most of them are too small to use two.
 test: lint  ## lint and all tests
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
 demo: setup  ## train a small teacher and its students on digits scenes; table and pictures in output/demo
 	$(RUN) tools/run_digits_det.py --demo
