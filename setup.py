@@ -32,7 +32,7 @@ setup(
         "matplotlib",
         "scikit-learn",
         "tensorboard",
-        "timm",
+        "timm>=1.0.12",
         "tabulate",
     ],
     extras_require={"dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"]},
