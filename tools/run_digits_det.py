@@ -28,15 +28,18 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"default: {' '.join(METHODS)}")
     parser.add_argument("--schedule", choices=SCHEDULES, default="demo", help="how long (default demo)")
     parser.add_argument("--output-dir", type=Path, help="default output/demo or output/digits_det/<schedule>")
+    parser.add_argument("--jobs", type=int, default=1, help="student runs at a time, sharing the cores (default 1)")
     parser.add_argument("--device", default=device, help=f"cpu or cuda (default here {device})")
     args = parser.parse_args()
     os.chdir(Path(__file__).resolve().parent.parent)
     default = Path("output/demo") if args.demo else Path("output/digits_det") / args.schedule
     try:
+        if args.jobs < 1:
+            raise ValueError(f"--jobs is {args.jobs}; give 1 or more")
         seeds = seeds_of(1 if args.demo else args.seeds)
         folder = args.output_dir or default
         arms = arms_of(["dkd"] if args.demo else args.methods)
-        benchmark = Benchmark(folder, arms, seeds, args.schedule, args.device)
+        benchmark = Benchmark(folder, arms, seeds, args.schedule, args.device, args.jobs)
         benchmark.run(shlex.join(["python", *sys.argv]))
     except (RuntimeError, ValueError) as error:
         sys.exit(f"error: {error}")

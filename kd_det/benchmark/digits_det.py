@@ -8,6 +8,7 @@ gives a student its initial head and the order of its images, the same in every 
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from kd_det.benchmark import environment
 from kd_det.benchmark.methods import METHODS, TITLES
 from kd_det.benchmark.metrics import average_precision, cost, read_metrics, weights_mib
 from kd_det.benchmark.pictures import draw_pictures
+from kd_det.benchmark.process import forwarding_sigterm
 from kd_det.benchmark.runs import file_digest, read_json, run_step, write_json
 from kd_det.benchmark.schedules import SCHEDULES, Schedule
 from kd_det.benchmark.table import NOTES, make_table
@@ -43,6 +45,7 @@ class Benchmark:
         seeds: one run of every arm per seed.
         schedule: a name in ``SCHEDULES``.
         device: "cpu" or "cuda".
+        jobs: how many student runs at a time; the cores are shared out among them.
     """
 
     output_dir: Path
@@ -50,6 +53,12 @@ class Benchmark:
     seeds: tuple[int, ...]
     schedule: str
     device: str
+    jobs: int = 1
+
+    @property
+    def threads(self) -> int | None:
+        """Of each of several runs at a time; None for one: PyTorch's own choice."""
+        return None if self.jobs == 1 else max(1, (os.cpu_count() or 1) // self.jobs)
 
     @property
     def lengths(self) -> Schedule:
@@ -67,15 +76,26 @@ class Benchmark:
         student_start = self._warm_up("student", self.lengths.student_warm_up)
         teacher = self._train("teacher", TEACHER_SEED, self.lengths.teacher, {"MODEL.WEIGHTS": teacher_start})
         teacher_weights = self.folder("teacher", TEACHER_SEED) / WEIGHTS
-        results: dict[str, list[dict[str, Any]]] = {"teacher": [teacher]}
-        for arm in self.arms:
-            weights = {"MODEL.WEIGHTS": student_start}
+        self._report({"teacher": [teacher], **self._train_arms(student_start, teacher_weights)}, command)
+
+    def _train_arms(self, start: Path, teacher_weights: Path) -> dict[str, list[dict[str, Any]]]:
+        runs = [(arm, seed) for arm in self.arms for seed in self.seeds]
+
+        def train(run: tuple[str, int]) -> dict[str, Any]:
+            arm, seed = run
+            weights = {"MODEL.WEIGHTS": start}
             if arm != "student":
                 weights["KD.TEACHER.WEIGHTS"] = teacher_weights
-            results[ARMS[arm]] = [
-                self._train(arm, seed, self.lengths.student, weights) for seed in self.seeds
-            ]
-        self._report(results, command)
+            return self._train(arm, seed, self.lengths.student, weights, self.threads)
+
+        with forwarding_sigterm(), ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(train, run) for run in runs]
+            try:
+                outcomes = dict(zip(runs, (future.result() for future in futures), strict=True))
+            except BaseException:  # Ctrl-C too: what has not begun must not begin
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return {ARMS[arm]: [outcomes[arm, seed] for seed in self.seeds] for arm in self.arms}
 
     def folder(self, step: str, seed: int) -> Path:
         """The folder of an arm's run."""
@@ -92,7 +112,9 @@ class Benchmark:
         run_step(folder, recipe, output.name, lambda resume: command, dict)
         return output
 
-    def _train(self, arm: str, seed: int, iterations: int, weights: dict[str, Path]) -> dict[str, Any]:
+    def _train(
+        self, arm: str, seed: int, iterations: int, weights: dict[str, Path], threads: int | None = None
+    ) -> dict[str, Any]:
         folder = self.folder(arm, seed)
         config = str(CONFIGS / f"{arm}.yaml")
         overrides = ["OUTPUT_DIR", str(folder), "SEED", str(seed), "MODEL.DEVICE", self.device]
@@ -117,42 +139,42 @@ class Benchmark:
             weights = {"weights_mib": weights_mib(folder / WEIGHTS)}
             return {**average_precision(metrics), **cost(metrics), **weights, "seed": seed}
 
-        return run_step(folder, recipe, WEIGHTS, command, collect)
+        return run_step(folder, recipe, WEIGHTS, command, collect, threads)
 
     def _report(self, results: dict[str, list[dict[str, Any]]], command: str) -> None:
-        table = make_table(results)
-        hardware = environment.hardware(self.device)
-        versions = environment.versions()
-        lengths = asdict(self.lengths)
+        hardware = environment.hardware(self.device) | {"runs_at_a_time": self.jobs}
+        if self.threads:
+            hardware["torch_threads"] = self.threads
+        lengths, versions = asdict(self.lengths), environment.versions()
+        software = ", ".join(f"{name} {number}" for name, number in versions.items())
         seeds = f"seeds {list(self.seeds)}; one teacher (seed {TEACHER_SEED}) and one warm-up each for all."
-        where = f"{hardware['name']}, {hardware['cpu_cores']} cores, {hardware['torch_threads']} threads"
-        text = "\n\n".join(
-            [
-                "# Digits scenes",
-                table,
-                NOTES,
-                f"Schedule {self.schedule!r} (iterations: {lengths}); {seeds}",
-                f"Measured on {where}; " + ", ".join(f"{name} {number}" for name, number in versions.items()),
-                f"`{command}`",
-            ]
-        )
+        parts = [
+            "# Digits scenes",
+            make_table(results),
+            NOTES,
+            f"Schedule {self.schedule!r} (iterations: {lengths}); {seeds}",
+            f"Measured on {environment.described(hardware)}; {software}",
+            f"`{command}`",
+        ]
+        text = "\n\n".join(parts)
         (self.output_dir / "table.md").write_text(text + "\n")
         record = {"benchmark": "Digits scenes", "source": "ours", "rows": self._rows(results)}
         record |= {"schedule": f"{self.schedule}: {self.lengths.student} iterations", "lengths": lengths}
         record |= {"hardware": hardware, "versions": versions, "command": command, "results": results}
         write_json(self.output_dir / "results.json", record)
         print("\n" + text + "\n", flush=True)
-        runs = {"teacher": self.folder("teacher", TEACHER_SEED)}
-        runs |= {ARMS[arm]: self.folder(arm, self.seeds[0]) for arm in self.arms}
+        self._draw(results)
+
+    def _draw(self, results: dict[str, list[dict[str, Any]]]) -> None:
+        arms = {"teacher": "teacher"} | {ARMS[arm]: arm for arm in self.arms}
+        seeds = dict.fromkeys(arms, self.seeds[0]) | {"teacher": TEACHER_SEED}
+        runs = {title: self.folder(arm, seeds[title]) for title, arm in arms.items()}
         # A row of detections is readable with few columns: one method stands for all.
-        distilled = [arm for arm in self.arms if arm != "student"]
-        method = ["dkd"] if "dkd" in distilled else distilled[:1]
-        shown = ["teacher", *(ARMS[arm] for arm in ("student", *method))]
-        titles = {title: arm for arm, title in {"teacher": "teacher", **ARMS}.items()}
-        models = {title: (CONFIGS / f"{titles[title]}.yaml", runs[title]) for title in shown}
+        methods = [arm for arm in self.arms if arm != "student"]
+        shown = ["teacher", "student", *(["dkd"] if "dkd" in methods else methods[:1])]
+        models = {title: (CONFIGS / f"{arm}.yaml", runs[title]) for title, arm in arms.items() if arm in shown}
         for path in draw_pictures(self.output_dir, results, runs, models, self.device):
             print(f"wrote {path}", flush=True)
-
 
     def _rows(self, results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         """For the model zoo: see ``kd_det.benchmark.model_zoo``."""

@@ -38,6 +38,13 @@ def hardware(device: str) -> dict[str, Any]:
     }
 
 
+def described(hardware: dict[str, Any]) -> str:
+    """What ``hardware`` gave, in words; ``runs_at_a_time``, if it has that, as well."""
+    runs = hardware.get("runs_at_a_time", 1)
+    beside = f" a run, {runs} runs at a time" if runs > 1 else ""
+    return f"{hardware['name']}, {hardware['cpu_cores']} cores, threads: {hardware['torch_threads']}{beside}"
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []

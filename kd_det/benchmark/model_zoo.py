@@ -16,6 +16,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from kd_det.benchmark.environment import described
 from kd_det.benchmark.table import summary
 from kd_det.errors import SetupError
 
@@ -102,7 +103,5 @@ def _run(row: dict[str, Any]) -> list[str]:
 
 
 def _provenance(content: dict[str, Any]) -> str:
-    hardware, versions = content["hardware"], content["versions"]
-    where = f"{hardware['name']}, {hardware['cpu_cores']} cores, {hardware['torch_threads']} threads"
-    software = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return f"Ours: `{content['command']}` on {where}; {software}.\n"
+    software = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    return f"Ours: `{content['command']}` on {described(content['hardware'])}; {software}.\n"

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from kd_det.benchmark.process import stream
 
 RESULT = "result.json"
 STATE = "run.json"
@@ -65,6 +64,7 @@ def run_step(
     output: str,
     command: Callable[[bool], Sequence[str]],
     collect: Callable[[], dict[str, Any]],
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Run a step unless its result is there.
 
@@ -74,6 +74,7 @@ def run_step(
         output: the file in ``folder`` that the command leaves.
         command: gives the command line; its argument says whether to resume.
         collect: reads the outcome after the command succeeded.
+        threads: for the command's computations; None: its own choice.
 
     Returns:
         The outcome, with "seconds" (wall clock of the command, over interruptions) and "fingerprint".
@@ -94,41 +95,10 @@ def run_step(
     write_json(folder / STATE, state)
     start = time.perf_counter()
     try:
-        stream(command(decision == "resume"))
+        stream(command(decision == "resume"), threads)
     finally:
         state["seconds"] += time.perf_counter() - start
         write_json(folder / STATE, state)
     result = {**collect(), "seconds": state["seconds"], "fingerprint": digest}
     write_json(folder / RESULT, result)
     return result
-
-
-PROGRESS = (" iter: ", "Inference done", "copypaste: ", "warm-up ", "Resum")
-KEPT_LINES = 40
-
-
-def stream(command: Sequence[str]) -> None:
-    """Run a command and print its progress lines as they come.
-
-    Raises:
-        RuntimeError: the command failed; its last lines are in the message.
-    """
-    # Threads that spin while they wait slow each other down many times over where others use the cores too.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
-    last: list[str] = []
-    # Ctrl-C reaches the child by itself; SIGTERM to this process alone would leave it running.
-    previous = signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
-    try:
-        for line in process.stdout or ():
-            last = [*last, line.rstrip()][-KEPT_LINES:]
-            if any(mark in line for mark in PROGRESS):
-                print(line.rstrip(), flush=True)
-    finally:
-        code = process.wait()
-        signal.signal(signal.SIGTERM, previous)
-    if code:
-        text = "\n".join(last)
-        raise RuntimeError(f"{text}\n`{' '.join(command)}` ended with code {code}; its last lines are above.")

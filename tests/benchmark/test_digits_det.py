@@ -13,7 +13,7 @@ def commands(tmp_path, monkeypatch):
     """What a benchmark of two seeds would run, by the step's folder; nothing is trained."""
     ran = {}
 
-    def pretend(folder, recipe, output, command, collect):
+    def pretend(folder, recipe, output, command, collect, threads=None):
         ran[folder.relative_to(tmp_path).as_posix()] = command(False), recipe
         folder.mkdir(parents=True)
         (folder / output).write_bytes(b"weights")

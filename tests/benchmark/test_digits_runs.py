@@ -1,9 +1,14 @@
 import json
+import os
+import signal
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kd_det.benchmark.runs import decide, fingerprint, run_step, stream
+from kd_det.benchmark.process import forwarding_sigterm, stream
+from kd_det.benchmark.runs import decide, fingerprint, run_step
 
 RECIPE = {"config": "a", "inputs": {"w": "1"}}
 
@@ -80,3 +85,24 @@ def test_progress_is_shown_and_the_rest_is_not(capfd):
     shown = capfd.readouterr().out
     assert "iter: 19" in shown
     assert "noise" not in shown
+
+
+def test_threads_of_a_command(capfd):
+    show = "import os; print(' iter: ', os.environ.get('OMP_NUM_THREADS'))"
+    stream([sys.executable, "-c", show], threads=3)
+    assert "iter:  3" in capfd.readouterr().out
+
+
+def test_sigterm_ends_every_running_command(tmp_path):
+    def wait(name):
+        ready = f"open({str(tmp_path / name)!r}, 'w'); import time; time.sleep(60)"
+        with pytest.raises(RuntimeError, match="ended with code -15"):
+            stream([sys.executable, "-c", ready])
+        return name
+
+    with forwarding_sigterm(), ThreadPoolExecutor(2) as pool:
+        ended = [pool.submit(wait, name) for name in ("a", "b")]
+        while not all((tmp_path / name).exists() for name in ("a", "b")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert [future.result(timeout=30) for future in ended] == ["a", "b"]

@@ -16,7 +16,7 @@ def paper(*rows):
 
 
 def ours(*rows):
-    hardware = {"name": "a processor", "cpu_cores": 2, "torch_threads": 2}
+    hardware = {"name": "a processor", "cpu_cores": 2, "torch_threads": 1, "runs_at_a_time": 2}
     return {**paper(*rows), "source": "ours", "hardware": hardware, "versions": {"torch": "9.9"}, "command": "run it"}
 
 
@@ -40,7 +40,7 @@ def test_ours_stand_beside_the_papers_and_are_blank_where_not_run():
     # ours: 32 ± sqrt(8) and 36 ± sqrt(2)
     assert dkd[4:11] == ["41.0", "33.26", "35.05", "+1.79", "32.0 ± 2.8", "36.0 ± 1.4", "+4.0"]
     assert dkd[11:15] == ["37.0 ± 1.4", "2", "0.50 ± 0.00", "1000 ± 141"]
-    assert "Ours: `run it` on a processor, 2 cores, 2 threads; torch 9.9." in page
+    assert "Ours: `run it` on a processor, 2 cores, threads: 1 a run, 2 runs at a time; torch 9.9." in page
 
 
 def test_without_a_paper_there_are_no_columns_for_one():

@@ -1,0 +1,59 @@
+"""Runs a command, shows its progress, and takes it along when this process is asked to stop."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+PROGRESS = (" iter: ", "Inference done", "copypaste: ", "warm-up ", "Resum")
+KEPT_LINES = 40
+
+_running: set[subprocess.Popen[str]] = set()
+
+
+def stream(command: Sequence[str], threads: int | None = None) -> None:
+    """Run a command and print its progress lines as they come.
+
+    Args:
+        command: the command line.
+        threads: for its computations; None: its own choice.
+
+    Raises:
+        RuntimeError: the command failed; its last lines are in the message.
+    """
+    # Threads that spin while they wait slow each other down many times over where others use the cores too.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    _running.add(process)
+    last: list[str] = []
+    try:
+        for line in process.stdout or ():
+            last = [*last, line.rstrip()][-KEPT_LINES:]
+            if any(mark in line for mark in PROGRESS):
+                print(line.rstrip(), flush=True)
+    finally:
+        code = process.wait()
+        _running.discard(process)
+    if code:
+        text = "\n".join(last)
+        raise RuntimeError(f"{text}\n`{' '.join(command)}` ended with code {code}; its last lines are above.")
+
+
+@contextmanager
+def forwarding_sigterm() -> Iterator[None]:
+    """Hands SIGTERM on to the commands that are running; Ctrl-C reaches them by itself. For the main thread."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        del frame
+        for process in list(_running):
+            process.send_signal(number)
+
+    previous = signal.signal(signal.SIGTERM, forward)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
