@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class Pair:
 
 
 class FeatureTerm(KDTerm):
-    """A term that is one loss on the maps of both backbones.
+    """A term that is one loss on the maps of both backbones. Subclasses add ``from_config`` and ``map_loss``.
 
     Args:
         weight: of the loss.
@@ -43,6 +44,7 @@ class FeatureTerm(KDTerm):
         adapt: from the student's maps, (N, D, H, W) each, to maps of the same sizes with the teacher's channels.
     """
 
+    @configurable
     def __init__(self, *, weight: float, pairs: Sequence[Pair], adapt: nn.Module) -> None:
         super().__init__()
         self.weight = weight

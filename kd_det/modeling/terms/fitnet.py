@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from kd_det.losses import fitnet_loss
@@ -16,10 +16,6 @@ from kd_det.modeling.terms.features import Adapters, FeatureTerm, feature_pairs
 @register_term("fitnet")
 class FitNetTerm(FeatureTerm):
     """``loss_fitnet``: ``fitnet_loss`` (Romero et al. 2015) between the adapted student's and the teacher's maps."""
-
-    @configurable
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from kd_det.losses import pkd_loss
@@ -19,10 +19,6 @@ class PKDTerm(FeatureTerm):
 
     As in the paper there is no adapter, except where the numbers of channels differ.
     """
-
-    @configurable
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:

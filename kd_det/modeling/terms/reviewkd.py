@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from kd_det.errors import SetupError
@@ -20,10 +20,6 @@ class ReviewKDTerm(FeatureTerm):
 
     Chen et al. 2021: every map is compared after the smaller maps of the student were fused into it.
     """
-
-    @configurable
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
