@@ -129,6 +129,30 @@ def test_a_term_named_twice(refused):
     assert "KD.TERMS: 'kd' stands twice" in refused("KD.TERMS", "('kd','kd')")
 
 
+def test_maps_that_only_one_side_has(refused):
+    line = refused("KD.TERMS", "('reviewkd',)", "KD.REVIEWKD.FEATURES", "('p3=res4',)")
+    assert "KD.REVIEWKD.FEATURES: the teacher has no map 'res4'" in line
+    assert "The student's maps: p2 (16 channels, stride 4)" in line
+    assert "the teacher's: p2 (24 channels, stride 4)" in line
+
+
+def test_fgfi_without_anchors(refused):
+    line = refused("KD.TERMS", "('fgfi',)", "MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals")
+    assert '"fgfi" looks at the anchors of an RPN' in line and "MODEL.PROPOSAL_GENERATOR.NAME" in line
+
+
+def test_a_class_map_with_an_unknown_class(refused):
+    teachers = ("KD.TEACHER.OPTS", "['DATASETS.TRAIN', ('coco_2017_train',)]")
+    line = refused("KD.TEACHER.CLASS_MAP", "['person', 'cat=zebraa']", *teachers)
+    assert "KD.TEACHER.CLASS_MAP: the teacher has no class 'zebraa'. Did you mean 'zebra'?" in line
+
+
+def test_a_timm_network_without_the_strides(refused):
+    fpn = ("MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.BACKBONE.FREEZE_AT", 0)
+    line = refused(*fpn, "MODEL.TIMM.NAME", "vit_tiny_patch16_224")
+    assert "MODEL.TIMM.NAME 'vit_tiny_patch16_224' gives maps at strides 16" in line and "4, 8, 16, 32" in line
+
+
 def test_a_misspelt_key(refused):
     line = refused("KD.DKD.BETTA", 2.0)
     assert "'KD.DKD.BETTA'" in line and "Did you mean 'KD.DKD.BETA'?" in line
