@@ -16,6 +16,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from kd_det.errors import SetupError
+from kd_det.files import write_atomically
 
 _NUMPY_CORE = "numpy.core" if np.__version__.startswith("1.") else "numpy._core"
 
@@ -141,20 +142,6 @@ class KDCheckpointer(DetectionCheckpointer):
         if source == "torchvision":
             _check_backbone_covered(incompatible)
         return incompatible
-
-
-def write_atomically(path: str, content: bytes | memoryview) -> None:
-    """Writes ``content`` to a temporary name beside ``path``, then renames: readers see the old file or the new one."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
 
 
 def local_path(path: str, key: str) -> str:

@@ -7,7 +7,8 @@ import os
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 
-from kd_det.config import add_kd_config, merge_config, plain_config
+from kd_det.config import add_kd_config, plain_config
+from kd_det.config_merge import merge_config
 from kd_det.data.coco_json import use_datasets
 from kd_det.errors import SetupError, did_you_mean
 

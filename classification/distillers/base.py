@@ -1,0 +1,82 @@
+"""What a distiller is, and the list of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from classification.data.batch import Batch
+from classification.models.outputs import ModelOutput
+from kd_det.errors import SetupError, did_you_mean
+
+
+class Pair(NamedTuple):
+    """What a distiller is built for. The outputs are those of a small batch in evaluation mode: they tell shapes."""
+
+    student: nn.Module
+    teacher: nn.Module | None
+    student_out: ModelOutput
+    teacher_out: ModelOutput | None
+    train_samples: int
+
+
+class Distiller(nn.Module, ABC):
+    """Distillation terms of one method, beside the cross-entropy that the training loop adds.
+
+    Its parameters and buffers are trained and saved with the student's, for ``--resume``, and are no part of the
+    student that is saved for use.
+    """
+
+    needs_teacher = True
+    uses_cross_entropy = True
+
+    def __init__(self, cfg: CfgNode, pair: Pair) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput | None) -> dict[str, Tensor]:
+        """Scalars by name, ``loss_...``, already weighted; the training loop adds them up.
+
+        ``teacher_out`` has no graph; it is None where ``needs_teacher`` is False.
+        """
+
+    def forward(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput | None) -> dict[str, Tensor]:
+        return self.losses(batch, student_out, teacher_out)
+
+
+DISTILLERS: dict[str, type[Distiller]] = {}
+
+D = TypeVar("D", bound=type[Distiller])
+
+
+def register_distiller(name: str) -> Callable[[D], D]:
+    """A class decorator: makes the distiller known as ``DISTILLER: name``."""
+
+    def add(cls: D) -> D:
+        if name in DISTILLERS:
+            raise ValueError(f"there already is a distiller {name!r}: {DISTILLERS[name].__qualname__}.")
+        DISTILLERS[name] = cls
+        return cls
+
+    return add
+
+
+def build_distiller(cfg: CfgNode, pair: Pair) -> Distiller:
+    """The distiller that ``cfg.DISTILLER`` names.
+
+    Raises:
+        SetupError: there is none of that name, or a setting of it does not fit the pair.
+    """
+    return distiller_class(cfg.DISTILLER)(cfg, pair)
+
+
+def distiller_class(name: str) -> Any:
+    """The class registered as ``name``; a ``SetupError`` that suggests the nearest if there is none."""
+    if name not in DISTILLERS:
+        known = ", ".join(sorted(DISTILLERS))
+        raise SetupError(f"DISTILLER {name!r} does not exist.{did_you_mean(name, DISTILLERS)} Known: {known}.")
+    return DISTILLERS[name]
