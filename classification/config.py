@@ -62,6 +62,12 @@ def _add_models(cfg: CfgNode) -> None:
     cfg.STUDENT.NAME = "resnet8"
     # Starts from the library's own ImageNet weights (torchvision's and timm's models).
     cfg.STUDENT.PRETRAINED = False
+    # A model.pth to start from; with --eval-only, to evaluate. Empty: random weights, or output/NAME's own model.pth.
+    cfg.STUDENT.WEIGHTS = ""
+    # The first layers of the literature's models: "cifar", or "large" for images of 224 (a 7 x 7 convolution, stride 2).
+    cfg.STUDENT.STEM = "cifar"
+    # The size at which it sees the images, enlarged bilinearly; 0: as they come.
+    cfg.STUDENT.IMAGE_SIZE = 0
 
     cfg.TEACHER = CfgNode()
     cfg.TEACHER.NAME = ""
@@ -71,7 +77,7 @@ def _add_models(cfg: CfgNode) -> None:
     cfg.TEACHER.PRETRAINED = False
     # Trains it by the configuration that WEIGHTS names where output/ does not have it yet.
     cfg.TEACHER.AUTO_TRAIN = False
-    # The size at which it sees the images, enlarged bilinearly; 0: the student's.
+    cfg.TEACHER.STEM = "cifar"
     cfg.TEACHER.IMAGE_SIZE = 0
 
 
