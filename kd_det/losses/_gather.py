@@ -1,0 +1,47 @@
+"""The batches of all processes as one, in the order of the processes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributed
+from torch.nn import functional as F
+
+
+class GlobalBatch(NamedTuple):
+    """A samples of all processes together; this process's are those from ``first`` on."""
+
+    logits: Tensor  # (A, C)
+    labels: Tensor  # (A,) int64
+    indices: Tensor  # (A,) int64
+    first: int
+    processes: int
+
+
+def gather_batch(logits: Tensor, labels: Tensor, indices: Tensor) -> GlobalBatch:
+    """Joins (B, C), (B,) and (B,) of every process. B may differ from process to process, and may be 0.
+
+    Without torch.distributed, or with one process, they are returned as they are. Otherwise every process must call
+    this, and it waits for the device once, as the sizes have to be known. No gradient passes.
+    """
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return GlobalBatch(logits, labels, indices, 0, 1)
+    processes, rank = distributed.get_world_size(), distributed.get_rank()
+    size = torch.tensor([logits.shape[0]], device=logits.device)
+    sizes = [int(length) for length in _all_gather(size, processes)]
+    integers = _gather_rows(torch.stack((labels, indices), 1), sizes)
+    return GlobalBatch(_gather_rows(logits, sizes), integers[:, 0], integers[:, 1], sum(sizes[:rank]), processes)
+
+
+def _gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Joins ``rows`` (sizes[rank], D) of the processes: padded to one length, as collectives need, and cut again."""
+    padded = F.pad(rows.detach(), (0, 0, 0, max(sizes) - rows.shape[0])).contiguous()
+    parts = _all_gather(padded, len(sizes))
+    return torch.cat([part[:length] for part, length in zip(parts, sizes, strict=True)])
+
+
+def _all_gather(tensor: Tensor, processes: int) -> list[Tensor]:
+    parts = [torch.empty_like(tensor) for _ in range(processes)]
+    distributed.all_gather(parts, tensor)
+    return parts

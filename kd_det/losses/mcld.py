@@ -1,0 +1,214 @@
+"""Multi-perspective contrastive logit distillation (Wang et al. 2024).
+
+Shape legend: B samples of this process, A samples of all processes together, C classes, Q entries of the queue.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_det.losses._checks import check_labels, check_logits, check_temperature
+from kd_det.losses._gather import GlobalBatch, gather_batch
+from kd_det.losses._pair import ClosedFormLoss
+from kd_det.losses._unit import unit_rows
+
+EMPTY = -1
+
+
+class MCLDLoss(nn.Module):
+    """Three InfoNCE terms between L2-normalised logits, the student's u and the teacher's v, at temperature τ.
+
+    With cos(a, b) the product of two such rows, and averaged over the samples i:
+
+    - **instance**: −log of exp(cos(u_i, v_i)/τ) over itself plus the sum of exp(cos(u_i, q)/τ) over the queue q of the
+      teacher's logits of earlier steps. Entries of the sample i itself are left out; 0 while there is no other.
+    - **sample**: the cross-entropy of row i of the matrix cos(u_i, v_j)/τ over the batch, with j = i as the target.
+    - **category**: the mean, over the other samples p of the batch with the label of i, of −log of
+      exp(cos(u_i, v_p)/τ) over the sum of exp(cos(u_i, v_j)/τ) over all j ≠ i. Averaged over the samples that have
+      such a p; 0 where none has.
+
+    **Queue.** It keeps the logits already normalised, beside their samples' indices, and is filled in order, the oldest
+    being replaced once it is full. A batch enters it after its loss, in training mode alone. It is in the state_dict
+    (``logits``, ``indices`` and ``position``, the place of the next entry), so that training resumes with it.
+
+    **Several processes.** Where torch.distributed is initialised, all processes must call this together. Teacher
+    logits, labels and indices are gathered: negatives and positives come from the joined batch, the queues of all
+    processes are the same, in the order of the joined batch, and the mean over the processes of each term, and of its
+    gradients, is what one process gives for the joined batch. Nothing sends the queue itself: switch off the
+    broadcasting of buffers in DistributedDataParallel.
+
+    **Cost.** Q (4 C + 8) bytes for the queue (20.4 MB for 50,000 × 100), kept; 5 B Q bytes (16 MB for B = 64) during
+    the call, freed before it returns. Two products of (B, C) by (C, Q), one of them for the gradient. Nothing but
+    (B, C) is kept for the backward pass of the instance term, and (B, A) for the others'.
+
+    Source: Wang, Zhou, "Multi-perspective Contrastive Logit Distillation", 2024, arXiv 2411.10693: the three
+    perspectives by their names, the negatives of the instance term and τ. We know its abstract and summaries of it.
+    The rest is our reading: the category term's normalisation, which is that of the supervised contrastive loss (Khosla
+    et al. 2020, L_out), with the teacher's side as positives and negatives, and the sum without weights. The paper's
+    second version also speaks of a target mask and of a warm-up towards the category term, which are no part of this.
+
+    Args:
+        num_classes: C, 2 or more.
+        queue_size: Q, 1 or more, and A at least; the training set's size is usual. Not used without ``instance``.
+        temperature: τ, from 1e-6 to 1e6.
+        instance: whether this term is computed, as the next two. One must be.
+        sample: as above.
+        category: as above.
+
+    Raises:
+        ValueError: a setting other than these.
+    """
+
+    logits: Tensor  # (Q, C), float32, of unit length; 0 where empty
+    indices: Tensor  # (Q,) int64, EMPTY where empty
+    position: Tensor  # () int64, from 0 to Q − 1
+
+    def __init__(
+        self,
+        num_classes: int,
+        queue_size: int,
+        *,
+        temperature: float = 0.2,
+        instance: bool = True,
+        sample: bool = True,
+        category: bool = True,
+    ) -> None:
+        super().__init__()
+        check_temperature(temperature)
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be 2 or more; got {num_classes}.")
+        if not (instance or sample or category):
+            raise ValueError("MCLD has no term left: at least one of instance, sample and category must be on.")
+        if instance and queue_size < 1:
+            raise ValueError(f"queue_size must be 1 or more; got {queue_size}.")
+        self.num_classes, self.temperature = num_classes, temperature
+        self.instance, self.sample, self.category = instance, sample, category
+        entries = queue_size if instance else 0
+        self.register_buffer("logits", torch.zeros(entries, num_classes))
+        self.register_buffer("indices", torch.full((entries,), EMPTY))
+        self.register_buffer("position", torch.tensor(0))
+
+    def forward(self, s: Tensor, t: Tensor, y: Tensor, indices: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            s: student logits (B, C), float16, bfloat16, float32 or float64.
+            t: teacher logits (B, C), any of these dtypes. They get no gradient.
+            y: target classes (B,), int64.
+            indices: (B,), int64, 0 or more: each sample's place in the training set.
+
+        Returns:
+            Scalars by name, "instance", "sample" and "category", of the terms that are on; their sum is the loss. In
+            the wider of the two dtypes and at least float32: all is computed in that, under autocast too. Finite for
+            finite logits. Logits beyond 1e15, infinite ones too, count as that. A row of student logits of norm 1e-4 or
+            less passes no gradient: its own would be 1 / norm times that of the loss. First derivatives only, as in
+            ``kd_loss``.
+
+        Raises:
+            ValueError: a shape, dtype or device other than these, or a batch (of all processes together) larger than
+                the queue.
+        """
+        self._check(s, t, y, indices)
+        dtype = torch.promote_types(s.dtype, t.dtype)
+        with torch.autocast(s.device.type, enabled=False):
+            student, teacher = unit_rows(s.to(dtype)), unit_rows(t.detach().to(dtype))
+            batch = gather_batch(teacher, y, indices)
+            terms = self._terms(student, teacher, y, indices, batch)
+            if self.instance and self.training:
+                self._enqueue(batch)
+        return terms
+
+    def _terms(
+        self, student: Tensor, teacher: Tensor, y: Tensor, indices: Tensor, batch: GlobalBatch
+    ) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        # The mean over the processes is then that over the joined batch, however it is shared out.
+        scale = batch.processes / max(batch.labels.shape[0], 1)
+        if self.instance:
+            self._check_room(batch)
+            queue = self.logits.to(student.dtype)
+            terms["instance"] = _Instance.apply(student, teacher, indices, queue, self.indices, self.temperature, scale)
+        if self.sample or self.category:
+            similarity = (student / self.temperature) @ batch.logits.T
+            own = batch.first + torch.arange(student.shape[0], device=student.device)
+            if self.sample:
+                terms["sample"] = (-similarity.log_softmax(1).gather(1, own.unsqueeze(1))).sum() * scale
+            if self.category:
+                terms["category"] = _category(similarity, own, y, batch)
+        return terms
+
+    @torch.no_grad()
+    def _enqueue(self, batch: GlobalBatch) -> None:
+        entered = torch.arange(batch.indices.shape[0], device=self.position.device)
+        # Computed on the device: nothing waits for it.
+        slots = (self.position + entered) % self.logits.shape[0]
+        self.logits.index_copy_(0, slots, batch.logits.to(self.logits.dtype))
+        self.indices.index_copy_(0, slots, batch.indices)
+        self.position.add_(entered.shape[0]).remainder_(self.logits.shape[0])
+
+    def _check(self, s: Tensor, t: Tensor, y: Tensor, indices: Tensor) -> None:
+        check_logits(s, t)
+        check_labels(y, s)
+        if s.shape[1] != self.num_classes:
+            raise ValueError(f"MCLDLoss was built for {self.num_classes} classes; got logits {tuple(s.shape)}.")
+        if indices.shape != y.shape or indices.dtype != torch.int64 or indices.device != s.device:
+            raise ValueError(
+                f"indices must be int64 ({s.shape[0]},) on {s.device}, each sample's place in the training set; "
+                f"got {indices.dtype} {tuple(indices.shape)} on {indices.device}."
+            )
+
+    def _check_room(self, batch: GlobalBatch) -> None:
+        samples, entries = batch.labels.shape[0], self.logits.shape[0]
+        if samples > entries:
+            raise ValueError(
+                f"the queue has {entries} entries, fewer than the {samples} samples of a batch (of all processes "
+                f"together); make it at least {samples}."
+            )
+
+
+def _category(similarity: Tensor, own: Tensor, y: Tensor, batch: GlobalBatch) -> Tensor:
+    """``similarity`` (B, A) over the temperature; ``own`` (B,) the column of each row's own sample."""
+    itself = own.unsqueeze(1) == torch.arange(batch.labels.shape[0], device=own.device)
+    positive = (y.unsqueeze(1) == batch.labels) & ~itself
+    # A finite stand-in: a batch of one sample has no other column.
+    log_p = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min).log_softmax(1)
+    positives = positive.sum(1)
+    rows = torch.where(positive, -log_p, 0).sum(1) / positives.clamp(min=1)
+    # Of the joined batch: the samples that share their label with another.
+    counted = ((batch.labels.unsqueeze(1) == batch.labels).sum(1) > 1).sum()
+    return rows.sum() * batch.processes / counted.clamp(min=1)
+
+
+class _Instance(ClosedFormLoss):
+    """With w_j = exp(cos(u, q_j)/τ) and w = exp(cos(u, v)/τ), the gradient with regard to u is
+    (Σ_j w_j q_j − Σ_j w_j v) / (τ (w + Σ_j w_j)).
+
+    It is worked out in the forward pass, within the buffer of the similarities.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        v: Tensor,
+        indices: Tensor,
+        queue: Tensor,
+        queue_indices: Tensor,
+        temperature: float,
+        scale: float,
+    ) -> Tensor:
+        empty = torch.zeros_like(queue_indices, dtype=u.dtype).masked_fill_(queue_indices == EMPTY, -math.inf)
+        weights = torch.addmm(empty, u / temperature, queue.T)
+        weights.masked_fill_(queue_indices == indices.unsqueeze(1), -math.inf)
+        own = (u * v).sum(1, keepdim=True) / temperature
+        # Of all terms of the sum, so that it is finite and one of the exponentials 1.
+        greatest = torch.maximum(weights.amax(1, keepdim=True), own)
+        weights.sub_(greatest).exp_()
+        others = weights.sum(1, keepdim=True)
+        total = others + (own - greatest).exp()
+        gradient = torch.addcmul(weights @ queue, others, v, value=-1).div_(total).mul_(scale / temperature)
+        ctx.save_for_backward(u, gradient)
+        return (greatest - own + total.log()).sum() * scale
