@@ -62,9 +62,9 @@ def _add_models(cfg: CfgNode) -> None:
     cfg.STUDENT.NAME = "resnet8"
     # Starts from the library's own ImageNet weights (torchvision's and timm's models).
     cfg.STUDENT.PRETRAINED = False
-    # A model.pth to start from; with --eval-only, to evaluate. Empty: random weights, or output/NAME's own model.pth.
+    # A model.pth to start from; with --eval-only, to evaluate. Empty: random weights, or OUTPUT_DIR's own model.pth.
     cfg.STUDENT.WEIGHTS = ""
-    # The first layers of the literature's models: "cifar", or "large" for images of 224 (a 7 x 7 convolution, stride 2).
+    # First layers of the literature's models: "cifar", or "large" for images of 224 (a 7 x 7 convolution, stride 2).
     cfg.STUDENT.STEM = "cifar"
     # The size at which it sees the images, enlarged bilinearly; 0: as they come.
     cfg.STUDENT.IMAGE_SIZE = 0

@@ -2,11 +2,11 @@
 
 import os
 import platform
-from importlib import metadata
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import detectron2
 import numpy
 import torch
 import torchvision
@@ -15,10 +15,10 @@ import kd_det
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the results depend on."""
+    """Versions of what the results depend on; detectron2's where it is installed."""
     return {
         "kd_det": kd_det.__version__,
-        "detectron2": detectron2.__version__,
+        **({"detectron2": import_module("detectron2").__version__} if find_spec("detectron2") else {}),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "numpy": numpy.__version__,

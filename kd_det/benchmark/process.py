@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -13,18 +13,26 @@ KEPT_LINES = 40
 _running: set[subprocess.Popen[str]] = set()
 
 
-def stream(command: Sequence[str], threads: int | None = None) -> None:
+def stream(
+    command: Sequence[str],
+    threads: int | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    progress: Sequence[str] = PROGRESS,
+) -> None:
     """Run a command and print its progress lines as they come.
 
     Args:
         command: the command line.
         threads: for its computations; None: its own choice.
+        environment: its environment variables; None: this process's.
+        progress: what a progress line contains; an empty string makes every line one.
 
     Raises:
         RuntimeError: the command failed; its last lines are in the message.
     """
     # Threads that spin while they wait slow each other down many times over where others use the cores too.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **(os.environ if environment is None else environment)}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -33,7 +41,7 @@ def stream(command: Sequence[str], threads: int | None = None) -> None:
     try:
         for line in process.stdout or ():
             last = [*last, line.rstrip()][-KEPT_LINES:]
-            if any(mark in line for mark in PROGRESS):
+            if any(mark in line for mark in progress):
                 print(line.rstrip(), flush=True)
     finally:
         code = process.wait()

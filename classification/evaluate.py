@@ -1,0 +1,60 @@
+"""Evaluates a student: python -m classification.evaluate --config-file configs/digits/dkd_resnet20_resnet8.yaml
+
+Takes OUTPUT_DIR's model.pth, or STUDENT.WEIGHTS. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from fvcore.common.config import CfgNode
+
+from classification.building import build_data, build_student, check_config
+from classification.checkpoint import STUDENT
+from classification.config import load_config
+from classification.evaluation import evaluate
+from kd_det.errors import SetupError
+
+
+def evaluate_run(cfg: CfgNode) -> dict[str, float]:
+    """Evaluates, prints and returns {"top1": ..., "top5": ...}, in percent.
+
+    Raises:
+        SetupError: there is no such model, file or data.
+    """
+    cfg = cfg.clone()
+    cfg.STUDENT.PRETRAINED = False
+    cfg.STUDENT.WEIGHTS = cfg.STUDENT.WEIGHTS or str(Path(cfg.OUTPUT_DIR) / STUDENT)
+    accelerator = Accelerator(mixed_precision=cfg.SOLVER.MIXED_PRECISION)
+    data = build_data(cfg, accelerator)
+    student = build_student(cfg, data).to(accelerator.device)
+    with accelerator.autocast():
+        figures = evaluate(student, data.val, data.num_classes, accelerator.device)
+    if accelerator.is_main_process:
+        print(json.dumps({"weights": cfg.STUDENT.WEIGHTS, **figures}))
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="a YAML configuration")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
+    args = parser.parse_args(arguments)
+    try:
+        cfg = load_config(args.config_file, args.opts)
+        check_config(cfg)
+        evaluate_run(cfg)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

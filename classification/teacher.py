@@ -1,0 +1,146 @@
+"""The frozen teacher: found by name, trained if asked to, checked, and run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from classification.checkpoint import STUDENT, load_strictly, read_student
+from classification.data import Data
+from classification.models import create_model
+from classification.models.outputs import ModelOutput
+from classification.models.resizing import resize_inputs
+from kd_det.benchmark.process import forwarding_sigterm, stream
+from kd_det.errors import SetupError
+
+CONFIGS = Path("configs")
+
+
+class Teacher(nn.Module):
+    """A model that is never trained: always in evaluation mode, without gradients, outside every checkpoint.
+
+    Args:
+        model: a model of ``classification.models``.
+        data_mean, data_std: by which the images that come are normalised.
+        own_mean, own_std: by which it was trained; None: the same.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_mean: tuple[float, ...],
+        data_std: tuple[float, ...],
+        own_mean: tuple[float, ...] | None = None,
+        own_std: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        mean, std, own_mean, own_std = (
+            torch.tensor(values).view(-1, 1, 1)
+            for values in (data_mean, data_std, own_mean or data_mean, own_std or data_std)
+        )
+        self.renormalizes = not (torch.equal(mean, own_mean) and torch.equal(std, own_std))
+        self.register_buffer("scale", std / own_std)
+        self.register_buffer("shift", (mean - own_mean) / own_std)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stays in evaluation mode, whatever is asked."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> ModelOutput:
+        """The model's answer to ``images`` (B, 3, H, W)."""
+        if self.renormalizes:
+            images = torch.addcmul(self.shift, images, self.scale)
+        return self.model(images, return_features=True)
+
+
+def build_teacher(cfg: CfgNode, data: Data) -> Teacher:
+    """The teacher that ``cfg.TEACHER`` describes.
+
+    Raises:
+        SetupError: it does not say which, there is no such model or file, the file is truncated or of another model,
+            or its classes are not the data's.
+    """
+    node = cfg.TEACHER
+    if not node.NAME:
+        raise SetupError(f"DISTILLER {cfg.DISTILLER!r} needs a teacher; set TEACHER.NAME and TEACHER.WEIGHTS.")
+    if bool(node.WEIGHTS) == node.PRETRAINED:
+        raise SetupError(
+            f"TEACHER.WEIGHTS {node.WEIGHTS!r} with TEACHER.PRETRAINED {node.PRETRAINED}: give one of the two, "
+            "or the teacher would be random or have two sets of weights."
+        )
+    model = create_model(node.NAME, data.num_classes, pretrained=node.PRETRAINED, stem=node.STEM)
+    if node.PRETRAINED:
+        teacher = Teacher(model, data.mean, data.std, model.input_mean, model.input_std)
+    else:
+        path = weights_path(node.WEIGHTS)
+        content = read_student(path, "TEACHER.WEIGHTS")
+        check_description(content, path, "TEACHER", node.NAME, data)
+        load_strictly(model, path, content["model"], "TEACHER.WEIGHTS")
+        teacher = Teacher(model, data.mean, data.std)
+    resize_inputs(model, node.IMAGE_SIZE)
+    return teacher
+
+
+def check_description(content: dict, path: Path, section: str, name: str, data: Data) -> None:
+    """Raises ``SetupError`` if a file read by ``read_student`` says that it is another model or has other classes."""
+    saved = content.get("name", name)
+    if saved != name:
+        raise SetupError(f"{section}.WEIGHTS: {str(path)!r} is a {saved!r}, {section}.NAME is {name!r}; change one.")
+    classes = content.get("num_classes", data.num_classes)
+    if classes != data.num_classes:
+        raise SetupError(
+            f"{section}.WEIGHTS: {str(path)!r} has {classes} classes, the data {data.num_classes}; "
+            "give a model trained on the same classes."
+        )
+    names = content.get("class_names") or data.class_names
+    if list(names) != list(data.class_names):
+        first = next(i for i, (a, b) in enumerate(zip(names, data.class_names, strict=True)) if a != b)
+        raise SetupError(
+            f"{section}.WEIGHTS: class {first} of {str(path)!r} is {names[first]!r}, that of the data "
+            f"{data.class_names[first]!r}; give a model trained on the same classes in the same order."
+        )
+
+
+def weights_path(weights: str) -> Path:
+    """A path as it is; the name of a configuration becomes output/NAME/model.pth."""
+    return Path(weights) if Path(weights).suffix else Path("output") / weights / STUDENT
+
+
+def train_teacher(cfg: CfgNode) -> None:
+    """Trains the teacher by the configuration that TEACHER.WEIGHTS names, unless its file is there.
+
+    Runs as a command of its own; an interrupted one is resumed.
+
+    Raises:
+        SetupError: TEACHER.WEIGHTS names no configuration.
+        RuntimeError: the training failed.
+    """
+    name = cfg.TEACHER.WEIGHTS
+    path, config = weights_path(name), CONFIGS / f"{name}.yaml"
+    if (path.parent / "result.json").is_file() and path.is_file():
+        return
+    if not config.is_file():
+        raise SetupError(
+            f"TEACHER.AUTO_TRAIN: TEACHER.WEIGHTS {name!r} names no configuration, there is no {str(config)!r}. "
+            "Name one, or train the teacher yourself and give its model.pth."
+        )
+    print(f"Training the teacher first: {config}", flush=True)
+    command = [sys.executable, "-m", "classification.train", "--config-file", str(config), "--resume"]
+    command += ["DATA.ROOT", cfg.DATA.ROOT, "OUTPUT_DIR", str(path.parent)]
+    with forwarding_sigterm():
+        stream(command, environment=_single_process(), progress=[""])
+
+
+def _single_process() -> dict[str, str]:
+    """The environment without what tells a process that it is one of several."""
+    several = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+    several += ("ROLE_RANK", "ROLE_WORLD_SIZE")
+    kept = {name: value for name, value in os.environ.items() if name not in several}
+    return {name: value for name, value in kept.items() if not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))}
