@@ -42,6 +42,12 @@ def check_levels(side: str, maps: Sequence[Tensor]) -> None:
         raise ValueError(f"the {side}'s maps must be float16, bfloat16, float32 or float64; got {dtypes}.")
 
 
+def check_level_device(level: int, s: Tensor, t: Tensor) -> None:
+    """Raises ValueError unless the two maps of a level are on one device."""
+    if s.device != t.device:
+        raise ValueError(f"level {level}: the student's map is on {s.device}, the teacher's on {t.device}; move one.")
+
+
 def describe(maps: Sequence[Tensor]) -> str:
     """The shapes of ``maps``, such as "2 maps, (1, 3, 8, 8) and (1, 3, 4, 4)"."""
     if isinstance(maps, Tensor):
@@ -55,8 +61,22 @@ def mean_squared_error(s: Tensor, t: Tensor) -> Tensor:
     return F.mse_loss(s, t) if s.numel() else s.sum()
 
 
-def _pair(level: int, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    if s.device != t.device:
-        raise ValueError(f"level {level}: the student's map is on {s.device}, the teacher's on {t.device}; move one.")
+def to_loss_dtype(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes, at least float32; ``t`` detached."""
     dtype = torch.promote_types(torch.promote_types(s.dtype, t.dtype), torch.float32)
     return s.to(dtype), t.detach().to(dtype)
+
+
+def pool_to_common_size(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps (B, any D, H, W) brought to the smaller of their heights and widths by adaptive average pooling.
+
+    A map that has that size already is returned as it is.
+    """
+    height, width = (min(lengths) for lengths in zip(s.shape[2:], t.shape[2:], strict=True))
+    pooled = (m if m.shape[2:] == (height, width) else F.adaptive_avg_pool2d(m, (height, width)) for m in (s, t))
+    return next(pooled), next(pooled)
+
+
+def _pair(level: int, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    check_level_device(level, s, t)
+    return to_loss_dtype(s, t)

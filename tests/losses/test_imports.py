@@ -52,6 +52,8 @@ y = torch.arange(4)
 maps, others = [torch.randn(2, 3, 8, 8)], [torch.randn(2, 3, 8, 8)]
 regions = [losses.multi_scale_logits(m, torch.nn.Linear(3, 5)) for m in maps + others]
 values = {
+    "at_loss": losses.at_loss(maps, others),
+    "coupled_dkd_loss": losses.coupled_dkd_loss(s, t, y),
     "dkd_loss": losses.dkd_loss(s, t, y),
     "fgfi_loss": losses.fgfi_loss(maps, others, [torch.ones(2, 8, 8, dtype=torch.bool)]),
     "fitnet_loss": losses.fitnet_loss(maps, others),
@@ -59,6 +61,8 @@ values = {
     "kd_loss": losses.kd_loss(losses.standardize_logits(s), losses.standardize_logits(t)),
     "nkd_loss": losses.nkd_loss(s, t, y),
     "pkd_loss": losses.pkd_loss(maps, others),
+    "rkd_angle_loss": losses.rkd_angle_loss(s, t),
+    "rkd_distance_loss": losses.rkd_distance_loss(s, t),
     "sdd_loss": losses.sdd_loss(*regions, y[:2]),
 }
 print([name for name, value in values.items() if float(value) >= 0] == [n for n in losses.__all__ if "_loss" in n])
