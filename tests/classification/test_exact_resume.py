@@ -1,0 +1,109 @@
+"""Killed anywhere and resumed, a run on the CPU ends with the very same bits."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.classification.conftest import command, outcome
+
+# Sends its own process a signal at the nth call of a function, before or after the call's work.
+KILLER = """
+import importlib, os, signal, sys
+from classification import train
+place, name, when, number, sent = (sys.argv[1] + ":SIGKILL").split(":")[:5]
+owner = importlib.import_module(place)
+*path, name = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+original, calls = getattr(owner, name), 0
+def killing(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == int(number) and when == "before":
+        os.kill(os.getpid(), signal.Signals[sent])
+    result = original(*args, **kwargs)
+    if calls == int(number):
+        os.kill(os.getpid(), signal.Signals[sent])
+    return result
+setattr(owner, name, killing)
+train.main(sys.argv[2:])
+"""
+
+KILLS = {
+    "first step": ["classification.training:Trainer._take_step:before:1"],
+    "mid-epoch, then again": [
+        "classification.training:Trainer._take_step:after:8",
+        "classification.training:Trainer._take_step:before:9",
+    ],
+    "half-written state": ["classification.checkpoint:_flush:before:2"],
+    "state written, not yet named": ["classification.checkpoint:_flush:after:3"],
+    "state named, older not yet removed": ["pathlib:Path.iterdir:before:3"],
+    "half-written student": ["kd_det.files:os.replace:before:1"],
+    "in the evaluation": ["classification.training:evaluate:before:2"],
+    "after the last epoch": ["classification.training:describe_run:before:1"],
+}
+
+
+@pytest.fixture
+def settings(distil):
+    # The adapter is state of the distiller's own; the policies draw many random numbers for each image.
+    extras = ["DATA.AUTO_AUGMENT", "True", "DATA.LABEL_NOISE", "0.1", "WARMUP_EPOCHS", "2"]
+    return [*distil, "DISTILLER", "fitnet", *extras]
+
+
+def train(folder: Path, settings: list, output: str, *, kill: str | None = None, flags: tuple[str, ...] = ()):
+    start = ["-m", "classification.train"] if kill is None else ["-c", KILLER, kill]
+    return command([sys.executable, *start, *flags, *map(str, settings), "OUTPUT_DIR", output], folder)
+
+
+@pytest.fixture
+def uninterrupted(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    result = train(folder, settings, "run")
+    assert result.returncode == 0, result.stderr[-3000:]
+    return outcome(folder / "run")
+
+
+def test_killed_and_resumed_ends_with_the_same_bits(settings, uninterrupted, tmp_path):
+    for name, kills in KILLS.items():
+        output = name.replace(" ", "_").replace(",", "")
+        flags: tuple[str, ...] = ()
+        for kill in kills:
+            killed = train(tmp_path, settings, output, kill=kill, flags=flags)
+            assert killed.returncode == -signal.SIGKILL, (name, killed.returncode, killed.stderr[-3000:])
+            flags = ("--resume",)
+        resumed = train(tmp_path, settings, output, flags=flags)
+        assert resumed.returncode == 0, (name, resumed.stderr[-3000:])
+        assert_same(outcome(tmp_path / output), uninterrupted, name)
+
+
+def test_sigterm_saves_at_once_and_loses_no_step(settings, uninterrupted, tmp_path):
+    stopped = train(tmp_path, settings, "run", kill="classification.training:Trainer._take_step:after:7:SIGTERM")
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr[-3000:]
+    assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["7"]
+    resumed = train(tmp_path, settings, "run", flags=("--resume",))
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert_same(outcome(tmp_path / "run"), uninterrupted, "SIGTERM")
+
+
+def test_another_configuration_is_no_resumption(settings, tmp_path):
+    stopped = train(tmp_path, settings, "run", kill="classification.training:Trainer._take_step:after:7:SIGTERM")
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr[-3000:]
+    resumed = train(tmp_path, [*settings, "SOLVER.LR", "0.01"], "run", flags=("--resume",))
+    assert resumed.returncode == 2 and "SOLVER.LR was 0.05 and is 0.01" in resumed.stderr
+
+
+def assert_same(ours, theirs, name):
+    state, history, result = ours
+    expected, expected_history, expected_result = theirs
+    assert state.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(state[key], value), (name, key)
+    assert history == expected_history, name
+    for figure in ("last_top1", "last_top5", "best_top1", "best_top5", "epochs"):
+        assert result[figure] == expected_result[figure], (name, figure)
