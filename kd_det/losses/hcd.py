@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kd_det.losses._checks import check_labels, check_logits, check_temperature, check_weight, gather_targets
 from kd_det.losses._pair import LARGEST
-from kd_det.losses._unit import unit_rows
+from kd_det.losses._unit import products, unit_rows
 from kd_det.losses.kd import kd_loss
 
 
@@ -156,7 +156,7 @@ def orthogonality_loss(sub_logits: Tensor) -> Tensor:
     """
     unit = unit_rows(sub_logits)
     batch, n, _ = unit.shape
-    cosines = (unit @ unit.mT).triu(1)
+    cosines = products(unit, unit).triu(1)
     return cosines.square().sum() / max(batch * n * (n - 1) / 2, 1)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kd_det.losses._checks import check_labels, check_logits, check_temperature
 from kd_det.losses._gather import GlobalBatch, gather_batch
 from kd_det.losses._pair import ClosedFormLoss
-from kd_det.losses._unit import unit_rows
+from kd_det.losses._unit import products, unit_rows
 
 EMPTY = -1
 
@@ -132,7 +132,7 @@ class MCLDLoss(nn.Module):
             queue = self.logits.to(student.dtype)
             terms["instance"] = _Instance.apply(student, teacher, indices, queue, self.indices, self.temperature, scale)
         if self.sample or self.category:
-            similarity = (student / self.temperature) @ batch.logits.T
+            similarity = products(student / self.temperature, batch.logits)
             own = batch.first + torch.arange(student.shape[0], device=student.device)
             if self.sample:
                 terms["sample"] = (-similarity.log_softmax(1).gather(1, own.unsqueeze(1))).sum() * scale
