@@ -1,7 +1,7 @@
 """One way to take a training step, in a process of its own that takes steps when told to.
 
-Started by ``classification.benchmark.steps``. Each line on its input is a number of steps to take; it answers with a line
-of JSON, the seconds of each. At the end of the input it answers with its peak memory and extra parameters.
+Started by ``classification.benchmark.steps``. Each line on its input is a number of steps to take; it answers with a
+line of JSON, the seconds of each. At the end of the input it answers with its peak memory and extra parameters.
 """
 
 from __future__ import annotations

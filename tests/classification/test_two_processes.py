@@ -75,7 +75,8 @@ def test_two_processes_give_the_gradients_of_one(both, method):
 
 def test_accelerate_launch(distil, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--main_process_port", str(free_port())]
     settings = [*map(str, distil), "DISTILLER", "dkd", "OUTPUT_DIR", "run", "SOLVER.EPOCHS", "1"]
     result = command([*launch, "-m", "classification.train", *settings], tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -1,0 +1,78 @@
+"""The command line on the embedded digits: what a run leaves, and that it learns."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from classification.models import create_model
+from tests.classification.conftest import outcome
+
+
+def test_a_run_leaves_what_people_and_tables_need(classify, distil, tmp_path):
+    result = classify(*distil, "DISTILLER", "dkd", "WARMUP_EPOCHS", 2, "OUTPUT_DIR", "run")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "top-1" in result.stdout
+    state, history, figures = outcome(tmp_path / "run")
+    model = create_model("resnet8", 10)
+    model.load_state_dict(state, strict=True)
+    assert [record["epoch"] for record in history] == [1, 2] and history[1]["lr"] == pytest.approx(0.005)
+    assert {"loss_ce", "loss_dkd", "train_top1", "top1", "top5"} <= history[0].keys()
+    assert figures["last_top1"] == history[-1]["top1"] > 30
+    assert figures["best_top1"] == max(record["top1"] for record in history)
+    assert figures["seed"] == 0 and figures["config"]["DISTILLER"] == "dkd" and figures["extra_parameters"] == 0
+    assert figures["seconds_per_epoch"] > 0 and figures["peak_memory_mib"] > 50 and figures["versions"]["torch"]
+    assert any((tmp_path / "run").rglob("events.out.tfevents*"))
+
+    evaluated = classify("--eval-only", *distil, "OUTPUT_DIR", "run")
+    assert json.loads(evaluated.stdout.splitlines()[-1])["top1"] == pytest.approx(figures["last_top1"], abs=1e-9)
+
+    again = classify("--resume", *distil, "DISTILLER", "dkd", "WARMUP_EPOCHS", 2, "OUTPUT_DIR", "run")
+    assert again.returncode == 0 and outcome(tmp_path / "run")[1] == history
+
+
+def test_what_a_method_adds_is_no_part_of_the_student(classify, distil, tmp_path):
+    settings = [*distil, "SOLVER.EPOCHS", 1, "DISTILLER", "fitnet", "OUTPUT_DIR", "run"]
+    assert classify(*settings).returncode == 0
+    state, _, figures = outcome(tmp_path / "run")
+    assert state.keys() == create_model("resnet8", 10).state_dict().keys()
+    assert figures["extra_parameters"] > 0
+
+
+def test_accumulation_gives_the_gradients_of_the_whole(classify, distil, tmp_path):
+    """Two micro-batches of 64 are one step of 128, but for BatchNorm's statistics of each."""
+    common = [*distil, "SOLVER.EPOCHS", 1, "SOLVER.CHECKPOINT_PERIOD", 0, "DISTILLER", "kd"]
+    assert classify(*common, "OUTPUT_DIR", "whole").returncode == 0
+    assert classify(*common, "DATA.BATCH_SIZE", 64, "SOLVER.ACCUMULATE", 2, "OUTPUT_DIR", "parts").returncode == 0
+    steps = [next((tmp_path / name / "states").iterdir()).name for name in ("whole", "parts")]
+    assert steps[0] == steps[1] == "12"
+
+
+def test_distilling_the_confident_half(classify, distil, tmp_path):
+    settings = [*distil, "SOLVER.EPOCHS", 1, "DISTILLER", "dkd_nckd"]
+    half = classify(*settings, "DATA.CONFIDENCE_RANGE", "(0.0, 0.5)", "OUTPUT_DIR", "half")
+    assert half.returncode == 0, half.stderr[-3000:]
+    assert classify(*settings, "OUTPUT_DIR", "all").returncode == 0
+    losses = [outcome(tmp_path / name)[1][0]["loss_dkd_nckd"] for name in ("half", "all")]
+    assert losses[0] > 0 and losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_mixed_precision_and_channels_last(classify, distil, tmp_path, precision):
+    settings = [*distil, "SOLVER.EPOCHS", 1, "DISTILLER", "sdd", "SDD.SCALES", "(1, 2)"]
+    result = classify(
+        *settings, "SOLVER.MIXED_PRECISION", precision, "SOLVER.CHANNELS_LAST", "True", "OUTPUT_DIR", "run"
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    state, history, _ = outcome(tmp_path / "run")
+    assert all(value.isfinite().all() for value in state.values()) and history[0]["train_top1"] > 12
+    assert {value.dtype for value in state.values()} <= {torch.float32, torch.int64}
+
+
+def test_a_loss_that_is_no_number_stops_the_run(classify, distil):
+    result = classify(*distil, "DISTILLER", "kd", "KD.WEIGHT", "1e38", "SOLVER.LR", "1e6", "OUTPUT_DIR", "run")
+    assert result.returncode == 1
+    line = result.stderr.strip().splitlines()[-1]
+    assert "NonFiniteLossError" in line and "loss_" in line and "epoch 1, step" in line and "samples [" in line
