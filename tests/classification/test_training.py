@@ -59,8 +59,7 @@ def test_distilling_the_confident_half(classify, distil, tmp_path):
     assert losses[0] > 0 and losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("precision", ["bf16"])
-def test_mixed_precision_and_channels_last(classify, distil, tmp_path, precision):
+def test_mixed_precision_and_channels_last(classify, distil, tmp_path):
     settings = [*distil, "SOLVER.EPOCHS", 1, "DISTILLER", "sdd", "SDD.SCALES", "(1, 2)"]
     result = classify(
         *settings, "SOLVER.MIXED_PRECISION", precision, "SOLVER.CHANNELS_LAST", "True", "OUTPUT_DIR", "run"
