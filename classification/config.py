@@ -18,7 +18,7 @@ def get_config() -> CfgNode:
     cfg.SEED = 0
 
     # The method: "none" (the plain student), "kd", "dkd", "nkd", "sdd", "dkd_tckd", "dkd_nckd", "dkd_coupled",
-    # "fitnet", "at", "rkd" or "reviewkd".
+    # "fitnet", "at", "rkd", "reviewkd", "mcld" or "hcd".
     cfg.DISTILLER = "none"
     # Sun et al. 2024: student's and teacher's logits are standardised over the classes before any loss on logits.
     cfg.STANDARDIZE = False
@@ -154,6 +154,28 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.REVIEWKD = CfgNode()
     cfg.REVIEWKD.WEIGHT = 1.0
     cfg.REVIEWKD.MID_CHANNELS = 256
+
+    # Wang et al. 2024: WEIGHT * (instance + sample + category term), contrastive losses on L2-normalised logits.
+    cfg.MCLD = CfgNode()
+    cfg.MCLD.WEIGHT = 1.0
+    cfg.MCLD.TEMPERATURE = 0.2  # tau
+    cfg.MCLD.QUEUE = 0  # teacher logits of earlier steps that are kept as negatives; 0: as many as training samples
+    # The cross-entropy with the labels beside it: off for strong teachers, on for ResNet56, ResNet110 and R34 to R18.
+    cfg.MCLD.CE = False
+    cfg.MCLD.INSTANCE = True
+    cfg.MCLD.SAMPLE = True
+    cfg.MCLD.CATEGORY = True
+
+    # Xu et al. 2025: WEIGHT * (KD + sum over the sub-logits (KD + CE_WEIGHT * cross-entropy) + lambda * orthogonality).
+    # The defaults are ours: we know the paper's abstract only.
+    cfg.HCD = CfgNode()
+    cfg.HCD.WEIGHT = 1.0
+    cfg.HCD.N = 4  # n, the sub-logits
+    cfg.HCD.TEMPERATURE = 4.0
+    cfg.HCD.CE_WEIGHT = 1.0
+    cfg.HCD.ORTHOGONAL_WEIGHT = 1.0  # lambda
+    cfg.HCD.STAGE = -1  # the student's stage whose map is used, from 0, the largest map; -1: the last
+    cfg.HCD.PROJECTOR_CHANNELS = 0  # 0: as many as the teacher's feature has
 
 
 def load_config(config_file: str = "", overrides: Sequence[object] = ()) -> CfgNode:
