@@ -62,7 +62,7 @@ def test_distilling_the_confident_half(classify, distil, tmp_path):
 def test_mixed_precision_and_channels_last(classify, distil, tmp_path):
     settings = [*distil, "SOLVER.EPOCHS", 1, "DISTILLER", "sdd", "SDD.SCALES", "(1, 2)"]
     result = classify(
-        *settings, "SOLVER.MIXED_PRECISION", precision, "SOLVER.CHANNELS_LAST", "True", "OUTPUT_DIR", "run"
+        *settings, "SOLVER.MIXED_PRECISION", "bf16", "SOLVER.CHANNELS_LAST", "True", "OUTPUT_DIR", "run"
     )
     assert result.returncode == 0, result.stderr[-3000:]
     state, history, _ = outcome(tmp_path / "run")
