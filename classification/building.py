@@ -18,10 +18,8 @@ from classification.checkpoint import load_strictly, read_student
 from classification.data import Data
 from classification.data.confidence import rank_by_confidence
 from classification.distillers import Pair, build_distiller, distiller_class
-from classification.models import create_model
-from classification.models.resizing import resize_inputs
 from classification.step import TrainingStep
-from classification.teacher import Teacher, build_teacher, check_description
+from classification.teacher import Teacher, build_teacher, check_description, create_from
 from kd_det.errors import SetupError
 
 
@@ -39,13 +37,12 @@ def build_student(cfg: CfgNode, data: Data) -> nn.Module:
     node = cfg.STUDENT
     if node.WEIGHTS and node.PRETRAINED:
         raise SetupError("STUDENT.WEIGHTS and STUDENT.PRETRAINED are both set; give one of the two.")
-    student = create_model(node.NAME, data.num_classes, pretrained=node.PRETRAINED, stem=node.STEM)
+    student = create_from(node, data)
     if node.WEIGHTS:
         path = Path(node.WEIGHTS)
         content = read_student(path, "STUDENT.WEIGHTS")
         check_description(content, path, "STUDENT", node.NAME, data)
         load_strictly(student, path, content["model"], "STUDENT.WEIGHTS")
-    resize_inputs(student, node.IMAGE_SIZE)
     return student
 
 

@@ -14,6 +14,7 @@ from classification.checkpoint import STUDENT, load_strictly, read_student
 from classification.data import Data
 from classification.models import create_model
 from classification.models.outputs import ModelOutput
+from classification.models.protocol import ClassificationModel
 from classification.models.resizing import resize_inputs
 from kd_det.benchmark.process import forwarding_sigterm, stream
 from kd_det.errors import SetupError
@@ -75,17 +76,22 @@ def build_teacher(cfg: CfgNode, data: Data) -> Teacher:
             f"TEACHER.WEIGHTS {node.WEIGHTS!r} with TEACHER.PRETRAINED {node.PRETRAINED}: give one of the two, "
             "or the teacher would be random or have two sets of weights."
         )
-    model = create_model(node.NAME, data.num_classes, pretrained=node.PRETRAINED, stem=node.STEM)
+    model = create_from(node, data)
     if node.PRETRAINED:
-        teacher = Teacher(model, data.mean, data.std, model.input_mean, model.input_std)
-    else:
-        path = weights_path(node.WEIGHTS)
-        content = read_student(path, "TEACHER.WEIGHTS")
-        check_description(content, path, "TEACHER", node.NAME, data)
-        load_strictly(model, path, content["model"], "TEACHER.WEIGHTS")
-        teacher = Teacher(model, data.mean, data.std)
+        return Teacher(model, data.mean, data.std, model.input_mean, model.input_std)
+    path = weights_path(node.WEIGHTS)
+    content = read_student(path, "TEACHER.WEIGHTS")
+    check_description(content, path, "TEACHER", node.NAME, data)
+    load_strictly(model, path, content["model"], "TEACHER.WEIGHTS")
+    return Teacher(model, data.mean, data.std)
+
+
+def create_from(node: CfgNode, data: Data) -> ClassificationModel:
+    """The model that ``cfg.STUDENT`` or ``cfg.TEACHER`` names, for the data's classes; WEIGHTS are not loaded."""
+    size = node.IMAGE_SIZE or data.image_size
+    model = create_model(node.NAME, data.num_classes, pretrained=node.PRETRAINED, stem=node.STEM, image_size=size)
     resize_inputs(model, node.IMAGE_SIZE)
-    return teacher
+    return model
 
 
 def check_description(content: dict, path: Path, section: str, name: str, data: Data) -> None:
