@@ -1,0 +1,64 @@
+"""``hcd``: heterogeneous complementary distillation."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from classification.data.batch import Batch
+from classification.distillers.base import Pair, register_distiller
+from classification.distillers.checks import non_negative, positive
+from classification.distillers.logits import LogitDistiller
+from classification.models.outputs import ModelOutput
+from kd_det.errors import SetupError
+from kd_det.losses import HCDLoss
+
+
+@register_distiller("hcd")
+class HCD(LogitDistiller):
+    """``loss_hcd_kd``, ``loss_hcd_fused_kd``, ``loss_hcd_fused_ce``, ``loss_hcd_orthogonality``: ``HCDLoss`` (Xu et al.
+    2025).
+
+    Student and teacher may be of any two families: it takes the map of one of the student's stages, and the teacher's
+    pooled feature.
+    """
+
+    def __init__(self, cfg: CfgNode, pair: Pair) -> None:
+        super().__init__(cfg, pair)
+        node = cfg.HCD
+        self.weight = non_negative("HCD.WEIGHT", node.WEIGHT)
+        self.stage = node.STAGE
+        if node.N < 1:
+            raise SetupError(f"HCD.N {node.N}: it must be 1 or more sub-logits.")
+        self.loss = HCDLoss(
+            _student_channels(node.STAGE, pair.student_out),
+            _teacher_channels(cfg.TEACHER.NAME, pair.teacher_out),
+            pair.student_out.logits.shape[1],
+            n=node.N,
+            projector_channels=non_negative("HCD.PROJECTOR_CHANNELS", node.PROJECTOR_CHANNELS),
+            temperature=positive("HCD.TEMPERATURE", node.TEMPERATURE),
+            ce_weight=non_negative("HCD.CE_WEIGHT", node.CE_WEIGHT),
+            orthogonal_weight=non_negative("HCD.ORTHOGONAL_WEIGHT", node.ORTHOGONAL_WEIGHT),
+        )
+
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
+        s, t = self.logits(student_out), self.logits(teacher_out)
+        terms = self.loss(s, t, batch.labels, student_out.stages[self.stage], teacher_out.pooled)
+        return {f"loss_hcd_{name}": self.weight * value for name, value in terms.items()}
+
+
+def _student_channels(stage: int, student_out: ModelOutput) -> int:
+    last = len(student_out.stages) - 1
+    if not -1 <= stage <= last:
+        raise SetupError(f"HCD.STAGE {stage}: the student has the stages 0 to {last}. Choose one, or -1 for the last.")
+    return student_out.stages[stage].shape[1]
+
+
+def _teacher_channels(name: str, teacher_out: ModelOutput) -> int:
+    pooled = teacher_out.pooled
+    if pooled is None or pooled.ndim != 2:
+        raise SetupError(
+            f"TEACHER.NAME {name!r}: HCD needs the teacher's penultimate feature, and this model has no pooled one. "
+            "Take another teacher, or another DISTILLER."
+        )
+    return pooled.shape[1]

@@ -1,0 +1,58 @@
+"""``mcld``: multi-perspective contrastive logit distillation."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from classification.data.batch import Batch
+from classification.distillers.base import Pair, register_distiller
+from classification.distillers.checks import non_negative, positive
+from classification.distillers.logits import LogitDistiller
+from classification.models.outputs import ModelOutput
+from kd_det.errors import SetupError
+from kd_det.losses import MCLDLoss
+
+
+@register_distiller("mcld")
+class MCLD(LogitDistiller):
+    """``loss_mcld_instance``, ``loss_mcld_sample``, ``loss_mcld_category``: ``MCLDLoss`` (Wang et al. 2024).
+
+    Its queue is saved and resumed with the training state.
+    """
+
+    def __init__(self, cfg: CfgNode, pair: Pair) -> None:
+        super().__init__(cfg, pair)
+        node = cfg.MCLD
+        if not (node.INSTANCE or node.SAMPLE or node.CATEGORY):
+            raise SetupError("MCLD.INSTANCE, MCLD.SAMPLE and MCLD.CATEGORY are all False; set one of them True.")
+        self.weight = non_negative("MCLD.WEIGHT", node.WEIGHT)
+        self.uses_cross_entropy = node.CE
+        self.loss = MCLDLoss(
+            pair.student_out.logits.shape[1],
+            _queue_size(cfg, pair.train_samples) if node.INSTANCE else 0,
+            temperature=positive("MCLD.TEMPERATURE", node.TEMPERATURE),
+            instance=node.INSTANCE,
+            sample=node.SAMPLE,
+            category=node.CATEGORY,
+        )
+
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
+        terms = self.loss(self.logits(student_out), self.logits(teacher_out), batch.labels, batch.indices)
+        return {f"loss_mcld_{name}": self.weight * value for name, value in terms.items()}
+
+
+def _queue_size(cfg: CfgNode, train_samples: int) -> int:
+    given, batch = cfg.MCLD.QUEUE, cfg.DATA.BATCH_SIZE
+    if not 0 <= given <= train_samples:
+        raise SetupError(
+            f"MCLD.QUEUE {given}: it must be at least DATA.BATCH_SIZE, {batch}, and at most the number of training "
+            f"samples, {train_samples}; 0 takes this."
+        )
+    size = given or train_samples
+    if size < batch:
+        raise SetupError(
+            f"MCLD.QUEUE {given}: a queue of {size} cannot take a batch of DATA.BATCH_SIZE, {batch}. Make the batch "
+            f"smaller, or the queue larger, up to the number of training samples, {train_samples}."
+        )
+    return size
