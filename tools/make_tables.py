@@ -9,7 +9,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from kd_det.benchmark.model_zoo import read_results, render
+from classification.benchmark import model_zoo as classification
+from kd_det.benchmark import model_zoo as detection
 from kd_det.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,10 +24,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is out of date")
     args = parser.parse_args()
     try:
-        page = render(read_results(args.results))
+        parts = [part.render(part.read_results(args.results)) for part in (detection, classification)]
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    page = "\n".join(part for part in parts if part)
     if args.check:
         sys.exit(None if args.output.is_file() and args.output.read_text() == page else f"{args.output} is out of date")
     args.output.write_text(page)

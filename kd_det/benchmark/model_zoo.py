@@ -3,7 +3,7 @@
 A results file: ``benchmark`` (title), ``source`` ("ours", or the paper), ``schedule``, ``rows``, and for ours
 ``hardware``, ``versions`` and ``command``. A row: ``teacher``, ``student``, ``method``, ``config``, and lists with one
 entry a seed: ``teacher_AP`` (one), ``student_AP``, ``AP``, and for ours ``best_AP``, ``seconds_per_iteration``,
-``memory_mib``.
+``memory_mib``. Files with a ``kind`` are of other benchmarks, which render them.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     """The results files of a folder, by name.
 
     Raises:
-        SetupError: there are none, or one lacks a field.
+        SetupError: the folder has none of any kind, or one lacks a field.
     """
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise SetupError(f"there are no results in {str(folder)!r}; name the folder with the *.json files")
-    contents = [json.loads(path.read_text()) for path in paths]
-    for path, content in zip(paths, contents, strict=True):
+    contents = {path: json.loads(path.read_text()) for path in paths}
+    contents = {path: content for path, content in contents.items() if "kind" not in content}
+    for path, content in contents.items():
         rows = [("", content), *(("rows", row) for row in content.get("rows", []))]
         missing = {f"{part} {name}".strip() for part, item in rows for name in REQUIRED[part] if name not in item}
         if missing:
             raise SetupError(f"{path} lacks {', '.join(sorted(missing))}; see kd_det/benchmark/model_zoo.py")
-    return contents
+    return list(contents.values())
 
 
 def _section(title: str, results: Sequence[dict[str, Any]]) -> str:
