@@ -1,0 +1,8 @@
+"""Classification models under one protocol: ``create_model(name, num_classes, **settings)``."""
+
+from classification.models.factory import create_model, model_names
+from classification.models.names import short_name
+from classification.models.outputs import ModelOutput
+from classification.models.protocol import ClassificationModel
+
+__all__ = ["ClassificationModel", "ModelOutput", "create_model", "model_names", "short_name"]

@@ -1,0 +1,132 @@
+"""``torchvision/NAME``: torchvision's convolutional classifiers behind our protocol."""
+
+from __future__ import annotations
+
+import re
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from classification.models.library_model import LibraryModel, pools_linearly, probe_image, probing
+from classification.models.outputs import ModelOutput
+from kd_det.errors import SetupError, did_you_mean
+
+# The parts in a row that torchvision's families are made of, and the nodes that pool a map to one position.
+BLOCK = re.compile(r"(layer\d|stage\d|features\.\d+|layers\.\d+|trunk_output\.block\d)(?=\.|$)")
+POOLING = re.compile(r"(.*\.)?(avgpool|adaptive_avg_pool2d|mean)(_\d+)?")
+
+
+class TorchvisionModel(LibraryModel):
+    """What pools a map and ends with one linear layer: ResNet, MobileNet, EfficientNet, RegNet, ShuffleNet, VGG ...
+
+    torchvision's feature extraction traces the model, so that one pass gives all. The map is what is pooled; pooled is
+    what the last layer sees. Stages are the outputs of the model's last block at each size, from a quarter of the
+    image's on, after activation where blocks end with one (MobileNetV2's and EfficientNet's do not).
+
+    ``pools_linearly`` is False where something lies between pooling and the last layer, such as MobileNetV2's dropout.
+    """
+
+    def __init__(self, name: str, num_classes: int, *, pretrained: bool = False, image_size: int | None = None) -> None:
+        network, classifier = _build(name, num_classes, pretrained)
+        image = probe_image(image_size or 224)
+        graphs = get_graph_node_names(network, suppress_diff_warning=True)  # as in training, as in evaluation
+        ends = [_ends(name, nodes, classifier) for nodes in graphs]
+        try:
+            blocks = _stage_blocks(network, graphs, ends[1]["map"], image)
+            wanted = [
+                end | {block: _last(nodes, block) for block in blocks} for nodes, end in zip(graphs, ends, strict=True)
+            ]
+            super().__init__(_extractor(network, wanted))
+            self.classifier_name = classifier
+            self.stage_roles = [_role(wanted[1], block) for block in blocks]
+            self.pools_linearly = pools_linearly(self, image)
+        except (RuntimeError, AssertionError) as error:
+            size = f"{image.shape[2]}x{image.shape[3]}"
+            raise SetupError(f"torchvision/{name} does not take {size} images: {error}") from error
+        self.input_mean, self.input_std = _normalisation(name)
+
+    @property
+    def classifier(self) -> nn.Linear:  # type: ignore[override]
+        return self.model.get_submodule(self.classifier_name)
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | ModelOutput:
+        found = self.model(x)
+        if not return_features:
+            return found["logits"]
+        return ModelOutput(found["logits"], found["map"], found["pooled"], [found[role] for role in self.stage_roles])
+
+
+def _build(name: str, num_classes: int, pretrained: bool) -> tuple[nn.Module, str]:
+    """The model, and the name of its last linear layer."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        version = torchvision.__version__
+        raise SetupError(f"torchvision/{name} does not exist in torchvision {version}.{did_you_mean(name, known)}")
+    if not pretrained:
+        network = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    else:
+        try:
+            network = torchvision.models.get_model(name, weights="DEFAULT")
+        except (OSError, RuntimeError) as error:
+            raise SetupError(f"PRETRAINED: the weights of torchvision/{name} cannot be had: {error}") from error
+    linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise SetupError(_unfit(name))
+    if pretrained and network.get_submodule(linear[-1]).out_features != num_classes:
+        parent, _, key = linear[-1].rpartition(".")
+        new = nn.Linear(network.get_submodule(linear[-1]).in_features, num_classes)
+        setattr(network.get_submodule(parent), key, new)
+    return network, linear[-1]
+
+
+def _ends(name: str, nodes: list[str], classifier: str) -> dict[str, str]:
+    """The nodes of map, pooled and logits."""
+    if nodes[-1] == classifier:
+        poolings = [i for i, node in enumerate(nodes) if POOLING.fullmatch(node)]
+        if poolings:
+            return {"map": nodes[poolings[-1] - 1], "pooled": nodes[-2], "logits": nodes[-1]}
+    raise SetupError(_unfit(name))
+
+
+def _stage_blocks(network: nn.Module, graphs: tuple[list[str], list[str]], last: str, image: Tensor) -> list[str]:
+    """The last block of each map size from a quarter of the image's on; ``last``: the node of the map."""
+    nodes = graphs[1][: graphs[1].index(last) + 1]
+    blocks = dict.fromkeys(match[0] for node in nodes if (match := BLOCK.match(node)))
+    wanted = [{block: _last(nodes, block) for block in blocks} for nodes in graphs]
+    extractor = _extractor(network, wanted)
+    with probing(extractor):
+        maps = extractor(image)
+    quarter = image.shape[2] / 4
+    sizes = {maps[block].shape[2:]: block for block in blocks if maps[block].shape[2] <= quarter}
+    return list(sizes.values())
+
+
+def _extractor(network: nn.Module, wanted: list[dict[str, str]]) -> nn.Module:
+    """The traced network. A node wanted for several roles is given once, for the first of them, see ``_role``."""
+    train, evaluation = ({roles[_role(roles, role)]: _role(roles, role) for role in roles} for roles in wanted)
+    return create_feature_extractor(
+        network, train_return_nodes=train, eval_return_nodes=evaluation, suppress_diff_warning=True
+    )
+
+
+def _role(roles: dict[str, str], role: str) -> str:
+    """The first role that has the same node: the last stage often is the map."""
+    return next(other for other, node in roles.items() if node == roles[role])
+
+
+def _last(nodes: list[str], block: str) -> str:
+    return [node for node in nodes if node == block or node.startswith(f"{block}.")][-1]
+
+
+def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    transforms = weights.transforms()
+    return tuple(transforms.mean), tuple(transforms.std)
+
+
+def _unfit(name: str) -> str:
+    return (
+        f"torchvision/{name} does not end with pooling a map and one linear layer that give the logits, which "
+        "torchvision/ models must; timm/ has most networks, too."
+    )

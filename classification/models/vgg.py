@@ -1,0 +1,67 @@
+"""VGG with batch normalisation (Simonyan and Zisserman 2015, table 1), global average pooling and one linear layer.
+
+Parameter names are those of the published CIFAR-100 checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classification.models.layers import initialise
+from classification.models.protocol import ConvNet
+from classification.models.stem import Stem, stem_conv
+
+WIDTHS = (64, 128, 256, 512, 512)
+
+
+class VGG(ConvNet):
+    """Stages: the outputs of ``block1`` to ``block4`` after ReLU, before max-pooling. The last is the map.
+
+    Blocks are separated by 2x2 max-poolings, except the last two on CIFAR, which see maps of the same size. With the
+    large stem the very first convolution is 7x7 of stride 2, nothing follows it, and the last two blocks are separated
+    too. ``counts``: convolutions of each block.
+    """
+
+    def __init__(self, num_classes: int, stem: Stem, *, counts: tuple[int, ...]) -> None:
+        super().__init__()
+        self.reduction = 8 if stem == "cifar" else 32
+        self.pools = (False, True, True, True, stem == "large")  # before each block
+        first = stem_conv(stem, WIDTHS[0], bias=True)
+        in_channels = (3, *WIDTHS[:-1])
+        blocks = [_block(i, width, count) for i, width, count in zip(in_channels, WIDTHS, counts, strict=True)]
+        blocks[0][0] = first
+        for i, block in enumerate(blocks):
+            self.add_module(f"block{i}", block)
+        self.classifier = nn.Linear(WIDTHS[-1], num_classes)
+        initialise(self, linear_std=0.01)
+
+    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        stages = []
+        for i, pools in enumerate(self.pools):
+            if pools:
+                x = F.max_pool2d(x, 2)
+            x = F.relu(getattr(self, f"block{i}")(x), inplace=True)
+            stages.append(x)
+        return stages[1:], x
+
+
+def _block(in_channels: int, width: int, count: int) -> nn.Sequential:
+    """Convolution and BN ``count`` times, with ReLU between."""
+    layers: list[nn.Module] = []
+    for i in range(count):
+        convolution = nn.Conv2d(in_channels if i == 0 else width, width, 3, padding=1)
+        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])
+
+
+NETWORKS: dict[str, Callable[[int, Stem], ConvNet]] = {
+    "vgg8": partial(VGG, counts=(1, 1, 1, 1, 1)),
+    "vgg11": partial(VGG, counts=(1, 1, 2, 2, 2)),
+    "vgg13": partial(VGG, counts=(2, 2, 2, 2, 2)),
+    "vgg16": partial(VGG, counts=(2, 2, 3, 3, 3)),
+    "vgg19": partial(VGG, counts=(2, 2, 4, 4, 4)),
+}

@@ -1,0 +1,90 @@
+"""Wide residual networks (Zagoruyko and Komodakis 2016): three stages of pre-activation units, no dropout.
+
+Parameter names are those of the published CIFAR-100 checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classification.models.layers import conv, initialise
+from classification.models.protocol import ConvNet
+from classification.models.stem import Stem, stem_conv, stem_pool
+
+
+class Unit(nn.Module):
+    """BN-ReLU-conv twice, plus the input; where the width changes, plus a 1x1 projection of the activated input."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv(in_channels, channels, 3, stride)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = conv(channels, channels, 3)
+        self.convShortcut = conv(in_channels, channels, 1, stride) if in_channels != channels else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The unit's output, and its activated input."""
+        activated = F.relu(self.bn1(x), inplace=True)
+        y = F.relu(self.bn2(self.conv1(activated)), inplace=True)
+        y = self.conv2(y)
+        return y + (x if self.convShortcut is None else self.convShortcut(activated)), activated
+
+
+class Stage(nn.Module):
+    """Units in a row; the first may stride."""
+
+    def __init__(self, in_channels: int, channels: int, units: int, stride: int) -> None:
+        super().__init__()
+        first = Unit(in_channels, channels, stride)
+        self.layer = nn.Sequential(first, *(Unit(channels, channels, 1) for _ in range(units - 1)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The stage's output, and its activated input."""
+        x, activated_input = self.layer[0](x)
+        for unit in self.layer[1:]:
+            x, _ = unit(x)
+        return x, activated_input
+
+
+class WideResNet(ConvNet):
+    """Stages: the sums that ``block1`` to ``block3`` give, after the BN and ReLU that follow. The last is the map.
+
+    The following stage begins with that BN and ReLU: nothing is computed twice to show it.
+    """
+
+    def __init__(self, num_classes: int, stem: Stem, *, depth: int, widen_factor: int) -> None:
+        super().__init__()
+        self.reduction = 4 if stem == "cifar" else 16
+        units = (depth - 4) // 6
+        widths = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
+        self.conv1 = stem_conv(stem, widths[0])
+        self.maxpool = stem_pool(stem)
+        self.block1 = Stage(widths[0], widths[1], units, stride=1)
+        self.block2 = Stage(widths[1], widths[2], units, stride=2)
+        self.block3 = Stage(widths[2], widths[3], units, stride=2)
+        self.bn1 = nn.BatchNorm2d(widths[3])
+        self.fc = nn.Linear(widths[3], num_classes)
+        initialise(self)
+        nn.init.zeros_(self.fc.bias)
+
+    @property
+    def classifier(self) -> nn.Linear:  # type: ignore[override]
+        return self.fc
+
+    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        x, _ = self.block1(self.maxpool(self.conv1(x)))
+        x, first = self.block2(x)
+        x, second = self.block3(x)
+        last = F.relu(self.bn1(x), inplace=True)
+        return [first, second, last], last
+
+
+NETWORKS: dict[str, Callable[[int, Stem], ConvNet]] = {
+    f"wrn_{depth}_{factor}": partial(WideResNet, depth=depth, widen_factor=factor)
+    for depth, factor in ((16, 1), (16, 2), (16, 4), (28, 2), (28, 4), (40, 1), (40, 2))
+}
