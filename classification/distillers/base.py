@@ -33,9 +33,20 @@ class Distiller(nn.Module, ABC):
 
     needs_teacher = True
     uses_cross_entropy = True
+    # Whether it heeds STANDARDIZE.
+    compares_logits = True
 
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__()
+        if self.needs_teacher and pair.teacher_out is None:
+            raise SetupError(
+                f"DISTILLER {cfg.DISTILLER!r} needs a teacher, and TEACHER.NAME is {cfg.TEACHER.NAME!r}. Name one, and "
+                "its TEACHER.WEIGHTS."
+            )
+        if cfg.STANDARDIZE and not self.compares_logits:
+            raise SetupError(
+                f"STANDARDIZE True: DISTILLER {cfg.DISTILLER!r} has no loss on logits. Set STANDARDIZE False."
+            )
 
     @abstractmethod
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput | None) -> dict[str, Tensor]:

@@ -1,0 +1,32 @@
+"""``at``: attention transfer."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from classification.data.batch import Batch
+from classification.distillers.base import Distiller, Pair, register_distiller
+from classification.distillers.checks import non_negative
+from classification.distillers.stages import check_stages
+from classification.models.outputs import ModelOutput
+from kd_det.errors import SetupError
+from kd_det.losses import at_loss
+
+
+@register_distiller("at")
+class AT(Distiller):
+    """``loss_at``: ``at_loss`` (Zagoruyko and Komodakis 2017) on all stage maps."""
+
+    compares_logits = False
+
+    def __init__(self, cfg: CfgNode, pair: Pair) -> None:
+        super().__init__(cfg, pair)
+        check_stages(cfg, pair)
+        self.weight = non_negative("AT.WEIGHT", cfg.AT.WEIGHT)
+        self.power = cfg.AT.POWER
+        if self.power < 1:
+            raise SetupError(f"AT.POWER {self.power}: it must be 1 or more, as a rule 2.")
+
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
+        return {"loss_at": self.weight * at_loss(student_out.stages, teacher_out.stages, power=self.power)}

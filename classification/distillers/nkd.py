@@ -1,0 +1,35 @@
+"""``nkd``: normalised knowledge distillation."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from classification.data.batch import Batch
+from classification.distillers.base import Pair, register_distiller
+from classification.distillers.checks import non_negative, positive
+from classification.distillers.logits import LogitDistiller
+from classification.models.outputs import ModelOutput
+from kd_det.losses import nkd_loss
+
+
+@register_distiller("nkd")
+class NKD(LogitDistiller):
+    """``loss_nkd``: ``nkd_loss`` (Yang et al. 2023)."""
+
+    def __init__(self, cfg: CfgNode, pair: Pair) -> None:
+        super().__init__(cfg, pair)
+        self.weight = non_negative("NKD.WEIGHT", cfg.NKD.WEIGHT)
+        self.settings = self.read_settings(cfg)
+
+    @staticmethod
+    def read_settings(cfg: CfgNode) -> dict[str, float]:
+        """What ``nkd_loss`` takes beside logits and labels."""
+        return {
+            "gamma": non_negative("NKD.GAMMA", cfg.NKD.GAMMA),
+            "temperature": positive("NKD.TEMPERATURE", cfg.NKD.TEMPERATURE),
+        }
+
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
+        loss = nkd_loss(self.logits(student_out), self.logits(teacher_out), batch.labels, **self.settings)
+        return {"loss_nkd": self.weight * loss}

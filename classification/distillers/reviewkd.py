@@ -1,0 +1,54 @@
+"""``reviewkd``: knowledge review of all stage maps and the pooled feature."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+from torch import Tensor
+from torch.nn import functional as F
+
+from classification.data.batch import Batch
+from classification.distillers.base import Distiller, Pair, register_distiller
+from classification.distillers.checks import non_negative
+from classification.distillers.stages import check_stages
+from classification.models.outputs import ModelOutput
+from kd_det.errors import SetupError
+from kd_det.losses import ReviewKDFusion, hcl_loss
+
+# Of the channels in which the levels are mixed, where REVIEWKD.MID_CHANNELS leaves them to the student.
+MOST_CHANNELS = 512
+
+
+@register_distiller("reviewkd")
+class ReviewKD(Distiller):
+    """``loss_reviewkd``: ``hcl_loss`` between the student's levels after ``ReviewKDFusion`` and the teacher's.
+
+    Chen et al. 2021, in its CIFAR setting: the levels are the stage maps, after their activation on both sides, and the
+    pooled feature as a 1 x 1 map. A fused map of another size than the teacher's is brought to it by adaptive average
+    pooling, which repeats values where it enlarges by a whole factor.
+    """
+
+    compares_logits = False
+
+    def __init__(self, cfg: CfgNode, pair: Pair) -> None:
+        super().__init__(cfg, pair)
+        check_stages(cfg, pair)
+        self.weight = non_negative("REVIEWKD.WEIGHT", cfg.REVIEWKD.WEIGHT)
+        given, wanted = ([level.shape[1] for level in _levels(out)] for out in (pair.student_out, pair.teacher_out))
+        mid_channels = cfg.REVIEWKD.MID_CHANNELS
+        if mid_channels < 0:
+            raise SetupError(f"REVIEWKD.MID_CHANNELS {mid_channels}: it must be 1 or more, or 0 for the student's own.")
+        self.fusion = ReviewKDFusion(given, wanted, mid_channels or min(given[-1], MOST_CHANNELS))
+
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
+        theirs = _levels(teacher_out)
+        fused = self.fusion(_levels(student_out))
+        ours = [_resized(level, wanted.shape[2:]) for level, wanted in zip(fused, theirs, strict=True)]
+        return {"loss_reviewkd": self.weight * hcl_loss(ours, theirs)}
+
+
+def _levels(out: ModelOutput) -> list[Tensor]:
+    return [*out.stages, out.pooled[:, :, None, None]]
+
+
+def _resized(level: Tensor, size: tuple[int, ...]) -> Tensor:
+    return level if level.shape[2:] == size else F.adaptive_avg_pool2d(level, size)

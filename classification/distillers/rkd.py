@@ -1,0 +1,31 @@
+"""``rkd``: relational knowledge distillation."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from classification.data.batch import Batch
+from classification.distillers.base import Distiller, Pair, register_distiller
+from classification.distillers.checks import non_negative
+from classification.models.outputs import ModelOutput
+from kd_det.losses import rkd_angle_loss, rkd_distance_loss
+
+
+@register_distiller("rkd")
+class RKD(Distiller):
+    """``loss_rkd_distance`` and ``loss_rkd_angle`` (Park et al. 2019) on the pooled features."""
+
+    compares_logits = False
+
+    def __init__(self, cfg: CfgNode, pair: Pair) -> None:
+        super().__init__(cfg, pair)
+        self.distance_weight = non_negative("RKD.DISTANCE_WEIGHT", cfg.RKD.DISTANCE_WEIGHT)
+        self.angle_weight = non_negative("RKD.ANGLE_WEIGHT", cfg.RKD.ANGLE_WEIGHT)
+
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
+        s, t = student_out.pooled, teacher_out.pooled
+        return {
+            "loss_rkd_distance": self.distance_weight * rkd_distance_loss(s, t),
+            "loss_rkd_angle": self.angle_weight * rkd_angle_loss(s, t),
+        }

@@ -1,0 +1,91 @@
+"""``sdd``: scale decoupled distillation, over ``kd``, ``dkd`` or ``nkd``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from classification.data.batch import Batch
+from classification.distillers.base import Pair, register_distiller
+from classification.distillers.checks import non_negative
+from classification.distillers.dkd import DKD
+from classification.distillers.kd import KD
+from classification.distillers.logits import LogitDistiller
+from classification.distillers.nkd import NKD
+from classification.models.outputs import ModelOutput
+from kd_det.errors import SetupError, did_you_mean
+from kd_det.losses import dkd_loss, kd_loss, multi_scale_logits, nkd_loss, sdd_loss
+
+# A region's loss by its name in SDD.BASE, and what reads its settings.
+BASES = {
+    "kd": (kd_loss, KD.read_settings),
+    "dkd": (dkd_loss, DKD.read_settings),
+    "nkd": (nkd_loss, NKD.read_settings),
+}
+
+
+@register_distiller("sdd")
+class SDD(LogitDistiller):
+    """``loss_sdd``: ``sdd_loss`` (Wei et al. 2024) on the regions' logits, which ``multi_scale_logits`` makes.
+
+    Region 0 is the whole image: the base loss is part of this one.
+    """
+
+    def __init__(self, cfg: CfgNode, pair: Pair) -> None:
+        super().__init__(cfg, pair)
+        node = cfg.SDD
+        if node.BASE not in BASES:
+            raise SetupError(
+                f"SDD.BASE {node.BASE!r}: it must be one of {', '.join(BASES)}.{did_you_mean(node.BASE, BASES)}"
+            )
+        # In a tuple, where they are no submodules: their parameters belong to the models.
+        self.classifiers = (
+            _classifier("STUDENT.NAME", cfg.STUDENT.NAME, pair.student),
+            _classifier("TEACHER.NAME", cfg.TEACHER.NAME, pair.teacher),
+        )
+        self.scales = _scales(node.SCALES, pair)
+        self.weight = non_negative("SDD.WEIGHT", node.WEIGHT)
+        loss, read_settings = BASES[node.BASE]
+        self.settings = {
+            "base": loss,
+            "complementary_weight": non_negative("SDD.COMPLEMENTARY_WEIGHT", node.COMPLEMENTARY_WEIGHT),
+            **read_settings(cfg),
+        }
+
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
+        ours, theirs = self.classifiers
+        student = multi_scale_logits(student_out.map, ours, self.scales)
+        with torch.no_grad():
+            teacher = multi_scale_logits(teacher_out.map, theirs, self.scales)
+        loss = sdd_loss(self.standardized(student), self.standardized(teacher), batch.labels, **self.settings)
+        return {"loss_sdd": self.weight * loss}
+
+
+def _classifier(key: str, name: str, model: nn.Module) -> nn.Linear:
+    classifier = getattr(model, "classifier", None)
+    if not isinstance(classifier, nn.Linear) or getattr(model, "pools_linearly", False) is not True:
+        raise SetupError(
+            f"DISTILLER 'sdd': {key} {name!r} does not average its map and classify it by one linear layer, so that "
+            "regions have no logits. Take a model that does, or SDD.BASE alone as the DISTILLER."
+        )
+    return classifier
+
+
+def _scales(scales: Sequence[int], pair: Pair) -> tuple[int, ...]:
+    whole_numbers = all(type(scale) is int and scale >= 1 for scale in scales)
+    if not whole_numbers or tuple(scales[:1]) != (1,) or len(set(scales)) < len(scales):
+        raise SetupError(
+            f"SDD.SCALES {tuple(scales)}: it must be 1, the whole image, and then different whole numbers, such as "
+            "(1, 2, 4)."
+        )
+    for side, out in (("student", pair.student_out), ("teacher", pair.teacher_out)):
+        height, width = out.map.shape[2:]
+        if max(scales) > min(height, width):
+            raise SetupError(
+                f"SDD.SCALES {tuple(scales)}: the {side}'s map is {height} x {width}. Leave out what is larger than "
+                f"{min(height, width)}, or take larger images."
+            )
+    return tuple(scales)
