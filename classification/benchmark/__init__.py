@@ -1,0 +1,1 @@
+"""What the classification package's speed and results are measured with."""

@@ -1,0 +1,90 @@
+"""Samples that are read from image files by worker processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from classification.data.batch import Batch
+from classification.data.image_file import read_image
+from classification.data.normalization import Normalization
+from classification.data.seeding import sample_random_numbers
+
+Transform = Callable[[Image.Image], Tensor]  # to uint8 (3, H, W)
+
+
+class ImageFiles(Dataset[Tensor]):
+    """Images by (epoch, index): what is asked for tells all that workers need, so they keep no state."""
+
+    def __init__(self, paths: Sequence[str], transform: Transform, seed: int) -> None:
+        # One array, not a list of strings: counting references would copy a list's memory into every worker.
+        self.paths = np.array([os.fsencode(path) for path in paths])
+        self.transform, self.seed = transform, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        epoch, index = key
+        image = read_image(os.fsdecode(self.paths[index]))
+        with sample_random_numbers(self.seed, epoch, index):
+            return self.transform(image)
+
+
+class FileSource:
+    """Images of any size, each transformed by itself, normalised a batch at a time on the device.
+
+    Args:
+        paths: of the image files.
+        labels: int64 (N,).
+        augment: the transform of training; takes its random numbers from torch's global generator.
+        prepare: the transform of evaluation.
+        normalize: bytes to floats.
+        seed: of the augmentation.
+        workers: processes that read; 0: this one does.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Tensor,
+        *,
+        augment: Transform,
+        prepare: Transform,
+        normalize: Normalization,
+        seed: int,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        self._augmented = ImageFiles(paths, augment, seed)
+        self._plain = ImageFiles(paths, prepare, seed)
+        self.labels, self.normalize, self.workers, self.device = labels.to(device), normalize, workers, device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def augmented(self, epoch: int, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        """The samples of each of ``batches`` (int64 indices), as they look in ``epoch``."""
+        yield from self._read(self._augmented, epoch, batches)
+
+    def plain(self, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        """The samples of each of ``batches`` as they are evaluated."""
+        yield from self._read(self._plain, 0, batches)
+
+    def _read(self, files: ImageFiles, epoch: int, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        loader = DataLoader(
+            files,
+            batch_sampler=([(epoch, index) for index in batch.tolist()] for batch in batches),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else starting the workers would take a number from the global generator
+        )
+        for images, batch in zip(loader, batches, strict=True):
+            indices = batch.to(self.device)
+            yield Batch(self.normalize(images.to(self.device, non_blocking=True)), self.labels[indices], indices)
