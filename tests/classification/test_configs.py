@@ -9,7 +9,7 @@ import torch
 
 from classification.config import load_config
 from classification.distillers import Pair, build_distiller
-from classification.models import create_model
+from classification.models import create_model, short_name
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -19,26 +19,27 @@ LEAVES = [f"{path.parent.name}/{path.stem}" for path in FILES]
 METHODS = ("kd", "dkd", "nkd", "sdd_kd", "sdd_dkd", "sdd_nkd", "reviewkd")
 # Zhao et al. 2022, tables 6, 7, 11 and 12, then Wei et al. 2024, tables 1 and 2.
 SIMILAR = [
-    *("res56_res20", "res110_res32", "res32x4_res8x4", "wrn40_2_wrn16_2", "wrn40_2_wrn40_1", "vgg13_vgg8"),
-    *("wrn28_2_wrn16_2", "wrn16_4_wrn16_2", "wrn28_4_wrn16_2"),
+    *("res56_res20", "res110_res32", "res32x4_res8x4", "wrn_40_2_wrn_16_2", "wrn_40_2_wrn_40_1", "vgg13_vgg8"),
+    *("wrn_28_2_wrn_16_2", "wrn_16_4_wrn_16_2", "wrn_28_4_wrn_16_2"),
 ]
 DIFFERENT = [
-    *("res32x4_shuv1", "wrn40_2_shuv1", "vgg13_mv2", "res50_mv2", "res32x4_shuv2"),
-    *("vgg13_wrn16_2", "res50_wrn16_2"),
-    *("res32x4_mv2", "wrn40_2_vgg8", "wrn40_2_mv2", "res50_shuv1", "res50_vgg8"),
+    *("res32x4_ShuffleV1", "wrn_40_2_ShuffleV1", "vgg13_MobileNetV2", "ResNet50_MobileNetV2", "res32x4_ShuffleV2"),
+    *("vgg13_wrn_16_2", "ResNet50_wrn_16_2"),
+    *("res32x4_MobileNetV2", "wrn_40_2_vgg8", "wrn_40_2_MobileNetV2", "ResNet50_ShuffleV1", "ResNet50_vgg8"),
 ]
-CUB = ["res32x4_mv2", "res32x4_shuv1", "vgg13_mv2", "vgg13_vgg8", "res50_shuv1"]
+CUB = ["res32x4_MobileNetV2", "res32x4_ShuffleV1", "vgg13_MobileNetV2", "vgg13_vgg8", "ResNet50_ShuffleV1"]
 # Different numbers of stages: reviewkd does not fit them.
-UNREVIEWED = ("res32x4_mv2", "wrn40_2_vgg8", "wrn40_2_mv2", "res50_shuv1", "vgg13_wrn16_2", "res50_wrn16_2")
-# What the names of files call a network whose own name is long.
-SHORT = {
-    **{f"resnet{depth}": f"res{depth}" for depth in ("56", "110", "32x4", "20", "32", "8x4")},
-    **{
-        f"wrn_{depth}_{width}": f"wrn{depth}_{width}"
-        for depth, width in ((40, 2), (40, 1), (16, 2), (16, 4), (28, 2), (28, 4))
-    },
-    **{"ResNet50": "res50", "MobileNetV2": "mv2", "ShuffleV1": "shuv1", "ShuffleV2": "shuv2"},
-    **{"torchvision/resnet34": "r34", "torchvision/resnet18": "r18", "torchvision/resnet50": "r50"},
+UNREVIEWED = (
+    "res32x4_MobileNetV2",
+    "wrn_40_2_vgg8",
+    "wrn_40_2_MobileNetV2",
+    "ResNet50_ShuffleV1",
+    "vgg13_wrn_16_2",
+    "ResNet50_wrn_16_2",
+)
+# What the names of ImageNet's configurations call the networks.
+IMAGENET = {
+    **{f"torchvision/resnet{depth}": f"r{depth}" for depth in (18, 34, 50)},
     **{"timm/mobilenetv1_100": "mv1"},
 }
 BETA = {"resnet56": 2.0, "resnet110": 2.0, "wrn_40_2": 6.0, "vgg13": 6.0, "ResNet50": 8.0, "resnet32x4": 8.0}
@@ -82,7 +83,7 @@ def test_a_name_says_what_is_trained_and_where_it_goes(leaf):
     method = {"none": "vanilla", "sdd": f"sdd_{cfg.SDD.BASE}"}.get(cfg.DISTILLER, cfg.DISTILLER)
     networks = [model for model in (cfg.TEACHER.NAME, cfg.STUDENT.NAME) if model]
     if cfg.DATA.NAME != "digits":
-        networks = [SHORT.get(model, model) for model in networks]
+        networks = [IMAGENET.get(model) or short_name(model) for model in networks]
     assert leaf == f"{cfg.DATA.NAME}/{'_'.join([method, *networks])}"
     assert f"output/{leaf}" == cfg.OUTPUT_DIR
 
@@ -126,12 +127,12 @@ def test_settings_of_cifar100_and_cub200():
         assert (cfg.DATA.BATCH_SIZE, cfg.KD.TEMPERATURE, cfg.DKD.ALPHA, cfg.DKD.TEMPERATURE) == (64, 4.0, 1.0, 4.0), (
             leaf
         )
-        if cfg.TEACHER.NAME and not leaf.endswith("res50_wrn16_2"):
+        if cfg.TEACHER.NAME and not leaf.endswith("ResNet50_wrn_16_2"):
             assert BETA.get(cfg.TEACHER.NAME, 6.0) == cfg.DKD.BETA, leaf
         if cfg.DISTILLER in ("dkd", "nkd", "reviewkd", "sdd"):
             assert (30 if cfg.DISTILLER == "sdd" else 20) == cfg.WARMUP_EPOCHS, leaf
         assert (0.1 if leaf.split("/")[1].startswith(("kd_", "sdd_kd_")) else 1.0) == cfg.CE_WEIGHT, leaf
-    assert read("cifar100/dkd_res50_wrn16_2").DKD.BETA == 6.0
+    assert read("cifar100/dkd_ResNet50_wrn_16_2").DKD.BETA == 6.0
 
 
 def test_settings_of_imagenet():
@@ -149,7 +150,7 @@ def test_scales_of_sdd():
     for leaf in (leaf for leaf in LEAVES if read(leaf).DISTILLER == "sdd"):
         pair = leaf.split("/")[1].removeprefix(f"sdd_{read(leaf).SDD.BASE}_")
         coarse = pair in (*SIMILAR, "r34_r18", "resnet20_resnet8") or (
-            pair.endswith("mv2") and leaf.startswith("cifar")
+            pair.endswith("MobileNetV2") and leaf.startswith("cifar")
         )
         assert tuple(read(leaf).SDD.SCALES) == ((1, 2) if coarse else (1, 2, 4)), leaf
         assert read(leaf).SDD.COMPLEMENTARY_WEIGHT == 2.0, leaf
