@@ -107,7 +107,9 @@ def expected_names():
         for method in METHODS:
             fitting = [pair for pair in pairs if method != "reviewkd" or pair not in UNREVIEWED]
             yield from (f"{data}/{method}_{pair}" for pair in fitting)
-    digits = ("dkd_tckd", "dkd_nckd", "dkd_coupled", "fitnet", "at", "rkd")
+    yield from (f"cifar100/mcld_{pair}" for pair in SIMILAR[:6] + DIFFERENT[:5])
+    yield from (f"imagenet/mcld_{pair}" for pair in ("r34_r18", "r50_mv1"))
+    digits = ("mcld", "hcd", "dkd_tckd", "dkd_nckd", "dkd_coupled", "fitnet", "at", "rkd")
     yield from (f"digits/{method}_resnet20_resnet8" for method in (*METHODS, *digits))
 
 
@@ -144,6 +146,12 @@ def test_settings_of_imagenet():
         if "dkd" in leaf:
             beta = {"r34_r18": 0.5, "r50_mv1": 2.0}[leaf[-7:]]
             assert (0.5, beta, 1.0) == (cfg.DKD.ALPHA, cfg.DKD.BETA, cfg.DKD.TEMPERATURE), leaf
+
+
+def test_mcld_has_a_cross_entropy_where_the_teacher_is_weak():
+    for leaf in (leaf for leaf in LEAVES if read(leaf).DISTILLER == "mcld" and not leaf.startswith("digits/")):
+        weak = read(leaf).TEACHER.NAME in ("resnet56", "resnet110", "torchvision/resnet34")
+        assert weak == read(leaf).MCLD.CE, leaf
 
 
 def test_scales_of_sdd():
