@@ -139,7 +139,7 @@ def test_the_scan_of_intact_images_finds_nothing(any_config):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_is_named_in_training(folders, damaged, workers):
     data = build_data(folder_config(folders, "DATA.WORKERS", workers), "cpu")
-    with pytest.raises(UnreadableImageError, match=r"bee/3\.png"):
+    with pytest.raises(UnreadableImageError, match=r"^cannot read the image '.*bee/3\.png'"):
         list(data.train.epoch(0))
     with pytest.raises(UnreadableImageError, match=r"cow/0\.png"):
         list(data.val)
