@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 from classification.models import bottleneck, mobilenetv2, resnet, shufflenetv1, shufflenetv2, vgg, wrn
 from classification.models.protocol import ClassificationModel
 from classification.models.stem import STEMS, Stem
-from classification.models.timm_model import TimmModel
-from classification.models.torchvision_model import TorchvisionModel
 from kd_det.errors import SetupError, did_you_mean
 
 FAMILIES = (resnet, bottleneck, wrn, vgg, mobilenetv2, shufflenetv1, shufflenetv2)
 NETWORKS = {name: build for family in FAMILIES for name, build in family.NETWORKS.items()}
-LIBRARIES = {"timm": TimmModel, "torchvision": TorchvisionModel}
+# Imported when asked for: timm alone takes a second or two.
+LIBRARIES = {
+    "timm": "classification.models.timm_model:TimmModel",
+    "torchvision": "classification.models.torchvision_model:TorchvisionModel",
+}
 
 
 def model_names() -> list[str]:
@@ -42,7 +46,8 @@ def create_model(
     if separator:
         if library not in LIBRARIES:
             raise SetupError(f"model {name!r}: before the slash stands one of {', '.join(LIBRARIES)}.")
-        return LIBRARIES[library](own_name, num_classes, pretrained=pretrained, image_size=image_size)
+        adapter = pkgutil.resolve_name(LIBRARIES[library])
+        return adapter(own_name, num_classes, pretrained=pretrained, image_size=image_size)
     return _create_network(name, num_classes, pretrained, stem, image_size)
 
 

@@ -59,7 +59,7 @@ def probing(model: nn.Module, training: bool = False) -> Iterator[None]:
             module.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             yield
     finally:
         for module, mode in modes.items():

@@ -92,24 +92,32 @@ class TimmModel(LibraryModel):
 
 
 def _build(name: str, num_classes: int, pretrained: bool, image_size: int | None) -> nn.Module:
-    if not timm.is_model(name):
-        known = timm.list_models()
-        raise SetupError(f"timm/{name} does not exist in timm {timm.__version__}.{did_you_mean(name, known)}")
-    config = timm.models.get_pretrained_cfg(name)
-    if pretrained and not (config and config.has_weights):
-        raise SetupError(f"PRETRAINED: timm has no weights of {name}; set it False, or take another model.")
-    settings: dict[str, Any] = {}
-    if image_size and config and config.fixed_input_size and image_size != config.input_size[-1]:
-        settings["img_size"] = image_size
+    settings = _settings(name, pretrained, image_size)
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **settings)
     except FAILURES as error:
-        wanted = f" with its pretrained weights{f' at {image_size}' if settings else ''}" if pretrained else ""
-        wanted = wanted or (f" for {image_size}x{image_size} images" if settings else "")
+        wanted = " with its pretrained weights" if pretrained else ""
+        wanted += f" for {image_size}x{image_size} images" if settings else ""
         raise SetupError(f"timm/{name} cannot be had{wanted}: {type(error).__name__}: {error}") from error
     if not hasattr(model, "forward_head") or not hasattr(model, "get_classifier"):
         raise SetupError(f"timm/{name} is no classifier: it has no head that could be told from its features.")
     return model
+
+
+def _settings(name: str, pretrained: bool, image_size: int | None) -> dict[str, Any]:
+    """What timm must be told beside name and classes."""
+    if not timm.is_model(name):
+        near = did_you_mean(name, timm.list_models())
+        raise SetupError(f"timm/{name} does not exist in timm {timm.__version__}.{near}")
+    try:
+        config = timm.models.get_pretrained_cfg(name)
+    except FAILURES as error:
+        tags = ", ".join(timm.list_pretrained(name.split(".")[0])) or "none"
+        raise SetupError(f"timm/{name}: {error} With pretrained weights: {tags}.") from error
+    if pretrained and not (config and config.has_weights):
+        raise SetupError(f"PRETRAINED: timm has no weights of {name}; set it False, or take another model.")
+    fixed = image_size and config and config.fixed_input_size and image_size != config.input_size[-1]
+    return {"img_size": image_size} if fixed else {}
 
 
 def _levels(model: nn.Module) -> list[int] | None:

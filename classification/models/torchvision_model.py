@@ -13,7 +13,7 @@ from classification.models.outputs import ModelOutput
 from kd_det.errors import SetupError, did_you_mean
 
 # The parts in a row that torchvision's families are made of, and the nodes that pool a map to one position.
-BLOCK = re.compile(r"(layer\d|stage\d|features\.\d+|layers\.\d+|trunk_output\.block\d)(?=\.|$)")
+BLOCK = re.compile(r"(layer\d|stage\d|features\.(?:denseblock)?\d+|layers\.\d+|trunk_output\.block\d)(?=\.|$)")
 POOLING = re.compile(r"(.*\.)?(avgpool|adaptive_avg_pool2d|mean)(_\d+)?")
 
 
@@ -22,7 +22,8 @@ class TorchvisionModel(LibraryModel):
 
     torchvision's feature extraction traces the model, so that one pass gives all. The map is what is pooled; pooled is
     what the last layer sees. Stages are the outputs of the model's last block at each size, from a quarter of the
-    image's on, after activation where blocks end with one (MobileNetV2's and EfficientNet's do not).
+    image's on, after activation where blocks end with one (MobileNetV2's and EfficientNet's do not); the map alone
+    where blocks give no maps (Swin's are channels last) or are none.
 
     ``pools_linearly`` is False where something lies between pooling and the last layer, such as MobileNetV2's dropout.
     """
@@ -54,7 +55,8 @@ class TorchvisionModel(LibraryModel):
         found = self.model(x)
         if not return_features:
             return found["logits"]
-        return ModelOutput(found["logits"], found["map"], found["pooled"], [found[role] for role in self.stage_roles])
+        stages = [found[role] for role in self.stage_roles]
+        return ModelOutput(found["logits"], found["map"], found["pooled"], stages or [found["map"]])
 
 
 def _build(name: str, num_classes: int, pretrained: bool) -> tuple[nn.Module, str]:
@@ -97,9 +99,10 @@ def _stage_blocks(network: nn.Module, graphs: tuple[list[str], list[str]], last:
     extractor = _extractor(network, wanted)
     with probing(extractor):
         maps = extractor(image)
-    quarter = image.shape[2] / 4
-    sizes = {maps[block].shape[2:]: block for block in blocks if maps[block].shape[2] <= quarter}
-    return list(sizes.values())
+    shapes = {block: maps[block].shape for block in blocks}
+    # Of a square image a map is square, unless its channels come last.
+    sizes = {height: block for block, (_, _, height, width) in shapes.items() if height == width}
+    return [block for height, block in sizes.items() if 4 * height <= image.shape[2]]
 
 
 def _extractor(network: nn.Module, wanted: list[dict[str, str]]) -> nn.Module:

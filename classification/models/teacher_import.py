@@ -1,0 +1,184 @@
+"""Published CIFAR-100 checkpoints (RepDistiller's and mdistiller's ``cifar_teachers``) as files of ours.
+
+An archive's or folder's layout is ``.../<name>_vanilla/ckpt_epoch_240.pth``; a file is a pickle of
+``{"model": state dict, "epoch": ..., "best_acc": ...}``.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classification.models.factory import create_model, model_names
+from classification.models.names import short_name
+from classification.models.protocol import ClassificationModel
+from kd_det.errors import SetupError
+from kd_det.files import write_atomically
+
+NUM_CLASSES = 100
+# Of the images, scaled to [0, 1], that the published networks were trained on.
+MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error)
+SHOWN_KEYS = 3
+
+
+class Teacher(NamedTuple):
+    """A published checkpoint in our model."""
+
+    name: str  # of create_model
+    source: str  # path in the archive or folder
+    model: ClassificationModel
+
+
+def published_teachers(path: Path) -> Iterator[Teacher]:
+    """The teachers of a .tar (compressed or not), a .zip or a folder, one at a time.
+
+    A file is of the model that its folder, ``<name>_vanilla``, or its own name begins with; others are passed over.
+
+    Raises:
+        SetupError: ``path`` is none of these; it has no file of a model, or two of one; a file is broken or does not fit.
+    """
+    found: dict[str, str] = {}
+    try:
+        for source, read in _files(path):
+            name = _model_of(source)
+            if name in found:
+                remedy = "unpack it and leave one of them"
+                raise SetupError(f"{path} has two files of {name}: {found[name]} and {source}; {remedy}.")
+            if name:
+                found[name] = source
+                yield Teacher(name, source, load_published(name, read(), f"{path}: {source}"))
+    except ARCHIVE_ERRORS as error:
+        raise SetupError(f"{path} is no .tar or .zip archive, or is truncated: {error}.") from error
+    if not found:
+        layout = "resnet32x4_vanilla/ckpt_epoch_240.pth"
+        raise SetupError(f"{path} has no file of a known model, such as {layout}. Known: {', '.join(model_names())}.")
+
+
+def load_published(name: str, content: bytes, source: str) -> ClassificationModel:
+    """The model ``name`` with the published file's weights, in evaluation mode. ``source`` is for errors."""
+    _admit_numpy_scalars()
+    try:
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise SetupError(f"{source} is no checkpoint, or is truncated: {error}") from error
+    weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise SetupError(f'{source} has no weights under "model", as published checkpoints do.')
+    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    model = create_model(name, NUM_CLASSES)
+    _check_fit(name, model, weights, source)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+@torch.inference_mode()
+def cifar100_accuracy(model: ClassificationModel, data_root: Path, batch_size: int = 500) -> float:
+    """Top-1 accuracy in percent on CIFAR-100's 10,000 test images, read by torchvision from ``data_root``.
+
+    Raises:
+        SetupError: they are not there.
+    """
+    from torchvision.datasets import CIFAR100
+
+    try:
+        data = CIFAR100(str(data_root), train=False)
+    except RuntimeError as error:
+        raise SetupError(f"--data-root {data_root} has no intact cifar-100-python/; or give --no-eval.") from error
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    labels = torch.tensor(data.targets)
+    right = 0
+    for first in range(0, len(labels), batch_size):
+        batch = slice(first, first + batch_size)
+        images = torch.from_numpy(data.data[batch]).permute(0, 3, 1, 2) / 255
+        right += int((model((images - mean) / std).argmax(1) == labels[batch]).sum())
+    return 100 * right / len(labels)
+
+
+def save_teacher(teacher: Teacher, output: Path) -> Path:
+    """Writes ``<output>/cifar100/vanilla_<short name>/model.pth`` and returns its path."""
+    path = output / "cifar100" / f"vanilla_{short_name(teacher.name)}" / "model.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    facts = {"name": teacher.name, "num_classes": NUM_CLASSES, "data": "cifar100"}
+    torch.save({"model": teacher.model.state_dict(), **facts}, content)
+    write_atomically(path, content.getbuffer())
+    return path
+
+
+def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Every file's path, and a function that reads it. Nothing is unpacked to disk."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        yield from ((file.relative_to(path).as_posix(), file.read_bytes) for file in files)
+    elif not path.is_file():
+        raise SetupError(f"{path} does not exist.")
+    else:
+        yield from _tar_members(path) if tarfile.is_tarfile(path) else _zip_members(path)
+
+
+def _tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    with tarfile.open(path) as archive:
+        for member in archive:
+            if member.isfile():
+                yield member.name, lambda member=member: archive.extractfile(member).read()
+
+
+def _zip_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if not member.is_dir():
+                yield member.filename, lambda member=member: archive.read(member)
+
+
+def _model_of(source: str) -> str | None:
+    """The model that the file is of: "resnet8x4_vanilla/x.pth", "resnet8x4/student_best", "resnet8x4_best.pth"."""
+    path = PurePosixPath(source)
+    if path.name.startswith(".") or path.suffix not in (".pth", ".pt", ".tar", ""):
+        return None
+    by_length = sorted(model_names(), key=len, reverse=True)
+    for part in (path.parent.name, path.name):
+        for name in by_length:
+            if re.match(rf"{name}(?![0-9A-Za-z])", part):
+                return name
+    return None
+
+
+def _check_fit(name: str, model: ClassificationModel, weights: dict[str, Tensor], source: str) -> None:
+    own = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in weights.items()}
+    differing = [key for key in [*own, *given] if own.get(key) != given.get(key)]
+    if differing:
+        shown = [f"{key} ({_is(given.get(key))}, {name} {_is(own.get(key))})" for key in differing[:SHOWN_KEYS]]
+        raise SetupError(
+            f"{source} is no {name} for {NUM_CLASSES} classes. First keys that differ: {', '.join(shown)}."
+        )
+
+
+def _is(shape: tuple[int, ...] | None) -> str:
+    return "has none" if shape is None else f"has {'x'.join(map(str, shape)) or 'a scalar'}"
+
+
+def _admit_numpy_scalars() -> None:
+    """Lets ``weights_only`` read the accuracies that lie beside the weights; NumPy 1 and 2 pickle them differently."""
+    scalar: Any = np.float64(0).__reduce__()[0]
+    admitted: list[Any] = [np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")}]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+
+        def numpy_scalar(*arguments: Any) -> Any:
+            return scalar(*arguments)
+
+        numpy_scalar.__module__, numpy_scalar.__name__, numpy_scalar.__qualname__ = module, "scalar", "scalar"
+        admitted.append(numpy_scalar)
+    torch.serialization.add_safe_globals(admitted)
