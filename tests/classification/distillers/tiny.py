@@ -1,0 +1,79 @@
+"""Networks small enough for a test, with the protocol of classification.models, and what distillers are built from."""
+
+from __future__ import annotations
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from classification.config import get_config
+from classification.data.batch import Batch
+from classification.distillers import Distiller, Pair, build_distiller
+from classification.models.outputs import ModelOutput
+
+CLASSES = 5
+
+
+class Tiny(nn.Module):
+    """Stages of ``widths``, each half the size of the one before, from the image's own; float64."""
+
+    pools_linearly = True
+
+    def __init__(self, widths: tuple[int, ...], classes: int = CLASSES, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        pairs = zip((3, *widths[:-1]), widths, (1, *(2 for _ in widths[1:])), strict=True)
+        self.stages = nn.ModuleList(nn.Conv2d(i, o, 3, stride, 1) for i, o, stride in pairs)
+        self.classifier = nn.Linear(widths[-1], classes)
+        self.double()
+
+    def forward(self, x: Tensor, return_features: bool = False) -> Tensor | ModelOutput:
+        maps = []
+        for stage in self.stages:
+            x = stage(x).relu()
+            maps.append(x)
+        pooled = x.mean((2, 3))
+        logits = self.classifier(pooled)
+        return ModelOutput(logits, x, pooled, maps) if return_features else logits
+
+
+def student(**settings) -> Tiny:
+    return Tiny((4, 6, 8), **settings)
+
+
+def teacher(**settings) -> Tiny:
+    return Tiny((5, 7, 9), **{"seed": 1, **settings})
+
+
+def batch(size: int = 4, side: int = 16, seed: int = 2) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(size, 3, side, side, generator=generator, dtype=torch.float64)
+    return Batch(images, torch.randint(CLASSES, (size,), generator=generator), torch.arange(size))
+
+
+def config(name: str, *overrides: object) -> CfgNode:
+    cfg = get_config()
+    cfg.merge_from_list(["DISTILLER", name, "STUDENT.NAME", "tiny", "TEACHER.NAME", "large", *overrides])
+    return cfg
+
+
+class Case:
+    """A distiller, its two networks, and what they say about a batch."""
+
+    def __init__(self, name: str, *overrides: object, networks=None, size: int = 4, side: int = 16) -> None:
+        self.student, self.teacher = networks or (student(), teacher())
+        self.batch = batch(size, side)
+        probe = batch(2, side, seed=3).images
+        with torch.no_grad():
+            pair = Pair(self.student, self.teacher, *(m(probe, return_features=True) for m in self.models), 100)
+            self.teacher_out: ModelOutput = self.teacher(self.batch.images, return_features=True)
+        torch.manual_seed(0)
+        self.distiller: Distiller = build_distiller(config(name, *overrides), pair).double()
+        self.student_out: ModelOutput = self.student(self.batch.images, return_features=True)
+
+    @property
+    def models(self) -> tuple[nn.Module, nn.Module]:
+        return self.student, self.teacher
+
+    def losses(self) -> dict[str, Tensor]:
+        return self.distiller(self.batch, self.student_out, self.teacher_out)
