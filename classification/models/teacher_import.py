@@ -47,7 +47,7 @@ def published_teachers(path: Path) -> Iterator[Teacher]:
     A file is of the model that its folder, ``<name>_vanilla``, or its own name begins with; others are passed over.
 
     Raises:
-        SetupError: ``path`` is none of these; it has no file of a model, or two of one; a file is broken or does not fit.
+        SetupError: ``path`` is none of these; it has no file of a model, or two of one; a file is broken or unfit.
     """
     found: dict[str, str] = {}
     try:

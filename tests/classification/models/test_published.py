@@ -17,8 +17,7 @@ def test_the_published_list(name):
     assert sum(parameter.numel() for parameter in model.parameters()) == MODELS[name]["parameters"]
 
 
-# The deepest are the same code as the shallow ones.
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("resnet110", "wrn_40_2", "vgg16", "vgg19")])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_published_logits(name):
     with torch.no_grad():
         logits = fill(create_model(name, 100))(images())
