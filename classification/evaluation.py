@@ -33,4 +33,5 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], num_classes: int, devic
     for batch in batches:
         metrics.update(model(batch.images).float(), batch.labels)
     model.train(was_training)
-    return {name: 100 * float(value) for name, value in metrics.compute().items()}
+    # torchmetrics divides in float32; what follows its precision is no digit of the result.
+    return {name: round(100 * float(value), 4) for name, value in metrics.compute().items()}
