@@ -18,8 +18,6 @@ from kd_det.losses import at_loss
 class AT(Distiller):
     """``loss_at``: ``at_loss`` (Zagoruyko and Komodakis 2017) on all stage maps."""
 
-    compares_logits = False
-
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
         check_stages(cfg, pair)

@@ -34,7 +34,7 @@ class Distiller(nn.Module, ABC):
     needs_teacher = True
     uses_cross_entropy = True
     # Whether it heeds STANDARDIZE.
-    compares_logits = True
+    compares_logits = False
 
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__()

@@ -22,8 +22,6 @@ class FitNet(Distiller):
     diverges at the usual learning rates. Where the maps' sizes differ, both are first average-pooled to the smaller.
     """
 
-    compares_logits = False
-
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
         self.weight = non_negative("FITNET.WEIGHT", cfg.FITNET.WEIGHT)

@@ -14,6 +14,8 @@ from kd_det.losses import standardize_logits
 class LogitDistiller(Distiller):
     """A distiller whose losses compare the two networks' logits, standardised first where STANDARDIZE says so."""
 
+    compares_logits = True
+
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
         ours, theirs = pair.student_out.logits.shape[1], pair.teacher_out.logits.shape[1]

@@ -14,7 +14,6 @@ class NoDistiller(Distiller):
     """No term beside the cross-entropy, and no teacher."""
 
     needs_teacher = False
-    compares_logits = False
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput | None) -> dict[str, Tensor]:
         return {}

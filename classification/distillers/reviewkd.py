@@ -27,8 +27,6 @@ class ReviewKD(Distiller):
     pooling, which repeats values where it enlarges by a whole factor.
     """
 
-    compares_logits = False
-
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
         check_stages(cfg, pair)

@@ -16,8 +16,6 @@ from kd_det.losses import rkd_angle_loss, rkd_distance_loss
 class RKD(Distiller):
     """``loss_rkd_distance`` and ``loss_rkd_angle`` (Park et al. 2019) on the pooled features."""
 
-    compares_logits = False
-
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
         self.distance_weight = non_negative("RKD.DISTANCE_WEIGHT", cfg.RKD.DISTANCE_WEIGHT)
