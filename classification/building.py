@@ -62,8 +62,9 @@ def build_networks(cfg: CfgNode, data: Data, device: torch.device) -> tuple[Teac
 
 
 def _pair(student: nn.Module, teacher: Teacher | None, data: Data) -> Pair:
-    """What a distiller is built for; the two answer blank images once."""
-    images = torch.zeros(2, 3, data.image_size, data.image_size)
+    """What a distiller is built for; the two answer images of noise once."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, data.image_size, data.image_size, generator=generator)
     was_training = student.training
     student.eval()
     with torch.no_grad():
