@@ -21,6 +21,7 @@ from classification.distillers import Pair, build_distiller, distiller_class
 from classification.step import TrainingStep
 from classification.teacher import Teacher, build_teacher, check_description, create_from
 from kd_det.errors import SetupError
+from kd_det.setting_checks import non_negative, positive
 
 
 def build_data(cfg: CfgNode, accelerator: Accelerator) -> Data:
@@ -137,13 +138,9 @@ def check_config(cfg: CfgNode) -> None:
         if solver[key] < value:
             raise SetupError(f"SOLVER.{key} {solver[key]}: it must be {value} or more.")
     for key in ("LR", "GAMMA"):
-        if not 0 < solver[key] < float("inf"):
-            raise SetupError(f"SOLVER.{key} {solver[key]}: it must be a finite number above 0.")
+        positive(f"SOLVER.{key}", solver[key])
     for key in ("MOMENTUM", "WEIGHT_DECAY", "CLIP_GRAD_NORM"):
-        if not 0 <= solver[key] < float("inf"):
-            raise SetupError(f"SOLVER.{key} {solver[key]}: it must be a finite number, 0 or more.")
-    if not 0 <= cfg.CE_WEIGHT < float("inf"):
-        raise SetupError(f"CE_WEIGHT {cfg.CE_WEIGHT}: it must be a finite number, 0 or more.")
-    if cfg.WARMUP_EPOCHS < 0:
-        raise SetupError(f"WARMUP_EPOCHS {cfg.WARMUP_EPOCHS}: it must be 0 or more.")
+        non_negative(f"SOLVER.{key}", solver[key])
+    non_negative("CE_WEIGHT", cfg.CE_WEIGHT)
+    non_negative("WARMUP_EPOCHS", cfg.WARMUP_EPOCHS)
     distiller_class(cfg.DISTILLER)

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from classification.data.batch import Batch
 from classification.distillers.base import Distiller, Pair, register_distiller
-from classification.distillers.checks import non_negative
 from classification.distillers.stages import check_stages
 from classification.models.outputs import ModelOutput
 from kd_det.errors import SetupError
 from kd_det.losses import at_loss
+from kd_det.setting_checks import non_negative
 
 
 @register_distiller("at")

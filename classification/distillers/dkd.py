@@ -7,10 +7,10 @@ from torch import Tensor
 
 from classification.data.batch import Batch
 from classification.distillers.base import Pair, register_distiller
-from classification.distillers.checks import non_negative, positive
 from classification.distillers.logits import LogitDistiller
 from classification.models.outputs import ModelOutput
 from kd_det.losses import dkd_loss
+from kd_det.setting_checks import non_negative, positive
 
 
 @register_distiller("dkd")

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from classification.data.batch import Batch
 from classification.distillers.base import Pair, register_distiller
-from classification.distillers.checks import non_negative, positive
 from classification.distillers.logits import LogitDistiller
 from classification.models.outputs import ModelOutput
 from kd_det.errors import SetupError
 from kd_det.losses import MCLDLoss
+from kd_det.setting_checks import non_negative, positive
 
 
 @register_distiller("mcld")
@@ -26,6 +26,11 @@ class MCLD(LogitDistiller):
         node = cfg.MCLD
         if not (node.INSTANCE or node.SAMPLE or node.CATEGORY):
             raise SetupError("MCLD.INSTANCE, MCLD.SAMPLE and MCLD.CATEGORY are all False; set one of them True.")
+        if not (node.CE or pair.student_out.logits.any()):
+            raise SetupError(
+                f"DISTILLER 'mcld': the logits of STUDENT.NAME {cfg.STUDENT.NAME!r} are all zero at the start: "
+                "they have no direction to learn from. Set MCLD.CE True."
+            )
         self.weight = non_negative("MCLD.WEIGHT", node.WEIGHT)
         self.uses_cross_entropy = node.CE
         self.loss = MCLDLoss(

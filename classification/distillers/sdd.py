@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from classification.data.batch import Batch
 from classification.distillers.base import Pair, register_distiller
-from classification.distillers.checks import non_negative
 from classification.distillers.dkd import DKD
 from classification.distillers.kd import KD
 from classification.distillers.logits import LogitDistiller
@@ -18,6 +17,7 @@ from classification.distillers.nkd import NKD
 from classification.models.outputs import ModelOutput
 from kd_det.errors import SetupError, did_you_mean
 from kd_det.losses import dkd_loss, kd_loss, multi_scale_logits, nkd_loss, sdd_loss
+from kd_det.setting_checks import non_negative
 
 # A region's loss by its name in SDD.BASE, and what reads its settings.
 BASES = {

@@ -17,7 +17,7 @@ from classification.config import load_config
 from classification.data import build_data
 from tests.classification.conftest import command, outcome
 
-METHODS = ["none", "kd", "dkd", "nkd", "sdd", "fitnet", "at", "reviewkd"]
+METHODS = ["none", "kd", "dkd", "nkd", "sdd", "fitnet", "at", "reviewkd", "mcld", "hcd"]
 
 
 def gradients(cfg, process: int, processes: int) -> dict[str, torch.Tensor]:

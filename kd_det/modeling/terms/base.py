@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -113,17 +112,3 @@ def build_terms(cfg: CfgNode, maps: Maps) -> dict[str, KDTerm]:
         if names.count(name) > 1:
             raise SetupError(f"KD.TERMS: {name!r} stands twice in {names}; name it once and set its WEIGHT.")
     return {name: TERMS[name](cfg, maps) for name in names}
-
-
-def positive(key: str, value: float) -> float:
-    """``value`` if it is a finite number above 0; otherwise a ``SetupError`` that names ``key``."""
-    if not (math.isfinite(value) and value > 0):
-        raise SetupError(f"{key} is {value}; it must be a finite number above 0.")
-    return value
-
-
-def non_negative(key: str, value: float) -> float:
-    """``value`` if it is a finite number, 0 or more; otherwise a ``SetupError`` that names ``key``."""
-    if not (math.isfinite(value) and value >= 0):
-        raise SetupError(f"{key} is {value}; it must be a finite number, 0 or more.")
-    return value

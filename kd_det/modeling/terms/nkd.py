@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kd_det.losses import nkd_loss
 from kd_det.modeling.regions import SharedRegions
-from kd_det.modeling.terms.base import LogitTerm, Maps, non_negative, positive, register_term
+from kd_det.modeling.terms.base import LogitTerm, Maps, register_term
+from kd_det.setting_checks import non_negative, positive
 
 
 @register_term("nkd")

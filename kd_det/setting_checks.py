@@ -1,4 +1,4 @@
-"""Checks of the distillers' settings, at start-up."""
+"""Checks of settings that are numbers, at start-up."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from kd_det.errors import SetupError
 def positive(key: str, value: float) -> float:
     """``value`` if it is a finite number above 0; otherwise a ``SetupError`` that names ``key``."""
     if not 0 < value < math.inf:
-        raise SetupError(f"{key} {value}: it must be a finite number above 0.")
+        raise SetupError(f"{key} is {value}; it must be a finite number above 0.")
     return value
 
 
 def non_negative(key: str, value: float) -> float:
     """``value`` if it is a finite number, 0 or more; otherwise a ``SetupError`` that names ``key``."""
     if not 0 <= value < math.inf:
-        raise SetupError(f"{key} {value}: it must be a finite number, 0 or more.")
+        raise SetupError(f"{key} is {value}; it must be a finite number, 0 or more.")
     return value
