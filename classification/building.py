@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,7 +119,10 @@ def build_accelerator(cfg: CfgNode) -> Accelerator:
         trackers.append("wandb")
     # The others wait for the process that trains the teacher.
     handlers = [InitProcessGroupKwargs(timeout=timedelta(days=30))] if cfg.TEACHER.AUTO_TRAIN else None
+    # Without this, Accelerate takes several processes without a GPU for as many separate ones.
+    cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     return Accelerator(
+        cpu=cpu,
         mixed_precision=cfg.SOLVER.MIXED_PRECISION,
         log_with=trackers,
         project_dir=cfg.OUTPUT_DIR,

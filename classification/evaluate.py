@@ -11,10 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import Accelerator
 from fvcore.common.config import CfgNode
 
-from classification.building import build_data, build_student, check_config
+from classification.building import build_accelerator, build_data, build_student, check_config
 from classification.checkpoint import STUDENT
 from classification.config import load_config
 from classification.evaluation import evaluate
@@ -30,7 +29,7 @@ def evaluate_run(cfg: CfgNode) -> dict[str, float]:
     cfg = cfg.clone()
     cfg.STUDENT.PRETRAINED = False
     cfg.STUDENT.WEIGHTS = cfg.STUDENT.WEIGHTS or str(Path(cfg.OUTPUT_DIR) / STUDENT)
-    accelerator = Accelerator(mixed_precision=cfg.SOLVER.MIXED_PRECISION)
+    accelerator = build_accelerator(cfg)
     data = build_data(cfg, accelerator)
     student = build_student(cfg, data).to(accelerator.device)
     with accelerator.autocast():

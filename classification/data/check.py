@@ -25,7 +25,8 @@ def check_images(cfg: CfgNode) -> list[str]:
     content = ON_DISK[cfg.DATA.NAME](root_of(cfg))
     paths = content.train.paths + content.val.paths
     with ProcessPoolExecutor(max(1, cfg.DATA.WORKERS)) as pool:
-        reasons = list(tqdm(pool.map(_what_is_wrong, paths, chunksize=32), "reading images", len(paths), unit="image"))
+        answers = pool.map(_what_is_wrong, paths, chunksize=32)
+        reasons = list(tqdm(answers, "reading images", len(paths), unit="image", disable=None))
     return [f"{path}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason]
 
 

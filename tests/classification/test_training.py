@@ -61,9 +61,7 @@ def test_distilling_the_confident_half(classify, distil, tmp_path):
 
 def test_mixed_precision_and_channels_last(classify, distil, tmp_path):
     settings = [*distil, "SOLVER.EPOCHS", 1, "DISTILLER", "sdd", "SDD.SCALES", "(1, 2)"]
-    result = classify(
-        *settings, "SOLVER.MIXED_PRECISION", "bf16", "SOLVER.CHANNELS_LAST", "True", "OUTPUT_DIR", "run"
-    )
+    result = classify(*settings, "SOLVER.MIXED_PRECISION", "bf16", "SOLVER.CHANNELS_LAST", "True", "OUTPUT_DIR", "run")
     assert result.returncode == 0, result.stderr[-3000:]
     state, history, _ = outcome(tmp_path / "run")
     assert all(value.isfinite().all() for value in state.values()) and history[0]["train_top1"] > 12

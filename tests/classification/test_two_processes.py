@@ -74,7 +74,7 @@ def test_two_processes_give_the_gradients_of_one(both, method):
 
 
 def test_accelerate_launch(distil, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--main_process_port", str(free_port())]
     settings = [*map(str, distil), "DISTILLER", "dkd", "OUTPUT_DIR", "run", "SOLVER.EPOCHS", "1"]
