@@ -39,7 +39,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{described(hardware(device))}, torch {torch.__version__}\n")
     pipelines = compare_pipelines(args.rounds)
-    print(f"in-memory pipeline {pipelines['ours']:,.0f} images/s, torchvision with 2 workers "
+    print(f"in-memory pipeline {pipelines['in_memory']:,.0f} images/s, torchvision with 2 workers "
           f"{pipelines['torchvision']:,.0f}: {pipelines['ratio']:.1f}x\n")  # fmt: skip
     arms = [*ARMS, COMPILED] if args.compile else ARMS
     results = compare_steps(

@@ -29,7 +29,8 @@ from kd_det.errors import did_you_mean
 CONFIGS = Path("configs/digits_det")
 ARMS = {"student": "student alone"} | {name: f"student + {title}" for name, title in TITLES.items()}
 TEACHER, STUDENT = "R18-FPN-64", "quarter-width R50-FPN-32"
-MEASURED = ("AP", "best_AP", "seconds_per_iteration", "memory_mib")
+MEASURED = ("AP", "best_AP", "memory_mib")
+TIMED = ("seconds_per_iteration",)
 TEACHER_SEED = 1
 WEIGHTS = "model_final.pth"  # what Detectron2 calls the last checkpoint
 WARM_UP_LR = {"teacher": 0.001, "student": 0.003}
@@ -150,7 +151,7 @@ class Benchmark:
         seeds = f"seeds {list(self.seeds)}; one teacher (seed {TEACHER_SEED}) and one warm-up each for all."
         parts = [
             "# Digits scenes",
-            make_table(results),
+            make_table(results, timed=self.jobs == 1),
             NOTES,
             f"Schedule {self.schedule!r} (iterations: {lengths}); {seeds}",
             f"Measured on {environment.described(hardware)}; {software}",
@@ -177,13 +178,14 @@ class Benchmark:
             print(f"wrote {path}", flush=True)
 
     def _rows(self, results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """For the model zoo: see ``kd_det.benchmark.model_zoo``."""
+        """For the model zoo: see ``kd_det.benchmark.model_zoo``. Runs that share the cores tell nothing of time."""
+        measured = MEASURED if self.jobs > 1 else (*MEASURED, *TIMED)
         alone, teacher = ([run["AP"] for run in results[title]] for title in (ARMS["student"], "teacher"))
         return [
             {
                 "teacher": TEACHER, "student": STUDENT, "method": TITLES[arm], "config": str(CONFIGS / f"{arm}.yaml"),
                 "teacher_AP": teacher, "student_AP": alone, "seeds": list(self.seeds),
-                **{key: [run[key] for run in results[ARMS[arm]]] for key in MEASURED},
+                **{key: [run[key] for run in results[ARMS[arm]]] for key in measured},
             }
             for arm in self.arms if arm != "student"
         ]  # fmt: skip

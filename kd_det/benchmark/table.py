@@ -18,6 +18,7 @@ COLUMNS = {
 }
 
 
+TIMES = ("seconds", "seconds_per_iteration")
 DECIMALS = {"seconds": 0, "seconds_per_iteration": 2, "memory_mib": 0}
 
 
@@ -27,17 +28,19 @@ def summary(values: Sequence[float], decimals: int = 1) -> str:
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{decimals}f}"
 
 
-def make_table(results: dict[str, list[dict[str, Any]]]) -> str:
+def make_table(results: dict[str, list[dict[str, Any]]], *, timed: bool = True) -> str:
     """A Markdown table, one row an arm.
 
     Args:
         results: arm's title to the results of its seeds, each with the keys of ``COLUMNS``.
+        timed: False leaves out the times, which mean nothing where runs shared the cores.
     """
+    columns = {key: header for key, header in COLUMNS.items() if timed or key not in TIMES}
     rows = [
-        [title, *(summary([run[key] for run in runs], DECIMALS.get(key, 1)) for key in COLUMNS), len(runs)]
+        [title, *(summary([run[key] for run in runs], DECIMALS.get(key, 1)) for key in columns), len(runs)]
         for title, runs in results.items()
     ]
-    headers = ["model", *COLUMNS.values(), "seeds"]
+    headers = ["model", *columns.values(), "seeds"]
     alignment = ["left"] + ["right"] * (len(headers) - 1)
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=alignment)
 

@@ -59,6 +59,8 @@ def test_the_table_has_a_row_for_every_model():
     # mean 41, deviations -1 and 1, variance 2 / 1
     assert rows[3][:3] == ["student alone", "41.0 ± 1.4", "70.0 ± 0.0"]
     assert rows[3][-1] == "2"
+    shared = make_table({"teacher": [run]}, timed=False)
+    assert "s/iter" not in shared and "training" not in shared and "0.21" not in shared and "1024" in shared
 
 
 def test_weights_are_the_models_tensors_alone(tmp_path):
