@@ -41,15 +41,16 @@ def run(args: argparse.Namespace) -> None:
     """
     cfg = load_config(args.config_file, args.opts)
     check_config(cfg)
-    if args.check_data:
+    first = int(os.environ.get("RANK", "0")) == 0  # of the processes that a launcher started
+    if args.check_data and first:
         _refuse_unreadable(cfg)
     if args.eval_only:
         evaluate_run(cfg)
         return
-    if cfg.TEACHER.AUTO_TRAIN and int(os.environ.get("RANK", "0")) == 0:
+    if cfg.TEACHER.AUTO_TRAIN and first:
         train_teacher(cfg)
     result = Trainer(cfg, build_accelerator(cfg), resume=args.resume).train()
-    if int(os.environ.get("RANK", "0")) == 0:
+    if first:
         print(f"top-1 {result['last_top1']:.2f} after the last epoch, best {result['best_top1']:.2f}: {cfg.OUTPUT_DIR}")
 
 
