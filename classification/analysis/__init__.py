@@ -1,0 +1,1 @@
+"""What finished runs learnt: analyses that write data and a picture."""
