@@ -1,4 +1,4 @@
-"""Renders the classification files of ``results/`` for MODEL_ZOO.md: the papers' rows beside ours.
+"""Renders the classification files of ``results/`` for MODEL_ZOO.md: our runs, then each paper's table with ours in it.
 
 Both have ``kind`` "classification". A paper's file: ``source``, ``rows``, ``notes``, and ``checked_against``, what its
 numbers were compared with. A row: ``data``, ``teacher`` ("" for a model alone) and ``student`` as models are called
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tabulate import tabulate
-
+from classification.benchmark.methods import ALONE, place, shown, split_name
+from classification.benchmark.paper_table import accuracy, markdown, paper_table, published
 from kd_det.benchmark.environment import described
 from kd_det.benchmark.table import summary
 from kd_det.errors import SetupError
@@ -28,19 +28,15 @@ REQUIRED = {
     "runs": ("config", "teacher", "student", "distiller", "seeds", "last_top1", "best_top1", "versions", "hardware"),
 }
 DATA = {"digits": "Digits", "cifar100": "CIFAR-100", "cub200": "CUB-200-2011", "imagenet": "ImageNet"}
-# The start of a configuration's name to what tables call the method. Only the papers have those without one.
-METHODS = {"vanilla": "alone", "fitnet": "FitNet", "at": "AT", "rkd": "RKD"}
-METHODS |= {name: name for name in ("SP", "PKT", "OFD", "CRD", "WCoRD", "SemCKD", "MGD")}
-METHODS |= {"reviewkd": "ReviewKD", "": "KD (rerun by Zhao et al.)", "kd": "KD"}
-METHODS |= {"dkd_tckd": "TCKD alone", "dkd_nckd": "NCKD alone", "dkd_coupled": "TCKD + NCKD, coupled", "dkd": "DKD"}
-METHODS |= {"nkd": "NKD", "sdd_kd": "SDD-KD", "sdd_dkd": "SDD-DKD", "sdd_nkd": "SDD-NKD", "mcld": "MCLD", "hcd": "HCD"}
-ORDER = list(METHODS.values())
 HEAD = """## Classification
 
-Accuracy in percent on the test images after the last epoch, top-1 / top-5 for ImageNet, mean ± sample standard
-deviation where there are several seeds; the best on the way is beside it, chosen on the evaluated images and so
-optimistic. The code of Zhao et al. and of Wei et al. reports the best. Δ is against our student alone. Blank: not run
-by us, or not in the paper. †: the paper's number as remembered, compared with no copy of it.
+Accuracy in percent on the test images, top-1 / top-5 for ImageNet. Ours is that after the last epoch, mean ± sample
+standard deviation where there are several seeds; the best on the way is beside it, chosen on the evaluated images and
+so optimistic. The code of Zhao et al. and of Wei et al. reports the best. Δ is against our student alone.
+
+A paper's table has a pair in each row. Below a model stands what it reaches alone (configurations `vanilla_*`), below
+a paper's number **ours**, where we have run it. Empty: not in the paper, or not known to us. †: as remembered, compared
+with no copy of the paper.
 """
 
 
@@ -52,10 +48,8 @@ class Key(NamedTuple):
     method: str
 
     def place(self) -> tuple[Any, ...]:
-        """Where the row comes: models alone first, then pair by pair, methods as in ORDER."""
-        known = self.method in ORDER
-        method = (0, ORDER.index(self.method)) if known else (1, 0)
-        return bool(self.teacher), self.teacher.lower(), self.student.lower(), method, self
+        """Where the row comes: models alone first, then pair by pair, methods in their order."""
+        return bool(self.teacher), self.teacher.lower(), self.student.lower(), place(self.method), self
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -80,16 +74,16 @@ def render(results: Sequence[dict[str, Any]]) -> str:
     """The classification part of the page; nothing where there are no results."""
     if not results:
         return ""
-    papers = [content for content in results if "source" in content]
-    places = {row["config"]: _published_key(row) for paper in papers for row in paper["rows"] if row["config"]}
-    runs: dict[str, dict[Key, dict[str, Any]]] = {}
-    for content in results:
-        for run in content.get("runs", []):
-            runs.setdefault(_data(run), {})[places.get(run["config"]) or _key(run)] = run
-    published = {row["data"] for paper in papers for row in paper["rows"]}
-    names = [name for name in dict.fromkeys([*DATA, *runs]) if name in runs or name in published]
-    sections = [_section(name, papers, runs.get(name, {})) for name in names]
+    papers = sorted((content for content in results if "source" in content), key=lambda paper: _year(paper["source"]))
+    runs = [run for content in results for run in content.get("runs", [])]
+    used = [*(row["data"] for paper in papers for row in paper["rows"]), *map(_data, runs)]
+    names = [name for name in dict.fromkeys([*DATA, *used]) if name in used]
+    sections = [_section(name, papers, runs) for name in names]
     return "\n".join([HEAD, *sections, *(_notes(paper) for paper in papers)])
+
+
+def _year(source: str) -> str:
+    return source.split()[-1]
 
 
 def _data(run: dict[str, Any]) -> str:
@@ -99,61 +93,56 @@ def _data(run: dict[str, Any]) -> str:
 
 def _key(run: dict[str, Any]) -> Key:
     """The row of one of our runs whose configuration no paper's row has."""
-    leaf = run["config"].split("/")[-1]
-    starts = [start for start in METHODS if start and leaf.startswith(f"{start}_")]
-    return Key(run["teacher"], run["student"], METHODS[max(starts, key=len)] if starts else run["distiller"])
+    return Key(run["teacher"], run["student"], split_name(run["config"])[0] or run["distiller"])
 
 
 def _published_key(row: dict[str, Any]) -> Key:
     return Key(row["teacher"], row["student"], row["method"])
 
 
-def _section(data: str, papers: Sequence[dict[str, Any]], runs: dict[Key, dict[str, Any]]) -> str:
-    columns = {
-        paper["source"]: {_published_key(row): row for row in paper["rows"] if row["data"] == data}
-        for paper in papers
-        if any(row["data"] == data for row in paper["rows"])
-    }
-    rows = [row for column in columns.values() for row in column.values()]
-    names = ("top1", "top5") if any(row.get("top5") for row in rows) else ("top1",)
-    keys = sorted({*runs, *(key for column in columns.values() for key in column)}, key=Key.place)
+def _section(data: str, papers: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> str:
+    """A data set: our runs, then the papers' tables."""
+    chosen = {paper["source"]: [row for row in paper["rows"] if row["data"] == data] for paper in papers}
+    chosen = {source: rows for source, rows in chosen.items() if rows}
+    runs = [run for run in runs if _data(run) == data]
+    names = ("top1", "top5") if any(row.get("top5") for rows in chosen.values() for row in rows) else ("top1",)
+    lines = [f"### {DATA.get(data, data)}", ""]
+    if runs:
+        lines += [*_our_table(chosen, runs, names), *_provenance(runs)]
+    for source, rows in chosen.items():
+        lines += [f"#### {source}", "", paper_table(rows, runs, names), ""]
+    return "\n".join(lines)
+
+
+def _our_table(
+    chosen: dict[str, list[dict[str, Any]]], runs: Sequence[dict[str, Any]], names: Sequence[str]
+) -> list[str]:
+    columns = {source: {row["config"]: row for row in rows if row["config"]} for source, rows in chosen.items()}
+    columns = {source: rows for source, rows in columns.items() if any(run["config"] in rows for run in runs)}
+    places = {config: _published_key(row) for rows in columns.values() for config, row in rows.items()}
+    keyed = [(places.get(run["config"]) or _key(run), run) for run in runs]
+    alone = {key.student: run for key, run in keyed if key.method == ALONE}
     table = []
-    for key in keys:
-        theirs = [_published(column.get(key), names) for column in columns.values()]
-        ours = _ours(runs.get(key), runs.get(Key("", key.student, "alone")), names)
-        table.append([*key, *theirs, *ours, _config(key, runs, columns.values())])
+    for key, run in sorted(keyed, key=lambda pair: pair[0].place()):
+        theirs = [published(rows.get(run["config"]), names) for rows in columns.values()]
+        ours = _ours(run, alone.get(key.student), names)
+        models = [shown(key.teacher), shown(key.student), key.method]
+        table.append([*models, *theirs, *ours, f"`configs/{run['config']}.yaml`"])
     headers = ["teacher", "student", "method", *columns, "ours", "Δ", "best", "seeds", "s/epoch", "peak MiB"]
-    headers += ["extra parameters", "config"]
-    lines = [f"### {DATA.get(data, data)}", "", tabulate(table, headers, tablefmt="github", disable_numparse=True), ""]
-    return "\n".join([*lines, *_provenance(runs.values())])
+    return [markdown(table, [*headers, "extra parameters", "config"]), ""]
 
 
-def _published(row: dict[str, Any] | None, names: Sequence[str]) -> str:
-    cells = [(row[name], name in row.get("unchecked", ())) for name in names if row and row.get(name) is not None]
-    return " / ".join(f"{value:.2f}{'†' * unchecked}" for value, unchecked in cells)
-
-
-def _ours(run: dict[str, Any] | None, alone: dict[str, Any] | None, names: Sequence[str]) -> list[str]:
-    if run is None:
-        return [""] * 7
-    last, best = (
-        " / ".join(summary(run[f"{which}_{name}"], 2) for name in names if f"{which}_{name}" in run)
-        for which in ("last", "best")
-    )
+def _ours(run: dict[str, Any], alone: dict[str, Any] | None, names: Sequence[str]) -> list[str]:
     gain = ""
     if alone is not None and alone is not run:
         gain = f"{statistics.fmean(run['last_top1']) - statistics.fmean(alone['last_top1']):+.2f}"
-    shown = [("seconds_per_epoch", 1), ("peak_memory_mib", 0)]
-    cost = [summary(run[name], decimals) if name in run else "" for name, decimals in shown]
-    return [last, gain, best, str(len(run["seeds"])), *cost, str(run.get("extra_parameters", ""))]
+    costs = [("seconds_per_epoch", 1), ("peak_memory_mib", 0)]
+    cost = [summary(run[name], decimals) if name in run else "" for name, decimals in costs]
+    seeds, extra = str(len(run["seeds"])), str(run.get("extra_parameters", ""))
+    return [accuracy(run, "last", names), gain, accuracy(run, "best", names), seeds, *cost, extra]
 
 
-def _config(key: Key, runs: dict[Key, dict[str, Any]], columns: Iterable[dict[Key, dict[str, Any]]]) -> str:
-    named = [row["config"] for row in (runs.get(key), *(column.get(key) for column in columns)) if row]
-    return next((f"`configs/{name}.yaml`" for name in named if name), "")
-
-
-def _provenance(runs: Iterable[dict[str, Any]]) -> list[str]:
+def _provenance(runs: Sequence[dict[str, Any]]) -> list[str]:
     """One line for the rows of each machine and software."""
     lines = []
     for run in runs:
@@ -163,7 +152,7 @@ def _provenance(runs: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _notes(paper: dict[str, Any]) -> str:
-    checked = "; ".join(paper["checked_against"].values())
+    checked = "; ".join(paper["checked_against"].values()) or "no copy: its tables were not at hand"
     return "\n".join(
         [f"{paper['source']}: compared with {checked}.", "", *(f"- {note}" for note in paper["notes"]), ""]
     )

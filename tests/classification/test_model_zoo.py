@@ -30,53 +30,70 @@ def run(config, teacher, last, best, distiller="dkd", **more):
 
 
 def tables(page):
-    """{title: rows of cells, the header first}"""
+    """{title: rows of cells, the header first}; the title is the nearest heading above."""
     found, title = {}, ""
     for line in page.splitlines():
-        if line.startswith("### "):
-            title = line[4:]
+        if line.startswith("#"):
+            title = line.lstrip("# ")
         elif line.startswith("|") and not line.startswith("|-"):
             found.setdefault(title, []).append([cell.strip() for cell in line.strip("|").split("|")])
     return found
 
 
-def test_ours_stand_beside_the_papers_and_are_blank_where_not_run():
-    published = paper(
-        {"method": "KD", "top1": 70.0, "config": "cifar100/kd_big_small"},
-        {"method": "DKD", "top1": 71.5, "config": "cifar100/dkd_big_small"},
-        {"teacher": "", "method": "alone", "top1": 69.0, "config": "cifar100/vanilla_small"},
-        {"method": "CRD", "top1": None, "config": None},
+PUBLISHED = paper(
+    {"teacher": "", "student": "big.tag", "method": "alone", "top1": 75.0, "config": "cifar100/vanilla_big"},
+    {"teacher": "", "student": "other", "method": "alone", "top1": 60.0, "config": "cifar100/vanilla_other"},
+    {"teacher": "", "method": "alone", "top1": 69.0, "config": "cifar100/vanilla_small"},
+    {"method": "DKD", "top1": 71.5, "config": "cifar100/dkd_big_small"},
+    {"method": "CRD", "top1": None, "config": None},
+    {"method": "KD", "top1": 70.0, "config": "cifar100/kd_big_small"},
+    {"student": "tiny", "method": "KD", "top1": 50.0, "config": "cifar100/kd_big_tiny"},
+)
+
+
+def test_a_paper_has_a_pair_in_a_row_and_a_method_in_a_column():
+    header, *rows = tables(render([PUBLISHED]))["Doe 2030"]
+    assert header == ["teacher", "student", "CRD", "KD", "DKD", "in configs/"]
+    assert rows == [
+        ["big<br>75.00", "small<br>69.00", "", "70.00", "71.50", "`cifar100/*_big_small.yaml`"],
+        ["big<br>75.00", "tiny", "", "50.00", "", "`cifar100/kd_big_tiny.yaml`"],
+        ["", "other<br>60.00", "", "", "", "`cifar100/vanilla_other.yaml`"],
+    ]
+
+
+def test_ours_stand_below_the_papers_numbers():
+    runs = ours(
+        run("cifar100/vanilla_small", "", [60.0], [61.0], "none"),
+        run("cifar100/dkd_big_small", "big", [72.0, 76.0], [74.0, 78.0]),
     )
+    row = tables(render([runs, PUBLISHED]))["Doe 2030"][1]
+    assert row[1] == "small<br>69.00<br>**60.00**"
+    assert row[2:5] == ["", "70.00", "71.50<br>**74.00 ± 2.83**"]
+
+
+def test_our_runs_with_gain_and_cost_beside_the_papers():
     alone = run("cifar100/vanilla_small", "", [60.0], [61.0], "none")
     costs = {"seconds_per_epoch": [1.0, 3.0], "peak_memory_mib": [900.0, 1100.0], "extra_parameters": 7}
     dkd = run("cifar100/dkd_big_small", "big", [72.0, 76.0], [74.0, 78.0], **costs)
-    page = render([ours(dkd, alone), published])
-    header, first, crd, kd, last = tables(page)["CIFAR-100"]
-    assert header[3:10] == ["Doe 2030", "ours", "Δ", "best", "seeds", "s/epoch", "peak MiB"]
-    assert first == [
-        "",
-        "small",
-        "alone",
-        "69.00",
-        "60.00",
-        "",
-        "61.00",
-        "1",
-        *[""] * 3,
-        "`configs/cifar100/vanilla_small.yaml`",
+    unrelated = paper({"method": "KD", "top1": 66.0, "config": "cifar100/kd_x_y"}, source="Roe 2031")
+    page = render([ours(dkd, alone), PUBLISHED, unrelated])
+    header, first, last = tables(page)["CIFAR-100"]
+    assert header[:10] == [
+        *("teacher", "student", "method", "Doe 2030", "ours", "Δ", "best", "seeds", "s/epoch", "peak MiB"),
     ]
-    assert crd == ["big", "small", "CRD", *[""] * 9]
-    assert kd == ["big", "small", "KD", "70.00", *[""] * 7, "`configs/cifar100/kd_big_small.yaml`"]
+    cells = ["", "small", "alone", "69.00", "60.00", "", "61.00", "1"]
+    assert first == [*cells, "", "", "", "`configs/cifar100/vanilla_small.yaml`"]
     # 74 ± sqrt(8), 14 above the student alone
     assert last[2:8] == ["DKD", "71.50", "74.00 ± 2.83", "+14.00", "76.00 ± 2.83", "2"]
-    assert last[8:11] == ["2.0 ± 1.4", "1000 ± 141", "7"]
+    assert last[8:] == ["2.0 ± 1.4", "1000 ± 141", "7", "`configs/cifar100/dkd_big_small.yaml`"]
     assert "Ours, 2 rows: `tools/run_classification.py` on a processor, 2 cores, threads: 1; torch 9.9." in page
 
 
-def test_a_run_has_the_row_of_its_configuration():
+def test_a_run_is_called_as_the_papers_row_of_its_configuration():
     published = paper({"method": "KD, another", "top1": 70.0, "config": "cifar100/kd_big_small"})
-    rows = tables(render([ours(run("cifar100/kd_big_small", "big", [71.0], [71.0], "kd")), published]))["CIFAR-100"]
-    assert rows[1][2:5] == ["KD, another", "70.00", "71.00"] and len(rows) == 2
+    page = render([ours(run("cifar100/kd_big_small", "big", [71.0], [71.0], "kd")), published])
+    assert tables(page)["CIFAR-100"][1][2:5] == ["KD, another", "70.00", "71.00"]
+    assert tables(page)["Doe 2030"][1][2] == "70.00<br>**71.00**"
 
 
 def test_without_a_paper_methods_have_their_configurations_names():
@@ -88,18 +105,17 @@ def test_without_a_paper_methods_have_their_configurations_names():
 
 
 def test_top5_and_numbers_that_are_only_remembered():
-    published = paper(
-        {"data": "imagenet", "method": "KD", "top1": 70.0, "top5": 90.0, "config": None, "unchecked": ["top5"]}
-    )
-    dkd = run("imagenet/dkd_big_small", "big", [71.0], [72.0], last_top5=[91.0], best_top5=[92.0])
-    _, kd, own = tables(render([published, ours(dkd)]))["ImageNet"]
-    assert kd[3] == "70.00 / 90.00†"
-    assert (own[4], own[6]) == ("71.00 / 91.00", "72.00 / 92.00")
+    row = {"data": "imagenet", "method": "KD", "top1": 70.0, "top5": 90.0, "config": "imagenet/kd_big_small"}
+    kd = run("imagenet/kd_big_small", "big", [71.0], [72.0], last_top5=[91.0], best_top5=[92.0])
+    page = tables(render([paper(row | {"unchecked": ["top5"]}), ours(kd)]))
+    assert page["Doe 2030"][1][2] == "70.00 / 90.00†<br>**71.00 / 91.00**"
+    assert page["ImageNet"][1][3:7] == ["70.00 / 90.00†", "71.00 / 91.00", "", "72.00 / 92.00"]
 
 
 def test_notes_and_sources_of_a_paper():
     page = render([paper(checked_against={"a": "a copy"}, notes=["It says so."])])
     assert "Doe 2030: compared with a copy.\n\n- It says so.\n" in page
+    assert "Doe 2030: compared with no copy: its tables were not at hand.\n" in render([paper()])
 
 
 def test_faults_are_named_and_other_benchmarks_left_alone(tmp_path):
@@ -132,3 +148,12 @@ def test_every_published_number_says_what_it_was_compared_with(published):
         remembered = row.get("unchecked", [])
         assert set(remembered) <= set(known), row
         assert (row.get("checked") in published["checked_against"]) == (set(remembered) != set(known)), row
+
+
+def test_every_published_number_is_on_the_page():
+    page = tables(render(PAPERS))
+    for published in PAPERS:
+        rows = [row for row in published["rows"] if row["top1"] is not None]
+        text = [cell for row in page[published["source"]] for cell in row]
+        for row in rows:
+            assert any(f"{row['top1']:.2f}" in cell for cell in text), row
