@@ -1,0 +1,70 @@
+"""Runs over seeds on the real command line: results, table, and reuse of what is finished."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+
+import pytest
+
+from kd_det.errors import SetupError
+from tests.classification.conftest import ROOT, command
+
+SETTINGS = ["SOLVER.EPOCHS", "1", "DATA.BATCH_SIZE", "256", "STUDENT.NAME", "resnet8"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(*arguments: object):
+        tool = [sys.executable, str(ROOT / "tools" / "run_classification.py")]
+        return command([*tool, *map(str, arguments)], tmp_path)
+
+    return run
+
+
+def test_two_seeds(run, tmp_path):
+    config = "configs/digits/vanilla_resnet8.yaml"
+    first = run("--config-file", config, "--seeds", 2, "--results", "results.json", "--opts", *SETTINGS)
+    assert first.returncode == 0, first.stderr[-3000:]
+    content = json.loads((tmp_path / "results.json").read_text())
+    (row,) = content["runs"]
+    folders = [tmp_path / "output" / "digits" / "vanilla_resnet8" / f"seed{seed}" for seed in (1, 2)]
+    single = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    assert content["kind"] == "classification" and content["data"] == "digits"
+    assert row["config"] == "digits/vanilla_resnet8" and row["seeds"] == [1, 2]
+    assert row["last_top1"] == [result["last_top1"] for result in single]
+    assert [result["config"]["SEED"] for result in single] == [1, 2]
+    mean, deviation = statistics.fmean(row["last_top1"]), statistics.stdev(row["last_top1"])
+    assert f"{mean:.2f} ± {deviation:.2f}" in first.stdout
+
+    stamps = [(folder / "model.pth").stat().st_mtime_ns for folder in folders]
+    again = run("--config-file", config, "--seeds", 2, "--results", "results.json", "--opts", *SETTINGS)
+    assert again.returncode == 0 and json.loads((tmp_path / "results.json").read_text()) == content
+    assert [(folder / "model.pth").stat().st_mtime_ns for folder in folders] == stamps
+
+
+def test_other_rows_stay(tmp_path):
+    from classification.benchmark.seeds import update_results
+
+    path = tmp_path / "results.json"
+    update_results(path, [{"config": "a", "last_top1": [1.0]}, {"config": "b", "last_top1": [2.0]}], "digits")
+    update_results(path, [{"config": "a", "last_top1": [3.0]}, {"config": "c", "last_top1": [4.0]}], "digits")
+    rows = json.loads(path.read_text())["runs"]
+    assert [(row["config"], row["last_top1"]) for row in rows] == [("a", [3.0]), ("b", [2.0]), ("c", [4.0])]
+
+
+def test_a_file_that_is_no_results_file_is_not_overwritten(tmp_path):
+    from classification.benchmark.seeds import update_results
+
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(SetupError, match="no results file"):
+        update_results(tmp_path / "results.json", [{"config": "a"}], "digits")
+    assert (tmp_path / "results.json").read_text() == "[]"
+
+
+def test_errors_are_one_line(run):
+    wrong = run("--config-file", "configs/digits/vanilla_resnet8.yaml", "--opts", "SOLVER.EPOCH", "1")
+    assert wrong.returncode == 1 and wrong.stderr.strip().startswith("error: ") and "SOLVER.EPOCHS" in wrong.stderr
+    settings = ["--config-file", "configs/digits/vanilla_resnet8.yaml", "--seeds", 0]
+    assert "--seeds 0" in run(*settings).stderr
