@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.classification.conftest import ROOT, SHORT, command
+
+
+@pytest.fixture(scope="session")
+def outputs(tmp_path_factory, teacher_file):
+    """A working folder whose output/ has two short runs on the digits: "tiny/kd" and "tiny/dkd", under one teacher."""
+    folder = tmp_path_factory.mktemp("analysis")
+    for method in ("kd", "dkd"):
+        settings = ["DISTILLER", method, "TEACHER.NAME", "resnet14", "TEACHER.WEIGHTS", teacher_file, *SHORT]
+        settings += ["SOLVER.EPOCHS", 1, "OUTPUT_DIR", f"output/tiny/{method}"]
+        result = command([sys.executable, "-m", "classification.train", *map(str, settings)], folder)
+        assert result.returncode == 0, result.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture
+def analyse(outputs):
+    """``analyse(tool, *arguments)`` runs ``tools/<tool>.py`` in that folder."""
+
+    def run(tool: str, *arguments: object):
+        return command([sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)], outputs)
+
+    return run
