@@ -1,4 +1,4 @@
-"""A detector's confidence in the objects of a data set, and the beta of DKD that it suggests.
+"""A detector's confidence in the objects of a data set.
 
 Measured on the ground-truth boxes, which are to a detector what images are to a classifier. Background proposals, most
 of those that DKD trains on, are left out: nearly all are easy, and would drown the objects in the mean.
@@ -15,16 +15,18 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, buil
 from detectron2.data import transforms as T
 from torch import Tensor
 
-from kd_det.analysis import DETECTION_BETA, confidence_gap, suggested_beta
+from kd_det.analysis import DETECTION_BETA, confidence_gap
 from kd_det.data.checks import check_named
 from kd_det.errors import SetupError
+from kd_det.gap_report import MeasuredGaps
 from kd_det.teacher import FrozenTeacher, load_teacher
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+ADVICE = f"""For detection (COCO, T = 1) the paper used beta {DETECTION_BETA} whatever the teacher, KD.DKD.BETA's
+default. The gap then tells teachers apart: of two, the surer bears the larger beta."""
 
 
-def report_beta(cfg: CfgNode, dataset: str, images: int) -> str:
-    """Measures the teacher of ``cfg`` on a data set; the mean gap, its quantiles and the beta, as text.
+def detector_gaps(cfg: CfgNode, dataset: str, images: int) -> MeasuredGaps:
+    """Measures the teacher of ``cfg`` on a data set.
 
     Args:
         cfg: with ``KD.TEACHER``.
@@ -45,7 +47,8 @@ def report_beta(cfg: CfgNode, dataset: str, images: int) -> str:
     gap = torch.cat(gaps) if gaps else torch.zeros(0)
     if len(gap) == 0:
         raise SetupError(f"{key} {name!r}: none of the images looked at has an object of the teacher's classes.")
-    return _text(cfg, name, gap)
+    use = f"for a classifier (T = 4); for a detector keep {DETECTION_BETA}"
+    return MeasuredGaps(cfg.KD.TEACHER.CONFIG_FILE, f"ground-truth boxes of {name}", "boxes", gap, use, ADVICE)
 
 
 def _check(cfg: CfgNode, key: str, name: str) -> None:
@@ -70,9 +73,7 @@ def _spread(name: str, images: int) -> list[dict[str, Any]]:
     return [records[int(number * step)] for number in range(min(images, len(records)))]
 
 
-def _answers(
-    cfg: CfgNode, teacher: FrozenTeacher, records: list[dict[str, Any]]
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _answers(cfg: CfgNode, teacher: FrozenTeacher, records: list[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
     """The teacher's logits on an image's ground-truth boxes, and their classes in the student's numbering."""
     resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
     mapper = DatasetMapper(is_train=True, augmentations=[resize], image_format=cfg.INPUT.FORMAT)  # True: with its boxes
@@ -91,20 +92,3 @@ def _compared(teacher: FrozenTeacher, logits: Tensor, labels: Tensor) -> tuple[T
         return logits, labels
     labels = teacher.class_map.labels(labels)
     return teacher.class_map.teacher_logits(logits)[labels >= 0], labels[labels >= 0]
-
-
-def _text(cfg: CfgNode, name: str, gap: Tensor) -> str:
-    mean = gap.double().mean().item()
-    values = gap.double().quantile(gap.new_tensor(QUANTILES, dtype=torch.float64)).tolist()
-    quantiles = ", ".join(f"{share:.0%} {value:.2f}" for share, value in zip(QUANTILES, values, strict=True))
-    wrong = (gap < 0).double().mean().item()
-    return f"""teacher {cfg.KD.TEACHER.CONFIG_FILE}, {len(gap)} ground-truth boxes of {name}
-mean gap z_t - z_max  {mean:.2f}   (z_t: the logit of the box's class, z_max: the largest of the others)
-quantiles             {quantiles}
-not the top class     {wrong:.1%} of the boxes
-suggested beta        {suggested_beta(mean):.1f} for a classifier (T = 4); for a detector keep {DETECTION_BETA} (below)
-
-The guidance (Zhao et al. 2022): the surer the teacher, the larger beta. It is from classifiers on CIFAR-100, which
-took beta from 2 to 8; the gaps at which we place these are ours, so take the number as a place to start, and try half
-and double. For detection (COCO, T = 1) the paper used beta {DETECTION_BETA} whatever the teacher, KD.DKD.BETA's
-default. The gap then tells teachers apart: of two, the surer bears the larger beta."""

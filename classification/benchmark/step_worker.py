@@ -1,7 +1,7 @@
 """One way to take a training step, in a process of its own that takes steps when told to.
 
 Started by ``classification.benchmark.steps``. Each line on its input is a number of steps to take; it answers with a
-line of JSON, the seconds of each. At the end of the input it answers with its peak memory and extra parameters.
+line of JSON, the seconds of each. At the end of the input it answers with its peak memory and what its method adds.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn import functional as F
 
+from classification.benchmark.noise import NOISE, noise
 from classification.building import build_accelerator, build_optimizer, check_config
 from classification.config import load_config
 from classification.data.batch import Batch
+from classification.data.catalog import IN_MEMORY
 from classification.training import Trainer
+from kd_det.errors import SetupError
 from kd_det.losses import dkd_loss
 from kd_det.memory import peak_memory_mib
 
@@ -58,12 +61,31 @@ def plain_step(cfg: CfgNode, trainer: Trainer) -> Callable[[], None]:
     return step
 
 
+def build_trainer(overrides: list[str]) -> Trainer:
+    """What takes the steps; ends the process with one line where the configuration cannot work."""
+    IN_MEMORY[NOISE] = lambda root: noise()
+    try:
+        cfg = load_config("", overrides)
+        check_config(cfg)
+        return Trainer(cfg, build_accelerator(cfg), resume=False)
+    except SetupError as error:
+        sys.exit(f"error: {error}")
+
+
+def figures_of(trainer: Trainer) -> dict[str, float]:
+    """What the method takes beside time."""
+    distiller = trainer.step.distiller
+    return {
+        "peak_memory_mib": peak_memory_mib(trainer.accelerator.device),
+        "extra_parameters": sum(p.numel() for p in distiller.parameters() if p.requires_grad),
+        "buffers_mib": sum(b.numel() * b.element_size() for b in distiller.buffers()) / 2**20,
+    }
+
+
 def main() -> None:
     by_hand, *overrides = sys.argv[1:]
-    cfg = load_config("", overrides)
-    check_config(cfg)
-    trainer = Trainer(cfg, build_accelerator(cfg), resume=False)
-    step = plain_step(cfg, trainer) if by_hand == "by_hand" else our_step(trainer)
+    trainer = build_trainer(overrides)
+    step = plain_step(trainer.cfg, trainer) if by_hand == "by_hand" else our_step(trainer)
     for line in sys.stdin:
         seconds = []
         for _ in range(int(line)):
@@ -73,9 +95,7 @@ def main() -> None:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
         print(json.dumps(seconds), flush=True)
-    extra = sum(p.numel() for p in trainer.step.distiller.parameters() if p.requires_grad)
-    figures = {"peak_memory_mib": peak_memory_mib(trainer.accelerator.device), "extra_parameters": extra}
-    print(json.dumps({**figures, "device": trainer.accelerator.device.type}), flush=True)
+    print(json.dumps({**figures_of(trainer), "device": trainer.accelerator.device.type}), flush=True)
 
 
 if __name__ == "__main__":

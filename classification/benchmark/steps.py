@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 
+from classification.benchmark.noise import CLASSES as NOISE_CLASSES
+from classification.benchmark.noise import NOISE
 from classification.checkpoint import STUDENT, save_student
 from classification.models import create_model
 
 WARM_UP_STEPS = 3
+CLASSES = {"digits": 10, NOISE: NOISE_CLASSES}
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,16 @@ class Worker:
 
 
 def compare_steps(
-    arms: Sequence[Arm], *, teacher: str, student: str, batch_size: int, rounds: int, steps: int
+    arms: Sequence[Arm],
+    *,
+    teacher: str,
+    student: str,
+    batch_size: int,
+    rounds: int,
+    steps: int,
+    data: str = "digits",
 ) -> list[dict[str, Any]]:
-    """Each arm's median step in seconds, peak memory and extra parameters, on the embedded digits.
+    """Each arm's median step in seconds, peak memory, extra parameters and MiB of what its method keeps beside them.
 
     Args:
         arms: the kinds of steps; in each round every one takes ``steps``, one arm after the other.
@@ -75,13 +85,20 @@ def compare_steps(
         batch_size: samples a step.
         rounds: how often.
         steps: at a time.
+        data: "digits", the embedded ones, or ``NOISE``, of CIFAR-100's shape.
+
+    Raises:
+        SetupError: there is no such model.
+        RuntimeError: an arm cannot work, or failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / STUDENT
         torch.manual_seed(0)
-        save_student(weights, create_model(teacher, 10), {"name": teacher, "num_classes": 10})
+        classes = CLASSES[data]
+        create_model(student, classes)  # a name that does not exist is found here, and not by every worker
+        save_student(weights, create_model(teacher, classes), {"name": teacher, "num_classes": classes})
         common = ["TEACHER.NAME", teacher, "TEACHER.WEIGHTS", str(weights), "STUDENT.NAME", student]
-        common += ["DATA.BATCH_SIZE", str(batch_size), "DISTILLER", "dkd"]
+        common += ["DATA.NAME", data, "DATA.BATCH_SIZE", str(batch_size), "DISTILLER", "dkd"]
         workers = [Worker(arm, [*common, "OUTPUT_DIR", f"{folder}/{n}"]) for n, arm in enumerate(arms)]
         try:
             for worker in workers:

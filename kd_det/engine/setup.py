@@ -1,10 +1,9 @@
-"""What every command line does first and last: read the configuration, and end with one line where it cannot work."""
+"""What every command line of detection does first and last: read the configuration, and end with one line where it
+cannot work."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -13,7 +12,9 @@ import kd_det.modeling
 import kd_det.pretrained  # noqa: F401  (both for what they register: the models, torchvision://)
 from kd_det.config import load_config
 from kd_det.data.coco_json import use_datasets
-from kd_det.errors import NonFiniteLossError, SetupError
+from kd_det.errors import SetupError, one_line_errors
+
+__all__ = ["one_line_errors", "read_setup"]
 
 
 def read_setup(config_file: str, overrides: Sequence[object] = (), datasets: Sequence[str] = ()) -> CfgNode:
@@ -32,19 +33,3 @@ def read_setup(config_file: str, overrides: Sequence[object] = (), datasets: Seq
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise SetupError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but PyTorch finds no GPU here. Add MODEL.DEVICE cpu.")
     return cfg
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Ends the process with ``error: ...`` for errors of the user's: code 2, or 1 for a loss that is no number."""
-    try:
-        yield
-    except SetupError as error:
-        _end(f"error: {error}", 2)
-    except NonFiniteLossError as error:
-        _end(f"error: {error}", 1)
-
-
-def _end(message: str, code: int) -> None:
-    print(message, file=sys.stderr, flush=True)
-    sys.exit(code)

@@ -15,7 +15,7 @@ from detectron2.structures import Boxes
 import kd_det.data  # noqa: F401  (registers digits_det_val)
 from kd_det.config import load_config
 from kd_det.errors import SetupError
-from kd_det.teacher_confidence import report_beta
+from kd_det.teacher_confidence import detector_gaps
 from tests.mini_coco import annotation_file
 from tests.tiny import student_config, teacher_files
 from tests.tools.commands import error_of, run_tool
@@ -34,9 +34,8 @@ def setup(tmp_path_factory):
 
 
 def measured(setup, coco, *arguments):
-    result = run_tool(
-        "suggest_beta", "--config-file", setup[0] / "student.yaml", *arguments, DETECTRON2_DATASETS=coco
-    )
+    files = ["--config-file", setup[0] / "student.yaml", "--output-dir", setup[0] / "gaps"]
+    result = run_tool("suggest_beta", *files, *arguments, DETECTRON2_DATASETS=coco)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 
@@ -76,6 +75,9 @@ def test_the_gap_is_that_of_plain_detectron2(setup, coco):
     told = [float(value) for value in re.findall(r"\d+% (-?[\d.]+)", text.split("quantiles")[1].splitlines()[0])]
     np.testing.assert_allclose(told, np.quantile(expected, [0.05, 0.25, 0.5, 0.75, 0.95]), atol=0.006)
     assert "suggested beta        2.0" in text and "keep 0.25" in text and "KD.DKD.BETA" in text
+    written = json.loads((setup[0] / "gaps" / "gaps.json").read_text())
+    assert written["mean_gap"] == pytest.approx(expected.mean(), abs=1e-4) and len(written["gaps"]) == 12
+    assert {path.name for path in (setup[0] / "gaps").iterdir()} == {"gaps.json", "gaps.png", "gaps.svg"}
 
 
 def test_some_images_of_the_training_set(setup, coco):
@@ -102,7 +104,7 @@ def test_boxes_of_unmatched_classes_are_left_out(setup, coco):
 )
 def test_refused_requests(setup, overrides, dataset, images, message):
     with pytest.raises(SetupError) as refused:
-        report_beta(load_config(str(setup[0] / "student.yaml"), overrides), dataset, images)
+        detector_gaps(load_config(str(setup[0] / "student.yaml"), overrides), dataset, images)
     assert message in str(refused.value)
 
 

@@ -1,0 +1,75 @@
+"""A classifier teacher's confidence on validation data, for ``tools/suggest_beta.py``."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import yaml
+from fvcore.common.config import CfgNode
+
+from classification.building import build_accelerator, build_data, check_config
+from classification.teacher import build_teacher, train_teacher
+from kd_det.analysis import confidence_gap
+from kd_det.errors import SetupError
+from kd_det.gap_report import MeasuredGaps
+
+# Sections and keys that classification's configurations have and Detectron2's have not.
+OWN_KEYS = ("DATA", "STUDENT", "TEACHER", "DISTILLER")
+USE = "for DKD.BETA (T = 4)"
+
+
+def is_classification(config_file: str) -> bool:
+    """Whether a configuration file is one of ``classification``'s, by its keys and those of its ``_BASE_`` files.
+
+    Raises:
+        SetupError: there is no such file, or it is not YAML.
+    """
+    if not os.path.isfile(config_file):
+        raise SetupError(f"--config-file: no file {config_file!r}. Give the path of a YAML configuration.")
+    try:
+        content = CfgNode.load_yaml_with_base(config_file)
+    except (yaml.YAMLError, TypeError, AssertionError) as error:  # TypeError: an empty file, or a lone word
+        raise SetupError(f"--config-file: {config_file!r} is no configuration in YAML: {error}") from error
+    return not set(OWN_KEYS).isdisjoint(content)
+
+
+def classifier_gaps(cfg: CfgNode, images: int | None = None) -> MeasuredGaps:
+    """Measures the teacher of ``cfg`` on the validation data.
+
+    Where TEACHER.AUTO_TRAIN is on, a teacher that is not there yet is trained first.
+
+    Args:
+        cfg: with ``TEACHER``.
+        images: how many to look at, evenly spread over the set; None: all.
+
+    Raises:
+        SetupError: the teacher or the data cannot be loaded, or ``images`` is below 1.
+    """
+    if images is not None and images < 1:
+        raise SetupError(f"--images is {images}; it must be 1 or more.")
+    if not cfg.TEACHER.NAME:
+        raise SetupError("TEACHER.NAME is empty; name the teacher that is to be measured, and its TEACHER.WEIGHTS.")
+    check_config(cfg)
+    if cfg.TEACHER.AUTO_TRAIN:
+        train_teacher(cfg)
+    accelerator = build_accelerator(cfg)
+    data = build_data(cfg, accelerator)
+    teacher = build_teacher(cfg, data).to(accelerator.device)
+    looked_at = _spread(data.val.samples, images).to(accelerator.device)
+    gaps = []
+    for batch in data.val:
+        rows = looked_at[batch.indices]
+        if rows.any():
+            with accelerator.autocast():
+                logits = teacher(batch.images[rows]).logits
+            gaps.append(confidence_gap(logits, batch.labels[rows]).cpu())
+    return MeasuredGaps(cfg.TEACHER.NAME, f"validation images of {cfg.DATA.NAME}", "images", torch.cat(gaps), USE)
+
+
+def _spread(samples: int, images: int | None) -> torch.Tensor:
+    """Which samples to look at, bool (samples,)."""
+    chosen = torch.zeros(samples, dtype=torch.bool)
+    count = min(images or samples, samples)
+    chosen[torch.arange(count) * samples // count] = True
+    return chosen
