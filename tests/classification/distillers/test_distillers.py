@@ -202,7 +202,7 @@ def test_reviewkd_brings_a_fused_map_to_the_teachers_size(turned):
 )
 def test_bad_settings_are_named_at_start_up(name, key, values):
     for value in values:
-        with pytest.raises(SetupError, match=re.escape(f"{key} {value}: ")):
+        with pytest.raises(SetupError, match=rf"{re.escape(key)} (is )?{re.escape(str(value))}[:;] "):
             Case(name, key, value)
 
 

@@ -104,11 +104,11 @@ def test_one_sub_logit_has_no_orthogonality():
         (["HCD.STAGE", 2], "HCD.STAGE 2: the student has the stages 0 to 1"),
         (["HCD.STAGE", -2], "HCD.STAGE -2: the student has the stages 0 to 1"),
         (["HCD.N", 0], "HCD.N 0: it must be 1 or more"),
-        (["HCD.PROJECTOR_CHANNELS", -1], "HCD.PROJECTOR_CHANNELS -1"),
-        (["HCD.TEMPERATURE", 0.0], "HCD.TEMPERATURE 0.0"),
-        (["HCD.WEIGHT", float("nan")], "HCD.WEIGHT nan"),
-        (["HCD.CE_WEIGHT", -1.0], "HCD.CE_WEIGHT -1.0"),
-        (["HCD.ORTHOGONAL_WEIGHT", -1.0], "HCD.ORTHOGONAL_WEIGHT -1.0"),
+        (["HCD.PROJECTOR_CHANNELS", -1], "HCD.PROJECTOR_CHANNELS is -1"),
+        (["HCD.TEMPERATURE", 0.0], "HCD.TEMPERATURE is 0.0"),
+        (["HCD.WEIGHT", float("nan")], "HCD.WEIGHT is nan"),
+        (["HCD.CE_WEIGHT", -1.0], "HCD.CE_WEIGHT is -1.0"),
+        (["HCD.ORTHOGONAL_WEIGHT", -1.0], "HCD.ORTHOGONAL_WEIGHT is -1.0"),
     ],
 )
 def test_bad_input(settings, message):

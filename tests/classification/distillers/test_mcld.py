@@ -92,8 +92,8 @@ def test_the_cross_entropy_is_off_unless_told():
         (["MCLD.QUEUE", -1], SAMPLES, "MCLD.QUEUE -1"),
         (["MCLD.QUEUE", 5], SAMPLES, "MCLD.QUEUE 5: a queue of 5 cannot take a batch of DATA.BATCH_SIZE, 6"),
         ([], 4, "MCLD.QUEUE 0: a queue of 4 cannot take a batch of DATA.BATCH_SIZE, 6"),
-        (["MCLD.TEMPERATURE", 0.0], SAMPLES, "MCLD.TEMPERATURE 0.0"),
-        (["MCLD.WEIGHT", -1.0], SAMPLES, "MCLD.WEIGHT -1.0"),
+        (["MCLD.TEMPERATURE", 0.0], SAMPLES, "MCLD.TEMPERATURE is 0.0"),
+        (["MCLD.WEIGHT", -1.0], SAMPLES, "MCLD.WEIGHT is -1.0"),
         (
             ["MCLD.INSTANCE", False, "MCLD.SAMPLE", False, "MCLD.CATEGORY", False],
             SAMPLES,

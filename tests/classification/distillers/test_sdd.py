@@ -97,9 +97,9 @@ def test_the_first_region_is_the_models_own_answer():
         (["SDD.SCALES", (1, 2.0)], "SDD.SCALES (1, 2.0): it must be 1"),
         (["SDD.SCALES", ()], "SDD.SCALES (): it must be 1"),
         (["SDD.BASE", "dkdd"], "SDD.BASE 'dkdd': it must be one of kd, dkd, nkd. Did you mean 'dkd'?"),
-        (["SDD.WEIGHT", -1.0], "SDD.WEIGHT -1.0: it must be"),
-        (["SDD.COMPLEMENTARY_WEIGHT", -1.0], "SDD.COMPLEMENTARY_WEIGHT -1.0: it must be"),
-        (["SDD.BASE", "kd", "KD.TEMPERATURE", 0.0], "KD.TEMPERATURE 0.0: it must be"),
+        (["SDD.WEIGHT", -1.0], "SDD.WEIGHT is -1.0; it must be"),
+        (["SDD.COMPLEMENTARY_WEIGHT", -1.0], "SDD.COMPLEMENTARY_WEIGHT is -1.0; it must be"),
+        (["SDD.BASE", "kd", "KD.TEMPERATURE", 0.0], "KD.TEMPERATURE is 0.0; it must be"),
     ],
 )
 def test_bad_settings_are_named_at_start_up(overrides, words):
