@@ -103,7 +103,7 @@ def write_comparison(folder: Path, results: Sequence[dict[str, Any]], run: Run) 
 def draw(results: Sequence[dict[str, Any]], class_names: Sequence[str]) -> Figure:
     """The matrices side by side, with one colour scale for both."""
     top = max(result["max"] for result in results) or 1.0
-    figure = Figure((5 * len(results) + 1, 5.2), layout="constrained")
+    figure = Figure((5 * len(results) + 1, 5.2), layout="compressed")
     panels = figure.subplots(1, len(results), squeeze=False)[0]
     for axes, result in zip(panels, results, strict=True):
         image = axes.imshow(result["difference"], cmap="viridis", vmin=0, vmax=top, interpolation="nearest")
@@ -111,8 +111,8 @@ def draw(results: Sequence[dict[str, Any]], class_names: Sequence[str]) -> Figur
         if len(class_names) <= NAMED_CLASSES:
             rotation = 90 if max(map(len, class_names)) > 2 else 0
             axes.set_xticks(range(len(class_names)), class_names, rotation=rotation, fontsize=8)
-            axes.set_yticks(range(len(class_names)), class_names, fontsize=8)
+            axes.set_yticks(range(len(class_names)), class_names if axes is panels[0] else [], fontsize=8)
         axes.set_xlabel("class")
     panels[0].set_ylabel("class")
-    figure.colorbar(image, ax=panels, shrink=0.85, label="|teacher's − student's correlation of two classes' logits|")
+    figure.colorbar(image, ax=panels, shrink=0.85, label="|teacher's − student's correlation|")
     return figure

@@ -111,7 +111,8 @@ def make_table(rows: Sequence[dict[str, Any]]) -> str:
 def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     """Bars of top-1 on each data set, a group a data set, a colour a run, the figures above the bars."""
     domains = list(rows[0]["domains"])
-    figure = Figure((max(5.0, 1.5 + len(domains) * (0.6 + 0.7 * len(rows))), 4.2), layout="constrained")
+    size = max(5.0, 1.5 + len(domains) * (0.6 + 0.7 * len(rows))), 4.0 + 0.2 * len(rows)
+    figure = Figure(size, layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(rows)
     for place, row in enumerate(rows):
@@ -123,5 +124,5 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     axes.set_ylabel("linear probe, top-1 in %")
     axes.set_ylim(0, 105)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=min(len(rows), 2), fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     return figure

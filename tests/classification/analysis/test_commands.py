@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,7 +21,10 @@ def read(folder: Path, name: str, result) -> tuple[dict, list[dict[str, str]]]:
     """JSON and CSV of a command that ended well, whose pictures can be opened."""
     assert result.returncode == 0, result.stderr[-2000:]
     with Image.open(folder / f"{name}.png") as picture:
-        assert min(picture.size) > 400 and len(picture.convert("L").getcolors()) > 10
+        grey = np.array(picture.convert("L"))
+    assert min(grey.shape) > 400 and len(np.unique(grey)) > 10
+    edges = np.concatenate([grey[[0, -1]].ravel(), grey[:, [0, -1]].ravel()])
+    assert (edges == 255).all(), "something is cut off"
     assert ElementTree.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
     table = folder / f"{name}.csv"
     rows = list(csv.DictReader(table.open())) if table.is_file() else []
