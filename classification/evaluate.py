@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from classification.building import build_accelerator, build_data, build_student
 from classification.checkpoint import STUDENT
 from classification.config import load_config
 from classification.evaluation import evaluate
-from kd_det.errors import SetupError
+from kd_det.errors import one_line_errors
 
 
 def evaluate_run(cfg: CfgNode) -> dict[str, float]:
@@ -46,13 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config-file", default="", metavar="FILE", help="a YAML configuration")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
     args = parser.parse_args(arguments)
-    try:
+    with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         check_config(cfg)
         evaluate_run(cfg)
-    except SetupError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
@@ -18,7 +17,7 @@ from classification.data import check_images
 from classification.evaluate import evaluate_run
 from classification.teacher import train_teacher
 from classification.training import Trainer
-from kd_det.errors import SetupError
+from kd_det.errors import SetupError, one_line_errors
 
 
 def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
@@ -62,12 +61,10 @@ def _refuse_unreadable(cfg: CfgNode) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; errors of the user's are one line and exit code 2."""
-    try:
-        run(parser().parse_args(arguments))
-    except SetupError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    """The command line; errors of the user's are one line."""
+    args = parser().parse_args(arguments)
+    with one_line_errors():
+        run(args)
 
 
 if __name__ == "__main__":

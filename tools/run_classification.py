@@ -14,7 +14,7 @@ from pathlib import Path
 
 from classification.benchmark.seeds import make_table, run_seeds, update_results
 from classification.config import load_config
-from kd_det.errors import SetupError
+from kd_det.errors import SetupError, one_line_errors
 
 
 def main() -> None:
@@ -27,17 +27,22 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="the results file to update (default OUTPUT_DIR/results.json)")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of every configuration")
     args = parser.parse_args()
-    try:
-        if min(args.seeds, args.jobs) < 1:
-            raise SetupError(f"--seeds {args.seeds} --jobs {args.jobs}: give 1 or more of each.")
-        rows = run_seeds(args.config_file, range(1, args.seeds + 1), args.opts, args.jobs, args.threads)
-        cfg = load_config(args.config_file[0], args.opts)
-        path = args.results or Path(cfg.OUTPUT_DIR) / "results.json"
-        update_results(path, rows, cfg.DATA.NAME)
-    except (SetupError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoints")
+    with one_line_errors():
+        try:
+            run(args)
+        except RuntimeError as error:
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("interrupted; the same command goes on from the last checkpoints")
+
+
+def run(args: argparse.Namespace) -> None:
+    if min(args.seeds, args.jobs) < 1:
+        raise SetupError(f"--seeds {args.seeds} --jobs {args.jobs}: give 1 or more of each.")
+    rows = run_seeds(args.config_file, range(1, args.seeds + 1), args.opts, args.jobs, args.threads)
+    cfg = load_config(args.config_file[0], args.opts)
+    path = args.results or Path(cfg.OUTPUT_DIR) / "results.json"
+    update_results(path, rows, cfg.DATA.NAME)
     print(make_table(rows))
     print(f"wrote {path}")
 

@@ -58,8 +58,9 @@ def draw_heat_map(data: HeatMap, title: str) -> Figure:
         style = {"color": "white" if dark else "black", "ha": "center", "va": "center", "fontsize": 9}
         axes.text(column, row, data.texts[row][column], **style)
     axes.set_xticks(range(width), data.column_values)
-    axes.set_yticks(range(height), data.row_values)
+    axes.set_yticks(range(height) if data.row_key else [], data.row_values if data.row_key else [])
     axes.set(xlabel=data.column_key, ylabel=data.row_key)
     axes.set_title(title, fontsize=10)
-    figure.colorbar(picture, ax=axes, label="top-1, %")
+    if np.isfinite(data.means).any():
+        figure.colorbar(picture, ax=axes, label="top-1, %")
     return figure

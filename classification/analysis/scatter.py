@@ -21,7 +21,8 @@ def draw_scatter(points: Sequence[dict[str, Any]], title: str) -> Figure:
     """
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    colours = matplotlib.colormaps["tab10"].colors
+    twenty = matplotlib.colormaps["tab20"].colors
+    colours = twenty[::2] + twenty[1::2]  # the dark ones first
     for number, point in enumerate(points):
         accuracy = point["last_top1"]
         axes.errorbar(

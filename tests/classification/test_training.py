@@ -72,4 +72,4 @@ def test_a_loss_that_is_no_number_stops_the_run(classify, distil):
     result = classify(*distil, "DISTILLER", "kd", "KD.WEIGHT", "1e38", "SOLVER.LR", "1e6", "OUTPUT_DIR", "run")
     assert result.returncode == 1
     line = result.stderr.strip().splitlines()[-1]
-    assert "NonFiniteLossError" in line and "loss_" in line and "epoch 1, step" in line and "samples [" in line
+    assert line.startswith("error: {'loss_") and "is not finite in epoch 1, step" in line and "samples [" in line

@@ -65,6 +65,6 @@ def test_a_file_that_is_no_results_file_is_not_overwritten(tmp_path):
 
 def test_errors_are_one_line(run):
     wrong = run("--config-file", "configs/digits/vanilla_resnet8.yaml", "--opts", "SOLVER.EPOCH", "1")
-    assert wrong.returncode == 1 and wrong.stderr.strip().startswith("error: ") and "SOLVER.EPOCHS" in wrong.stderr
+    assert wrong.returncode == 2 and wrong.stderr.strip().startswith("error: ") and "SOLVER.EPOCHS" in wrong.stderr
     settings = ["--config-file", "configs/digits/vanilla_resnet8.yaml", "--seeds", 0]
     assert "--seeds 0" in run(*settings).stderr
