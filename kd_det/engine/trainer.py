@@ -42,6 +42,7 @@ class DistillTrainer(DefaultTrainer):
     - checkpoints are written whole or not at all, and hold the student under "model" and what the KD terms learn under
       "kd_terms";
     - Ctrl-C, SIGTERM and a loss that is no number end the training after a checkpoint of the last good state;
+    - the optimiser's state is in the checkpoints, whatever the version of Detectron2;
     - several processes work without a GPU too (gloo).
     """
 
@@ -89,6 +90,18 @@ class DistillTrainer(DefaultTrainer):
         built.insert(position + 1, StopOnSignal())
         built.insert(position, LogPeakMemory())
         return built
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's state too, under "_trainer", as on upstream's main branch; Detectron2 0.6 leaves it out."""
+        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what ``state_dict`` gave. A checkpoint of Detectron2 0.6's own has no momentum: a warning says so."""
+        TrainerBase.load_state_dict(self, state_dict)
+        if "_trainer" in state_dict:
+            self._trainer.load_state_dict(state_dict["_trainer"])
+        else:
+            logger.warning("--resume: the checkpoint has no optimiser state; its momentum starts from zero.")
 
     def train(self) -> OrderedDict[str, Any] | None:
         """Trains to ``SOLVER.MAX_ITER``; returns the results of the last evaluation (main process, else None).

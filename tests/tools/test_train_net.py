@@ -53,6 +53,7 @@ def test_coco_config_trains_evaluates_and_resumes(train_net, r101, tmp_path):
     assert list(out.glob("events.out.tfevents*"))
     checkpoint = torch.load(out / "model_final.pth", weights_only=True)
     assert checkpoint["iteration"] == 1 and not any(("teacher" in k or "terms" in k) for k in checkpoint["model"])
+    assert len(checkpoint["trainer"]["_trainer"]["optimizer"]["state"]) > 40  # --resume goes on with its momentum
     assert (out / "model_final.pth").stat().st_size < teacher.stat().st_size * 1.25  # 28 M parameters and momentum
 
     teacher.unlink()  # evaluation never needs it
