@@ -6,8 +6,9 @@ python tools/efficiency.py --methods mcld hcd --rounds 9                      # 
 python tools/efficiency.py --data digits --teacher resnet20 --student resnet8
 
 The steps are taken on noise of CIFAR-100's shape: 50,000 samples, which is the size of MCLD's queue, of 100 classes.
-Accuracies are those of a results file of tools/run_classification.py. Into --output-dir go efficiency.json and the
-picture of accuracy against time, efficiency.png and .svg.
+All methods are in memory at once, about 1 GiB each; --methods takes fewer of them. Accuracies are those of a
+results file of tools/run_classification.py. Into --output-dir go efficiency.json and the picture of accuracy against
+time, efficiency.png and .svg.
 """
 
 import argparse

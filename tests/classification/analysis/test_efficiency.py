@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from classification.analysis.efficiency import (
     points,
     read_accuracies,
 )
-from classification.analysis.scatter import draw_scatter
+from classification.analysis.scatter import crowd, draw_scatter
 from classification.benchmark.noise import noise
 from classification.benchmark.steps import Arm, compare_steps
 from classification.config import load_config
@@ -111,6 +112,19 @@ def test_the_scatter_has_what_is_known():
     drawn = [container.lines[0] for container in figure.axes[0].containers]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in drawn] == [(100.0, 98.0), (200.0, 97.5)]
     assert [container.get_label() for container in figure.axes[0].containers] == ["kd  98.00", "dkd  97.50"]
+
+
+def test_the_crowd_is_enlarged_where_others_are_far_off():
+    seconds = {"none": 0.1, "kd": 0.20, "dkd": 0.21, "nkd": 0.20, "rkd": 0.21, "at": 0.20, "reviewkd": 0.5}
+    top1 = {"none": 97, "kd": 98.0, "dkd": 98.5, "nkd": 99.0, "rkd": 98.2, "at": 90.0, "reviewkd": 98.4}
+    rows = make_rows([measured(*item) for item in seconds.items()], {name: [value] for name, value in top1.items()})
+    places = np.array([[1000 * row["seconds"], row["last_top1"][0]] for row in rows])
+    assert [row["method"] for row, close in zip(rows, crowd(places), strict=True) if close] == [
+        "kd", "dkd", "nkd", "rkd",
+    ]  # fmt: skip
+    whole, enlarged = draw_scatter(points(rows), "by hand").axes
+    assert whole.get_xlim()[1] > 500 and 100 < enlarged.get_xlim()[0] < 200 < 210 < enlarged.get_xlim()[1] < 500
+    assert 97 < enlarged.get_ylim()[0] < 98 and 99 < enlarged.get_ylim()[1] < 100
 
 
 def test_noise_has_cifar100s_shape():
