@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from kd_det.files import write_atomically
 STUDENT = "model.pth"
 STATES = "states"
 PROGRESS = "progress.pt"
+NAME = re.compile(r"\d+-\d+")
 
 
 def save_student(path: Path, student: nn.Module, about: Mapping[str, Any]) -> None:
@@ -76,13 +78,15 @@ def load_strictly(model: nn.Module, path: Path, state: Mapping[str, Tensor], key
     model.load_state_dict(dict(state))
 
 
-def save_state(accelerator: Accelerator, output: Path, number: int, progress: Mapping[str, Any]) -> None:
-    """Writes OUTPUT/states/NUMBER: Accelerate's state and ``progress`` (tensors and plain values); drops older ones.
+def save_state(accelerator: Accelerator, output: Path, place: tuple[int, int], progress: Mapping[str, Any]) -> None:
+    """Writes OUTPUT/states/EPOCH-STEP: Accelerate's state and ``progress`` (tensors, plain values); drops older ones.
 
-    A folder of that name is whole: it is written under another one first.
+    A folder of that name is whole: it is written under another one first. No two states of a run have one ``place``,
+    epoch and step, so that none is ever replaced.
     """
     states = output / STATES
-    partial = states / f"{number}.partial"
+    name = "{}-{}".format(*place)
+    partial = states / f"{name}.partial"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -92,8 +96,7 @@ def save_state(accelerator: Accelerator, output: Path, number: int, progress: Ma
     if accelerator.is_main_process:
         torch.save(dict(progress), partial / PROGRESS)
         _flush(partial)
-        final = states / str(number)
-        shutil.rmtree(final, ignore_errors=True)
+        final = states / name
         partial.rename(final)
         for other in states.iterdir():
             if other != final:
@@ -104,8 +107,8 @@ def save_state(accelerator: Accelerator, output: Path, number: int, progress: Ma
 def last_state(output: Path) -> Path | None:
     """The newest whole state of a run; None if there is none."""
     states = output / STATES
-    whole = [path for path in states.iterdir() if path.name.isdigit()] if states.is_dir() else []
-    return max(whole, key=lambda path: int(path.name), default=None)
+    whole = [path for path in states.iterdir() if NAME.fullmatch(path.name)] if states.is_dir() else []
+    return max(whole, key=lambda path: tuple(map(int, path.name.split("-"))), default=None)
 
 
 def read_progress(state: Path) -> dict[str, Any]:

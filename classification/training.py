@@ -157,7 +157,7 @@ class Trainer:
 
     def _save_state(self) -> None:
         extra = resuming.contents(self.cfg, self.progress, self.accelerator, self.scheduler)
-        save_state(self.accelerator, self.output, self.progress.steps, extra)
+        save_state(self.accelerator, self.output, (self.progress.epoch, self.progress.step), extra)
 
     def _report(self, record: dict[str, Any]) -> None:
         self.accelerator.log({key: value for key, value in record.items() if key != "epoch"}, step=record["epoch"])

@@ -85,7 +85,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(settings, uninterrupted, tmp
 def test_sigterm_saves_at_once_and_loses_no_step(settings, uninterrupted, tmp_path):
     stopped = train(tmp_path, settings, "run", kill="classification.training:Trainer._take_step:after:7:SIGTERM")
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr[-3000:]
-    assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["7"]
+    assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["0-7"]
     resumed = train(tmp_path, settings, "run", flags=("--resume",))
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert_same(outcome(tmp_path / "run"), uninterrupted, "SIGTERM")
