@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.classification.conftest import ROOT
-
 
 @pytest.fixture
 def refused(distil, monkeypatch, capsys, tmp_path):
@@ -101,7 +99,3 @@ def test_unreadable_images_are_listed(refused, tmp_path):
     settings = ["DATA.NAME", "folder", "DATA.ROOT", "mine", "DATA.BATCH_SIZE", "2", "DISTILLER", "none"]
     message = refused(*settings, flags=("--check-data",))
     assert "1 images cannot be read" in message and "mine/train/dog/1.png" in message and "0.png" not in message
-
-
-def test_the_repository_has_the_configurations():
-    assert (ROOT / "configs" / "digits" / "dkd_resnet20_resnet8.yaml").is_file()

@@ -42,8 +42,8 @@ def test_what_a_method_adds_is_no_part_of_the_student(classify, distil, tmp_path
     assert figures["extra_parameters"] > 0
 
 
-def test_accumulation_gives_the_gradients_of_the_whole(classify, distil, tmp_path):
-    """Two micro-batches of 64 are one step of 128, but for BatchNorm's statistics of each."""
+def test_accumulated_micro_batches_are_one_step(classify, distil, tmp_path):
+    """Two of 64 samples take as many steps as one of 128."""
     common = [*distil, "SOLVER.EPOCHS", 1, "SOLVER.CHECKPOINT_PERIOD", 0, "DISTILLER", "kd"]
     assert classify(*common, "OUTPUT_DIR", "whole").returncode == 0
     assert classify(*common, "DATA.BATCH_SIZE", 64, "SOLVER.ACCUMULATE", 2, "OUTPUT_DIR", "parts").returncode == 0
