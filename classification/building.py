@@ -21,8 +21,7 @@ from classification.data.confidence import rank_by_confidence
 from classification.distillers import Pair, build_distiller, distiller_class
 from classification.step import TrainingStep
 from classification.teacher import Teacher, build_teacher, check_description, create_from
-from kd_det.errors import SetupError
-from kd_det.setting_checks import non_negative, positive
+from kd_det.common.errors import SetupError, non_negative, positive
 
 
 def build_data(cfg: CfgNode, accelerator: Accelerator) -> Data:

@@ -18,8 +18,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from kd_det.errors import SetupError
-from kd_det.files import write_atomically
+from kd_det.common.errors import SetupError
+from kd_det.common.files import write_atomically
 
 STUDENT = "model.pth"
 STATES = "states"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
-from kd_det.config_merge import merge_config
+from kd_det.common.config_merge import merge_config
 
 
 def get_config() -> CfgNode:

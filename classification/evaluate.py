@@ -16,7 +16,7 @@ from classification.building import build_accelerator, build_data, build_student
 from classification.checkpoint import STUDENT
 from classification.config import load_config
 from classification.evaluation import evaluate
-from kd_det.errors import one_line_errors
+from kd_det.common.errors import one_line_errors
 
 
 def evaluate_run(cfg: CfgNode) -> dict[str, float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from classification.data.batch import Batch
 from classification.progress import Progress
-from kd_det.errors import NonFiniteLossError
+from kd_det.common.errors import NonFiniteLossError
 
 
 def check_finite(losses: Mapping[str, Tensor], batch: Batch, progress: Progress, accelerator: Accelerator) -> None:

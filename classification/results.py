@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from statistics import median
@@ -16,16 +15,10 @@ from classification.data import Data
 from classification.progress import Progress
 from classification.step import TrainingStep
 from kd_det.benchmark.environment import hardware, versions
-from kd_det.files import write_atomically
 from kd_det.memory import peak_memory_mib
 
 HISTORY = "history.json"
 RESULT = "result.json"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes JSON, whole or not at all."""
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def about_student(cfg: CfgNode, data: Data, progress: Progress, record: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from classification.checkpoint import STATES, STUDENT, last_state, read_progress
 from classification.progress import Progress
 from classification.results import HISTORY, RESULT
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 # What changes nothing but when and where results appear.
 FREE = ("OUTPUT_DIR", "DATA.ROOT", "DATA.WORKERS", "DATA.EVAL_BATCH_SIZE", "TEACHER.AUTO_TRAIN", "WANDB")

@@ -17,7 +17,7 @@ from classification.models.outputs import ModelOutput
 from classification.models.protocol import ClassificationModel
 from classification.models.resizing import resize_inputs
 from kd_det.benchmark.process import forwarding_sigterm, stream
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 CONFIGS = Path("configs")
 

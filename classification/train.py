@@ -17,7 +17,7 @@ from classification.data import check_images
 from classification.evaluate import evaluate_run
 from classification.teacher import train_teacher
 from classification.training import Trainer
-from kd_det.errors import SetupError, one_line_errors
+from kd_det.common.errors import SetupError, one_line_errors
 
 
 def parser(description: str | None = __doc__) -> argparse.ArgumentParser:

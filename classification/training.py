@@ -21,8 +21,9 @@ from classification.data.batch import Batch
 from classification.evaluation import evaluate
 from classification.finite import check_finite
 from classification.progress import Progress
-from classification.results import HISTORY, RESULT, about_student, describe_run, write_json
-from classification.signals import Received, StopRequested, noting_signals
+from classification.results import HISTORY, RESULT, about_student, describe_run
+from kd_det.common.files import write_json
+from kd_det.common.signals import Received, StopRequested, noting_signals
 
 
 class Trainer:

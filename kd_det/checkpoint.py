@@ -15,8 +15,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from kd_det.errors import SetupError
-from kd_det.files import write_atomically
+from kd_det.common.errors import SetupError
+from kd_det.common.files import write_atomically
 
 _NUMPY_CORE = "numpy.core" if np.__version__.startswith("1.") else "numpy._core"
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
-from kd_det.config_merge import merge_config
+from kd_det.common.config_merge import merge_config
 
 # The distilling ROI heads, and the Detectron2 heads that each one is when nothing is distilled.
 PLAIN_ROI_HEADS = {

@@ -8,10 +8,10 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from kd_det.class_map import KEY as CLASS_MAP
+from kd_det.common.errors import SetupError
 from kd_det.data.checks import check_named
 from kd_det.data.class_comparison import compare_classes
 from kd_det.data.report import CocoReport, Finding, compare_sets, examine, format_findings, format_report
-from kd_det.errors import SetupError
 from kd_det.teacher_classes import class_names, shared_classes
 from kd_det.teacher_config import teacher_config
 

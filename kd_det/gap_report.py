@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from kd_det.analysis import suggested_beta
+from kd_det.common.files import write_atomically
 from kd_det.figures import save_figure
-from kd_det.files import write_atomically
 
 NAME = "gaps"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

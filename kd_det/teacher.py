@@ -18,7 +18,7 @@ from kd_det.box_stages import BoxStage, box_modules, box_stages
 from kd_det.cells import Cells
 from kd_det.checkpoint import load_strictly
 from kd_det.class_map import ClassMap
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from kd_det.teacher_classes import shared_classes
 from kd_det.teacher_config import teacher_config
 

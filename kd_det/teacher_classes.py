@@ -7,7 +7,7 @@ from detectron2.data import MetadataCatalog
 
 from kd_det.class_map import KEY as CLASS_MAP
 from kd_det.class_map import ClassMap, class_map
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 
 def shared_classes(cfg: CfgNode, teacher_cfg: CfgNode) -> ClassMap | None:

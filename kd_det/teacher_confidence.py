@@ -16,8 +16,8 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from kd_det.analysis import DETECTION_BETA, confidence_gap
+from kd_det.common.errors import SetupError
 from kd_det.data.checks import check_named
-from kd_det.errors import SetupError
 from kd_det.gap_report import MeasuredGaps
 from kd_det.teacher import FrozenTeacher, load_teacher
 

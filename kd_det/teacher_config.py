@@ -7,10 +7,10 @@ import os
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 
+from kd_det.common.config_merge import merge_config
+from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.config import add_kd_config, plain_config
-from kd_det.config_merge import merge_config
 from kd_det.data.coco_json import use_datasets
-from kd_det.errors import SetupError, did_you_mean
 
 
 def teacher_config(cfg: CfgNode) -> CfgNode:

@@ -17,9 +17,9 @@ from detectron2.structures import BoxMode
 from matplotlib import colormaps
 
 from kd_det.checkpoint import load_strictly
+from kd_det.common.errors import SetupError
 from kd_det.config import plain_config
 from kd_det.data.checks import check_named
-from kd_det.errors import SetupError
 from kd_det.panels import Panel, side_by_side
 from kd_det.teacher import check_heads
 from kd_det.teacher_classes import class_names

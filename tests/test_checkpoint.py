@@ -13,9 +13,9 @@ from detectron2.modeling import build_model
 from torchvision.models import resnet18, resnet50
 
 from kd_det.checkpoint import KDCheckpointer, read_checkpoint
+from kd_det.common.errors import SetupError
+from kd_det.common.files import write_atomically
 from kd_det.config import load_config, plain_config
-from kd_det.errors import SetupError
-from kd_det.files import write_atomically
 from kd_det.modeling.terms import TERMS, KDTerm, register_term
 from kd_det.pretrained import convert_resnet
 from tests.tiny import batch, build, student_config, teacher_files

@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.events import EventStorage
 
 from kd_det.class_map import class_map
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from kd_det.losses import dkd_loss, kd_loss
 from kd_det.modeling.regions import SharedRegions, on_shared_classes
 from kd_det.teacher import load_teacher

@@ -11,8 +11,8 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
+from kd_det.common.errors import SetupError
 from kd_det.config import load_config
-from kd_det.errors import SetupError
 from kd_det.export import export_student
 from kd_det.export.detections import Detections, detect, largest_difference
 from kd_det.export.images import inputs

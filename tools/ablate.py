@@ -15,8 +15,8 @@ from pathlib import Path
 
 from classification.analysis.ablation import Ablation, make_table, write_csv
 from classification.analysis.heat_map import MOST_KEYS, draw_heat_map, heat_map
-from classification.results import write_json
-from kd_det.errors import one_line_errors
+from kd_det.common.errors import one_line_errors
+from kd_det.common.files import write_json
 from kd_det.figures import save_figure
 
 NAME = "ablation"

@@ -21,9 +21,10 @@ from classification.analysis.efficiency import choose_arms, make_rows, make_tabl
 from classification.analysis.scatter import draw_scatter
 from classification.benchmark.noise import NOISE
 from classification.benchmark.steps import compare_steps
-from classification.results import commit, write_json
+from classification.results import commit
 from kd_det.benchmark.environment import described, hardware, versions
-from kd_det.errors import SetupError, one_line_errors
+from kd_det.common.errors import SetupError, one_line_errors
+from kd_det.common.files import write_json
 from kd_det.figures import save_figure
 
 NAME = "efficiency"

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from classification.models.teacher_import import cifar100_accuracy, published_teachers, save_teacher
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ below --data-root as published (stl10_binary/, tiny-imagenet-200/) and seen at t
 from classification.analysis.command import load_runs, parser
 from classification.analysis.linear_probe import NAME, make_table, probe_run, write_probes
 from classification.analysis.transfer_data import DOMAINS, read_domain
-from kd_det.errors import one_line_errors
+from kd_det.common.errors import one_line_errors
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from classification.benchmark import model_zoo as classification
 from kd_det.benchmark import model_zoo as detection
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 ROOT = Path(__file__).resolve().parent.parent
 

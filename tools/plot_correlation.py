@@ -11,7 +11,7 @@ digits/vanilla_resnet20.
 
 from classification.analysis.command import load_runs, parser
 from classification.analysis.correlation import NAME, compare, write_comparison
-from kd_det.errors import one_line_errors
+from kd_det.common.errors import one_line_errors
 
 
 def main() -> None:

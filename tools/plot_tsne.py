@@ -10,7 +10,7 @@ in the embedding and, since t-SNE distorts, in the features themselves. Writes t
 
 from classification.analysis.command import load_runs, parser
 from classification.analysis.tsne import NAME, Settings, compare, write_comparison
-from kd_det.errors import one_line_errors
+from kd_det.common.errors import one_line_errors
 
 HELP = {
     "classes": "how many classes, evenly spread, 2 to 20",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from classification.benchmark.seeds import make_table, run_seeds, update_results
 from classification.config import load_config
-from kd_det.errors import SetupError, one_line_errors
+from kd_det.common.errors import SetupError, one_line_errors
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from classification.analysis.beta import classifier_gaps, is_classification
 from classification.config import load_config
-from kd_det.errors import SetupError, one_line_errors
+from kd_det.common.errors import SetupError, one_line_errors
 from kd_det.gap_report import MeasuredGaps, describe, write
 
 DETECTION_IMAGES = 500

@@ -9,8 +9,8 @@ import logging
 import sys
 
 from kd_det.benchmark.warm_up import WarmUpSettings, warm_up_backbone
+from kd_det.common.errors import SetupError
 from kd_det.config import load_config
-from kd_det.errors import SetupError
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ from classification.teacher import train_teacher
 from kd_det.benchmark.environment import hardware, versions
 from kd_det.benchmark.process import forwarding_sigterm
 from kd_det.benchmark.table import summary
-from kd_det.errors import NonFiniteLossError, SetupError
-from kd_det.files import write_atomically
+from kd_det.common.errors import NonFiniteLossError, SetupError
+from kd_det.common.files import write_atomically
 
 DIVERGED = "diverged"
 

@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 from classification.building import build_accelerator, build_data, check_config
 from classification.teacher import build_teacher, train_teacher
 from kd_det.analysis import confidence_gap
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from kd_det.gap_report import MeasuredGaps
 
 # Sections and keys that classification's configurations have and Detectron2's have not.

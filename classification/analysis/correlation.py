@@ -19,8 +19,8 @@ from classification.analysis.csv_file import write_table
 from classification.analysis.features import collect
 from classification.analysis.pairs import check_same_samples, check_same_teacher
 from classification.analysis.runs import Run
-from classification.results import write_json
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
+from kd_det.common.files import write_json
 from kd_det.figures import save_figure
 
 NAME = "correlation"

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from kd_det.files import write_atomically
+from kd_det.common.files import write_atomically
 
 
 def write_table(path: Path, header: Sequence[object], rows: Iterable[Sequence[object]]) -> Path:

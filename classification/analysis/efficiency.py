@@ -13,7 +13,7 @@ from classification.benchmark.steps import Arm
 from classification.distillers import DISTILLERS
 from kd_det.benchmark.runs import read_json
 from kd_det.benchmark.table import summary
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 
 REFERENCE = "dkd"
 SDD_BASES = ("kd", "dkd", "nkd")

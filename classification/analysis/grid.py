@@ -20,7 +20,7 @@ from classification.config import load_config
 from classification.data import Data, build_data
 from classification.distillers import distiller_class
 from classification.teacher import create_from, weights_path
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 RESERVED = {"SEED": "--seeds", "OUTPUT_DIR": "--output-dir"}
 

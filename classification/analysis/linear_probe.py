@@ -23,9 +23,9 @@ from classification.analysis.runs import Run
 from classification.analysis.transfer_data import Splits, transfer_data
 from classification.data.contents import FileData
 from classification.data.image_file import UnreadableImageError
-from classification.results import write_json
 from kd_det.benchmark.environment import versions
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
+from kd_det.common.files import write_json
 from kd_det.figures import save_figure
 
 NAME = "linear_probe"

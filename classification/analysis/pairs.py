@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from classification.analysis.runs import Run
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 
 def check_same_samples(first: Run, second: Run) -> None:

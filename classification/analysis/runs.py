@@ -18,8 +18,8 @@ from classification.models.protocol import ClassificationModel
 from classification.results import RESULT
 from classification.teacher import Teacher, build_teacher
 from kd_det.benchmark.runs import read_json
-from kd_det.config_merge import merge_config
-from kd_det.errors import SetupError
+from kd_det.common.config_merge import merge_config
+from kd_det.common.errors import SetupError
 
 
 @dataclass(frozen=True)

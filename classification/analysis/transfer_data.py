@@ -19,7 +19,7 @@ from classification.data.loaders import EvalLoader, Source
 from classification.data.memory_source import MemorySource
 from classification.data.normalization import Normalization
 from classification.data.padded import PaddedImages
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 TINY_IMAGENET = "tiny-imagenet-200"
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"

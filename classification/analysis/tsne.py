@@ -23,11 +23,10 @@ from classification.analysis.csv_file import write_table
 from classification.analysis.features import Answers, collect
 from classification.analysis.pairs import check_same_samples
 from classification.analysis.runs import Run
-from classification.results import write_json
 from kd_det.benchmark.environment import versions
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError, positive
+from kd_det.common.files import write_json
 from kd_det.figures import save_figure
-from kd_det.setting_checks import positive
 
 NAME = "tsne"
 MOST_CLASSES = 20  # more colours than these cannot be told apart

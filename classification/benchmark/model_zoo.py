@@ -19,7 +19,7 @@ from classification.benchmark.methods import ALONE, place, shown, split_name
 from classification.benchmark.paper_table import accuracy, markdown, paper_table, published
 from kd_det.benchmark.environment import described
 from kd_det.benchmark.table import summary
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 KIND = "classification"
 REQUIRED = {

@@ -16,12 +16,13 @@ from tabulate import tabulate
 
 from classification.building import check_config
 from classification.config import load_config
-from classification.results import RESULT, write_json
+from classification.results import RESULT
 from classification.teacher import train_teacher
 from kd_det.benchmark.process import forwarding_sigterm, stream
 from kd_det.benchmark.runs import read_json
 from kd_det.benchmark.table import summary
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
+from kd_det.common.files import write_json
 
 FIGURES = ("last_top1", "best_top1", "last_top5", "best_top5", "seconds_per_epoch", "peak_memory_mib")
 

@@ -22,7 +22,7 @@ from classification.config import load_config
 from classification.data.batch import Batch
 from classification.data.catalog import IN_MEMORY
 from classification.training import Trainer
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from kd_det.losses import dkd_loss
 from kd_det.memory import peak_memory_mib
 

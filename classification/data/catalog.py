@@ -13,7 +13,7 @@ from classification.data.contents import FileData, MemoryData
 from classification.data.cub import read_cub
 from classification.data.digits import read_digits
 from classification.data.folders import read_folders
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 
 # Each takes DATA.ROOT.
 IN_MEMORY: dict[str, Callable[[str], MemoryData]] = {

@@ -9,7 +9,7 @@ from filelock import FileLock
 from torchvision.datasets import CIFAR100
 
 from classification.data.contents import ImagesInMemory, MemoryData
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 MEAN = (0.5071, 0.4867, 0.4408)
 STD = (0.2675, 0.2565, 0.2761)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 
 def rank_by_confidence(probabilities_of_label: Tensor, confidence_range: tuple[float, float]) -> Tensor:

@@ -11,7 +11,7 @@ import os
 import torch
 
 from classification.data.contents import FileData, ImagesOnDisk
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 LAYOUT = "images.txt, image_class_labels.txt, train_test_split.txt and images/CLASS/IMAGE"
 

@@ -8,7 +8,7 @@ import torch
 from torchvision.datasets import ImageFolder
 
 from classification.data.contents import FileData, ImagesOnDisk
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 
 def read_folders(root: str) -> FileData:

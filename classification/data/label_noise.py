@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from classification.data.seeding import Purpose, generator
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 
 def add_label_noise(labels: Tensor, rate: float, num_classes: int, seed: int) -> Tensor:

@@ -7,7 +7,7 @@ from fvcore.common.config import CfgNode
 from classification.data.catalog import IN_MEMORY, check_name
 from classification.data.confidence import check_confidence_range
 from classification.data.label_noise import check_label_noise
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 MEMORY_SIZE = 32
 

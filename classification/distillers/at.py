@@ -9,9 +9,8 @@ from classification.data.batch import Batch
 from classification.distillers.base import Distiller, Pair, register_distiller
 from classification.distillers.stages import check_stages
 from classification.models.outputs import ModelOutput
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError, non_negative
 from kd_det.losses import at_loss
-from kd_det.setting_checks import non_negative
 
 
 @register_distiller("at")

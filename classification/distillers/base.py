@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from classification.data.batch import Batch
 from classification.models.outputs import ModelOutput
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 
 
 class Pair(NamedTuple):

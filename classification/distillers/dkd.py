@@ -9,8 +9,8 @@ from classification.data.batch import Batch
 from classification.distillers.base import Pair, register_distiller
 from classification.distillers.logits import LogitDistiller
 from classification.models.outputs import ModelOutput
+from kd_det.common.errors import non_negative, positive
 from kd_det.losses import dkd_loss
-from kd_det.setting_checks import non_negative, positive
 
 
 @register_distiller("dkd")

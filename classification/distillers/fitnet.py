@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from classification.data.batch import Batch
 from classification.distillers.base import Distiller, Pair, register_distiller
 from classification.models.outputs import ModelOutput
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError, non_negative
 from kd_det.losses import fitnet_loss, pool_to_common_size
 from kd_det.losses.review_fusion import SafeBatchNorm2d
-from kd_det.setting_checks import non_negative
 
 
 @register_distiller("fitnet")

@@ -9,9 +9,8 @@ from classification.data.batch import Batch
 from classification.distillers.base import Pair, register_distiller
 from classification.distillers.logits import LogitDistiller
 from classification.models.outputs import ModelOutput
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError, non_negative, positive
 from kd_det.losses import HCDLoss
-from kd_det.setting_checks import non_negative, positive
 
 
 @register_distiller("hcd")

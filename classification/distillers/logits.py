@@ -7,7 +7,7 @@ from torch import Tensor
 
 from classification.distillers.base import Distiller, Pair
 from classification.models.outputs import ModelOutput
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from kd_det.losses import standardize_logits
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from classification.data.batch import Batch
 from classification.distillers.base import Distiller, Pair, register_distiller
 from classification.models.outputs import ModelOutput
+from kd_det.common.errors import non_negative
 from kd_det.losses import rkd_angle_loss, rkd_distance_loss
-from kd_det.setting_checks import non_negative
 
 
 @register_distiller("rkd")

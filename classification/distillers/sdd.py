@@ -15,9 +15,8 @@ from classification.distillers.kd import KD
 from classification.distillers.logits import LogitDistiller
 from classification.distillers.nkd import NKD
 from classification.models.outputs import ModelOutput
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean, non_negative
 from kd_det.losses import dkd_loss, kd_loss, multi_scale_logits, nkd_loss, sdd_loss
-from kd_det.setting_checks import non_negative
 
 # A region's loss by its name in SDD.BASE, and what reads its settings.
 BASES = {

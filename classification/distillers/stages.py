@@ -5,7 +5,7 @@ from __future__ import annotations
 from fvcore.common.config import CfgNode
 
 from classification.distillers.base import Pair
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 
 def check_stages(cfg: CfgNode, pair: Pair) -> None:

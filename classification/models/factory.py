@@ -7,7 +7,7 @@ import pkgutil
 from classification.models import bottleneck, mobilenetv2, resnet, shufflenetv1, shufflenetv2, vgg, wrn
 from classification.models.protocol import ClassificationModel
 from classification.models.stem import STEMS, Stem
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 
 FAMILIES = (resnet, bottleneck, wrn, vgg, mobilenetv2, shufflenetv1, shufflenetv2)
 NETWORKS = {name: build for family in FAMILIES for name, build in family.NETWORKS.items()}

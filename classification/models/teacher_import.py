@@ -23,8 +23,8 @@ from torch import Tensor
 from classification.models.factory import create_model, model_names
 from classification.models.names import short_name
 from classification.models.protocol import ClassificationModel
-from kd_det.errors import SetupError
-from kd_det.files import write_atomically
+from kd_det.common.errors import SetupError
+from kd_det.common.files import write_atomically
 
 NUM_CLASSES = 100
 # Of the images, scaled to [0, 1], that the published networks were trained on.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from classification.models.library_model import LibraryModel, is_close, pools_linearly, probe_image, probing
 from classification.models.outputs import ModelOutput
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 
 # What timm and the model hub raise for names, sizes and files that do not fit.
 FAILURES = (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError, IndexError)

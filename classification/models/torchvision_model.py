@@ -11,7 +11,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from classification.models.library_model import LibraryModel, pools_linearly, probe_image, probing
 from classification.models.outputs import ModelOutput
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 
 # The parts in a row that torchvision's families are made of, and the nodes that pool a map to one position.
 BLOCK = re.compile(r"(layer\d|stage\d|features\.(?:denseblock)?\d+|layers\.\d+|trunk_output\.block\d)(?=\.|$)")

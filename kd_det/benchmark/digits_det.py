@@ -18,13 +18,14 @@ from kd_det.benchmark.methods import METHODS, TITLES
 from kd_det.benchmark.metrics import average_precision, cost, read_metrics, weights_mib
 from kd_det.benchmark.pictures import draw_pictures
 from kd_det.benchmark.process import forwarding_sigterm
-from kd_det.benchmark.runs import file_digest, read_json, run_step, write_json
+from kd_det.benchmark.runs import file_digest, read_json, run_step
 from kd_det.benchmark.schedules import SCHEDULES, Schedule
 from kd_det.benchmark.table import NOTES, make_table
+from kd_det.common.errors import did_you_mean
+from kd_det.common.files import write_json
 from kd_det.config import load_config
 from kd_det.data import make_digits_det
 from kd_det.data.digits_scenes import NAME
-from kd_det.errors import did_you_mean
 
 CONFIGS = Path("configs/digits_det")
 ARMS = {"student": "student alone"} | {name: f"student + {title}" for name, title in TITLES.items()}

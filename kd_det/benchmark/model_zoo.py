@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from kd_det.benchmark.environment import described
 from kd_det.benchmark.table import summary
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 OURS = "ours"
 REQUIRED = {"": ("benchmark", "source", "schedule", "rows"), "rows": ("teacher", "student", "method", "config", "AP")}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_det.benchmark.process import stream
+from kd_det.common.files import write_json
 
 RESULT = "result.json"
 STATE = "run.json"
@@ -30,13 +31,6 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON under a temporary name, then rename: a reader sees the old file or the whole new one."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
 
 
 def decide(folder: Path, digest: str, output: str) -> str:

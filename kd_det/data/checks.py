@@ -12,7 +12,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 
 logger = logging.getLogger(__name__)
 

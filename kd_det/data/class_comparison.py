@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kd_det.errors import did_you_mean
+from kd_det.common.errors import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
+from kd_det.common.errors import SetupError
 from kd_det.data.checks import read_coco_json
-from kd_det.errors import SetupError
 
 KEY = "DATASETS.COCO_JSON"
 OPTION = "--dataset"

@@ -17,11 +17,11 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from kd_det.checkpoint import KDCheckpointer, load_strictly, local_path
+from kd_det.common.errors import SetupError
 from kd_det.config import plain_config
 from kd_det.data.checks import check_datasets
 from kd_det.engine.setup import one_line_errors, read_setup
 from kd_det.engine.trainer import DistillTrainer
-from kd_det.errors import SetupError
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from detectron2.config import CfgNode
 
 import kd_det.modeling
 import kd_det.pretrained  # noqa: F401  (both for what they register: the models, torchvision://)
+from kd_det.common.errors import SetupError, one_line_errors
 from kd_det.config import load_config
 from kd_det.data.coco_json import use_datasets
-from kd_det.errors import SetupError, one_line_errors
 
 __all__ = ["one_line_errors", "read_setup"]
 

@@ -18,8 +18,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from kd_det.checkpoint import KDCheckpointer
+from kd_det.common.errors import SetupError
 from kd_det.engine.stopping import StopOnSignal, StopRequested
-from kd_det.errors import SetupError
 from kd_det.evaluation import FasterCOCOEvaluator
 from kd_det.memory import peak_memory_mib
 from kd_det.modeling import DistillRCNN

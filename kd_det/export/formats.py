@@ -18,10 +18,10 @@ from detectron2.export.flatten import TracingAdapter
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from torch import Tensor
 
+from kd_det.common.errors import SetupError
+from kd_det.common.files import write_atomically
 from kd_det.config import TIMM_BACKBONE, add_kd_config, plain_config
-from kd_det.errors import SetupError
 from kd_det.export.detections import Detections, Detector, detect
-from kd_det.files import write_atomically
 
 # In this order, those that the student has.
 OUTPUTS = ("pred_boxes", "scores", "pred_classes", "pred_masks", "pred_keypoints")

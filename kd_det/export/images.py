@@ -12,7 +12,7 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
 from PIL import Image
 from torch import Tensor
 
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 
 def inputs(cfg: CfgNode, paths: Sequence[str] = ()) -> Iterator[Tensor]:

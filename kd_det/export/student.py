@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 
 from kd_det.checkpoint import load_strictly, read_checkpoint
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from kd_det.export.detections import detect, largest_difference
 from kd_det.export.formats import check_onnx_packages, write_checkpoint, write_onnx, write_torchscript
 from kd_det.export.images import inputs

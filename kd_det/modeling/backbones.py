@@ -15,7 +15,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.pretrained.timm import import_timm
 
 # Detectron2's names of the maps at these strides, so that a configuration for a ResNet needs no other IN_FEATURES.

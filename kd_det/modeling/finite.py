@@ -12,7 +12,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor
 from torch import distributed as dist
 
-from kd_det.errors import NonFiniteLossError
+from kd_det.common.errors import NonFiniteLossError
 
 
 def check_finite(losses: Mapping[str, Tensor], batched_inputs: list[dict[str, Any]]) -> None:

@@ -15,8 +15,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from kd_det.cells import Cells
+from kd_det.common.errors import SetupError
 from kd_det.config import PLAIN_ROI_HEADS
-from kd_det.errors import SetupError
 from kd_det.modeling.drawing import draw_teacher_and_student
 from kd_det.modeling.finite import check_finite, naming_the_batch
 from kd_det.modeling.regions import DistillationInputs, SharedRegions, StudentRegions, on_shared_classes

@@ -11,7 +11,7 @@ import torch
 from iopath.common.file_io import get_cache_dir
 from torch import Tensor
 
-from kd_det.files import write_atomically
+from kd_det.common.files import write_atomically
 
 
 def cached(name: str, make: Callable[[], Mapping[str, Tensor]], **entries: object) -> str:

@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 from torch import Tensor
 
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.pretrained.cache import cached, named_by_content
 
 PREFIX = "timm://"

@@ -11,7 +11,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.pretrained.cache import cached, named_by_content
 
 NETWORKS = ("resnet18", "resnet34", "resnet50")

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from kd_det.benchmark.model_zoo import read_results, render
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from tests.conftest import ROOT
 
 PAIR = {"teacher": "big", "student": "small", "config": "configs/x.yaml"}

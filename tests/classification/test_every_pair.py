@@ -11,7 +11,7 @@ from classification.distillers import DISTILLERS, Pair, build_distiller
 from classification.models import create_model
 from classification.step import TrainingStep
 from classification.teacher import Teacher
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 CLASSES, SAMPLES = 10, 4
 # Teacher and student of one family, so that methods which go stage by stage apply.

@@ -43,7 +43,7 @@ KILLS = {
     "half-written state": ["classification.checkpoint:_flush:before:2"],
     "state written, not yet named": ["classification.checkpoint:_flush:after:3"],
     "state named, older not yet removed": ["pathlib:Path.iterdir:before:3"],
-    "half-written student": ["kd_det.files:os.replace:before:1"],
+    "half-written student": ["kd_det.common.files:os.replace:before:1"],
     "in the evaluation": ["classification.training:evaluate:before:2"],
     "after the last epoch": ["classification.training:describe_run:before:1"],
 }

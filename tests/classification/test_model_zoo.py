@@ -8,7 +8,7 @@ import pytest
 
 from classification.benchmark.model_zoo import read_results, render
 from classification.config import load_config
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from tests.conftest import ROOT
 
 HARDWARE = {"name": "a processor", "cpu_cores": 2, "torch_threads": 1}

@@ -6,8 +6,8 @@ import pytest
 import torch
 from detectron2.structures import Keypoints
 
+from kd_det.common.errors import SetupError
 from kd_det.config import plain_config
-from kd_det.errors import SetupError
 from kd_det.losses import dkd_loss
 from tests.modeling.test_distill_rcnn import Calls
 from tests.tiny import batch, build, loss_gradients, student_config, teacher_files

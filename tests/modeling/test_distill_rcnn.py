@@ -7,8 +7,8 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
+from kd_det.common.errors import NonFiniteLossError
 from kd_det.config import plain_config
-from kd_det.errors import NonFiniteLossError
 from kd_det.losses import dkd_loss, kd_loss
 from kd_det.modeling.terms import TERMS, KDTerm, register_term
 from tests.tiny import batch, build, loss_gradients, student_config, teacher_files

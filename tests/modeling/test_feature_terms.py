@@ -11,8 +11,8 @@ from detectron2.structures import Boxes, Instances
 from torch.nn import functional as F
 
 from kd_det.checkpoint import KDCheckpointer
+from kd_det.common.errors import SetupError
 from kd_det.config import load_config
-from kd_det.errors import SetupError
 from kd_det.losses import hcl_loss
 from kd_det.modeling.regions import DistillationInputs
 from kd_det.modeling.terms import Maps, build_terms

@@ -12,8 +12,8 @@ from torchvision.ops import roi_align
 from kd_det.box_stages import box_stages
 from kd_det.cells import Cells
 from kd_det.class_map import class_map
+from kd_det.common.errors import SetupError
 from kd_det.config import plain_config
-from kd_det.errors import SetupError
 from kd_det.losses import dkd_loss, kd_loss, nkd_loss
 from kd_det.modeling.regions import SharedRegions, on_shared_classes
 from kd_det.modeling.terms import TERMS, LogitTerm, register_term

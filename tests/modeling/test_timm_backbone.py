@@ -14,8 +14,8 @@ from detectron2.modeling import build_backbone, build_model
 
 import kd_det.pretrained  # noqa: F401  (registers timm://)
 from kd_det.checkpoint import KDCheckpointer, local_path
+from kd_det.common.errors import SetupError
 from kd_det.config import load_config, plain_config
-from kd_det.errors import SetupError
 from kd_det.modeling import TimmBackbone
 from tests.conftest import ROOT
 from tests.tiny import TINY, batch, build, loss_gradients, student_config, teacher_files

@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from kd_det.errors import NonFiniteLossError
+from kd_det.common.errors import NonFiniteLossError
 from tests.tiny import batch, build, loss_gradients, student_config, teacher_files
 
 # Sampling cannot differ: every anchor and every proposal is taken, and each image has the same number of them.

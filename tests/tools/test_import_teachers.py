@@ -13,7 +13,7 @@ import torch
 
 from classification.models import create_model
 from classification.models import teacher_import as module
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from tests.tools.commands import error_of, run_tool
 
 FILES = {"resnet8x4": "resnet8x4_vanilla/ckpt_epoch_240.pth", "wrn_16_1": "wrn_16_1_vanilla/ckpt_epoch_240.pth"}

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from tests.classification.conftest import ROOT, command
 
 SETTINGS = ["SOLVER.EPOCHS", "1", "DATA.BATCH_SIZE", "256", "STUDENT.NAME", "resnet8"]

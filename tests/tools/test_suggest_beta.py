@@ -13,8 +13,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 
 import kd_det.data  # noqa: F401  (registers digits_det_val)
+from kd_det.common.errors import SetupError
 from kd_det.config import load_config
-from kd_det.errors import SetupError
 from kd_det.teacher_confidence import detector_gaps
 from tests.mini_coco import annotation_file
 from tests.tiny import student_config, teacher_files

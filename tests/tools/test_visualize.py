@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from kd_det.common.errors import SetupError
 from kd_det.config import load_config
-from kd_det.errors import SetupError
 from kd_det.panels import GAP
 from kd_det.visualization import image_files, visualize
 from tests.mini_coco import annotation_file

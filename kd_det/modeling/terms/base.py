@@ -14,7 +14,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from kd_det.cells import Cells
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.modeling.regions import DistillationInputs, SharedRegions
 
 Term = TypeVar("Term", bound="type[KDTerm]")

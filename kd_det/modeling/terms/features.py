@@ -15,7 +15,7 @@ from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.modeling.regions import DistillationInputs
 from kd_det.modeling.terms.base import KDTerm, Maps
 

@@ -13,12 +13,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError, non_negative
 from kd_det.losses import fgfi_loss
 from kd_det.modeling.regions import DistillationInputs
 from kd_det.modeling.terms.base import Maps, register_term
 from kd_det.modeling.terms.features import Adapters, FeatureTerm, Pair, align, feature_pairs
-from kd_det.setting_checks import non_negative
 
 
 @register_term("fgfi")

@@ -7,10 +7,10 @@ from typing import Any
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from kd_det.common.errors import non_negative, positive
 from kd_det.losses import nkd_loss
 from kd_det.modeling.regions import SharedRegions
 from kd_det.modeling.terms.base import LogitTerm, Maps, register_term
-from kd_det.setting_checks import non_negative, positive
 
 
 @register_term("nkd")

@@ -11,14 +11,13 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from kd_det.cells import KINDS, Cells
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean, non_negative
 from kd_det.losses import dkd_loss, kd_loss, nkd_loss, sdd_loss
 from kd_det.modeling.regions import SharedRegions
 from kd_det.modeling.terms.base import LogitTerm, Maps, register_term
 from kd_det.modeling.terms.dkd import DKDTerm
 from kd_det.modeling.terms.kd import KDLossTerm
 from kd_det.modeling.terms.nkd import NKDTerm
-from kd_det.setting_checks import non_negative
 
 # The loss of a region by its name in KD.SDD.BASE, and the term whose settings it takes.
 BASES: dict[str, tuple[Callable[..., Tensor], type[LogitTerm]]] = {

@@ -18,7 +18,7 @@ from classification.analysis.grid import combinations, value_of
 from classification.analysis.heat_map import draw_heat_map, heat_map
 from classification.analysis.sweep import PEAK, run_within
 from classification.config import load_config
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from kd_det.figures import save_figure
 from tests.classification.conftest import ROOT, SHORT, command
 
@@ -202,7 +202,8 @@ def test_a_diverged_run_is_a_result_and_another_failure_is_not():
         def result(self):
             raise RuntimeError(self.text)
 
-    assert outcome(Failing("kd_det.errors.NonFiniteLossError: loss_ce is nan")) == {"last_top1": None, PEAK: None}
+    diverged = Failing("kd_det.common.errors.NonFiniteLossError: loss_ce is nan")
+    assert outcome(diverged) == {"last_top1": None, PEAK: None}
     with pytest.raises(RuntimeError, match="disk"):
         outcome(Failing("no space left on disk"))
 

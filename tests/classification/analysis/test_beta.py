@@ -14,7 +14,7 @@ from classification.analysis.beta import classifier_gaps, is_classification
 from classification.config import load_config
 from classification.data import build_data
 from classification.models import create_model
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from kd_det.gap_report import MeasuredGaps, describe, write
 from tests.classification.conftest import ROOT, command
 

@@ -11,7 +11,7 @@ import torch
 from classification.analysis.correlation import compare, correlation_matrix, draw
 from classification.analysis.pairs import check_same_samples
 from classification.analysis.runs import load_run
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 
 def test_matrix_is_numpys():

@@ -23,7 +23,7 @@ from classification.benchmark.noise import noise
 from classification.benchmark.steps import Arm, compare_steps
 from classification.config import load_config
 from classification.distillers import DISTILLERS
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from tests.classification.conftest import ROOT, command
 
 PAIR = {"teacher": "resnet20", "student": "resnet8"}

@@ -10,7 +10,7 @@ import torch
 
 from classification.analysis.runs import load_run
 from classification.evaluation import evaluate
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from classification.analysis.linear_probe import probe_run
 from classification.analysis.transfer_data import read_domain, transfer_data
 from classification.config import load_config
 from classification.data.digits import read_digits
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
 WNIDS = ("n01443537", "n01629819", "n01641577")

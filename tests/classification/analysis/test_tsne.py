@@ -11,7 +11,7 @@ import torch
 from classification.analysis.features import Answers
 from classification.analysis.runs import load_run
 from classification.analysis.tsne import Embedding, Settings, choose_samples, compare, draw, embed, separation
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 
 def clusters(samples: int, distance: float, seed: int = 0) -> Answers:

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from classification.data import build_data, check_images
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from tests.classification.data.layouts import config, write_cub, write_folders
 
 

@@ -7,7 +7,7 @@ import torch
 
 from classification.data import build_data, rank_by_confidence
 from classification.data.label_noise import add_label_noise
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from tests.classification.data.layouts import config
 
 

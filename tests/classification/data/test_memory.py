@@ -13,7 +13,7 @@ from classification.data.memory_source import MemorySource
 from classification.data.normalization import Normalization
 from classification.data.padded import PADDING, PaddedImages
 from classification.data.seeding import Purpose, generator
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from tests.classification.data.layouts import config
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from classification.distillers import DISTILLERS, Pair, build_distiller
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from kd_det.losses import (
     at_loss,
     coupled_dkd_loss,

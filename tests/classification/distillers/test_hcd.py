@@ -9,7 +9,7 @@ from classification.data.batch import Batch
 from classification.distillers.base import Pair, build_distiller
 from classification.distillers.hcd import HCD
 from classification.models.outputs import ModelOutput
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from kd_det.losses import standardize_logits
 
 BATCH, CLASSES = 4, 5

@@ -11,7 +11,7 @@ from classification.data.batch import Batch
 from classification.distillers.base import Pair, build_distiller
 from classification.distillers.mcld import MCLD
 from classification.models.outputs import ModelOutput
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from kd_det.losses import MCLDLoss, standardize_logits
 
 SAMPLES, BATCH, CLASSES = 20, 6, 5

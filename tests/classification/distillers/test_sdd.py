@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 from kd_det.losses import dkd_loss, kd_loss, nkd_loss, sdd_loss, standardize_logits
 from tests.classification.distillers.tiny import Case, student, teacher
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from classification.models import create_model, model_names, short_name
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from classification.models import ClassificationModel, create_model
-from kd_det.errors import SetupError
+from kd_det.common.errors import SetupError
 
 # Name: image size, (channels, size) of the stages, then of the map; whether it pools linearly.
 MODELS = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import yaml
 from fvcore.common.config import CfgNode
 
-from kd_det.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 
 
 def merge_config(cfg: CfgNode, config_file: str, overrides: Sequence[object], source: str) -> None:

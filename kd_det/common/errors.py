@@ -1,0 +1,95 @@
+"""The errors that kd_det raises on purpose, checks of single settings, and how a command line ends with an error."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+# What a full disk, a quota, a read-only folder or a failing disk raises. Any other OSError is a fault of the program.
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+
+
+class SetupError(ValueError):
+    """Something the user gave cannot work. Raised before training starts; the message names key, value and remedy."""
+
+
+class NonFiniteLossError(FloatingPointError):
+    """A loss became nan or infinite; the message names the losses, the iteration and the images of the batch."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the known name nearest to ``name``, or "" where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def positive(key: str, value: float) -> float:
+    """``value`` if it is a finite number above 0; otherwise a ``SetupError`` that names ``key``."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise SetupError(f"{key} is {value!r}; it must be a finite number above 0.")
+    return value
+
+
+def non_negative(key: str, value: float) -> float:
+    """``value`` if it is a finite number, 0 or more; otherwise a ``SetupError`` that names ``key``."""
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise SetupError(f"{key} is {value!r}; it must be a finite number, 0 or more.")
+    return value
+
+
+def in_range(key: str, value: float, low: float, high: float) -> float:
+    """``value`` if it is a number from ``low`` to ``high``; otherwise a ``SetupError`` that names ``key``."""
+    if not _is_number(value) or not low <= value <= high:
+        raise SetupError(f"{key} is {value!r}; it must be a number from {low:g} to {high:g}.")
+    return value
+
+
+def whole_number(key: str, value: int, least: int) -> int:
+    """``value`` if it is an integer of at least ``least``; otherwise a ``SetupError`` that names ``key``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SetupError(f"{key} is {value!r}; it must be a whole number, {least} or more.")
+    return value
+
+
+def one_of(key: str, value: str, allowed: Iterable[str]) -> str:
+    """``value`` if it is among ``allowed``; otherwise a ``SetupError`` that names ``key`` and the nearest."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise SetupError(
+            f"{key} is {value!r}; it must be one of {', '.join(allowed)}.{did_you_mean(str(value), allowed)}"
+        )
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the process with one line on stderr, ``error: ...``, for errors that the user can mend.
+
+    Exit code 2 for ``SetupError``, 1 for a non-finite loss and for a disk that cannot be written, 130 for Ctrl-C.
+    """
+    try:
+        yield
+    except SetupError as error:
+        _end(f"error: {error}", 2)
+    except NonFiniteLossError as error:
+        _end(f"error: {error}", 1)
+    except KeyboardInterrupt:
+        _end("Interrupted.", 130)
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        named = f" {error.filename!r}" if error.filename else ""
+        _end(f"error: {error.strerror}{named}. Free space or change the permissions, or give another folder.", 1)
+
+
+def _end(message: str, code: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
