@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 # What a full disk, a quota, a read-only folder or a failing disk raises. Any other OSError is a fault of the program.
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+# What the losses take: see ``kd_det.losses``.
+TEMPERATURES = (1e-6, 1e6)
 
 
 class SetupError(ValueError):
@@ -46,6 +48,11 @@ def in_range(key: str, value: float, low: float, high: float) -> float:
     if not _is_number(value) or not low <= value <= high:
         raise SetupError(f"{key} is {value!r}; it must be a number from {low:g} to {high:g}.")
     return value
+
+
+def temperature(key: str, value: float) -> float:
+    """``value`` if the losses take it as a temperature; otherwise a ``SetupError`` that names ``key``."""
+    return in_range(key, value, *TEMPERATURES)
 
 
 def whole_number(key: str, value: int, least: int) -> int:

@@ -1,0 +1,194 @@
+"""Runs damaged and hostile input through a reader under a limit of memory and time, and counts how each case ends.
+
+A target makes a case from a seeded generator and reads it. A case passes if reading succeeds or raises ``SetupError``.
+It fails on any other exception, on a crash of the process, on more than ``MEMORY_MIB`` of memory beyond what the
+imports took, and after ``SECONDS``. Every case can be made again from its number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kd_det.common.errors import SetupError
+from kd_det.memory import peak_memory_mib
+
+MEMORY_MIB = 1024
+SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader and its hostile input.
+
+    Attributes:
+        name: of the target.
+        make: from a generator of random numbers and a folder (of this case alone) to a case: a path, say.
+        read: takes the case.
+    """
+
+    name: str
+    make: Callable[[random.Random, Path], Any]
+    read: Callable[[Any], object]
+
+
+@dataclass
+class Outcome:
+    """How the cases of a target ended.
+
+    Attributes:
+        cases: how many were run.
+        refused: how many raised ``SetupError``; the others were read.
+        failures: case number and what happened.
+        peak_mib: the most memory that the cases took beyond the imports, MiB.
+    """
+
+    cases: int = 0
+    refused: int = 0
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    peak_mib: float = 0.0
+
+    def summary(self, name: str) -> str:
+        kinds = Counter(text.splitlines()[-1][:100] for _, text in self.failures)
+        lines = [
+            f"{name}: {self.cases} cases, {self.refused} refused, {self.cases - self.refused - len(self.failures)} "
+            f"read, {len(self.failures)} failed, peak {self.peak_mib:.0f} MiB"
+        ]
+        for kind, count in kinds.most_common():
+            number = next(number for number, text in self.failures if text.splitlines()[-1][:100] == kind)
+            lines.append(f"  {count} x {kind} (case {number})")
+        return "\n".join(lines)
+
+
+def run(target: Target, cases: int, first: int = 0) -> Outcome:
+    """Runs the cases ``first`` ... ``first + cases - 1``, in a process of its own that is started anew after a crash."""
+    outcome = Outcome()
+    number, last = first, first + cases
+    context = multiprocessing.get_context("fork")
+    while number < last:
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(target, number, last, theirs))
+        process.start()
+        theirs.close()
+        number = _collect(ours, process, outcome, number)
+        process.join()
+    return outcome
+
+
+def _collect(pipe: Any, process: Any, outcome: Outcome, number: int) -> int:
+    """Takes the reports of one process; returns the number of the next case."""
+    with contextlib.suppress(EOFError):
+        while True:
+            number, result, peak = pipe.recv()
+            if result is None:  # the case begins
+                continue
+            _count(outcome, number, result, peak)
+            number += 1
+            if result.startswith("fatal"):
+                break
+    process.join()
+    if process.exitcode:
+        how = signal.Signals(-process.exitcode).name if process.exitcode < 0 else f"exit code {process.exitcode}"
+        _count(outcome, number, f"the process died of {how}", 0.0)
+        number += 1
+    return number
+
+
+def _count(outcome: Outcome, number: int, result: str, peak: float) -> None:
+    outcome.cases += 1
+    outcome.peak_mib = max(outcome.peak_mib, peak)
+    if result == "refused":
+        outcome.refused += 1
+    elif result != "read":
+        outcome.failures.append((number, result))
+    if peak > MEMORY_MIB:
+        outcome.failures.append((number, f"took {peak:.0f} MiB"))
+
+
+def _work(target: Target, first: int, last: int, pipe: Any) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    before = peak_memory_mib(_CPU())
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = taken + 2 * MEMORY_MIB * 2**20  # of addresses, of which not all are used
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    signal.signal(signal.SIGALRM, _too_slow)
+    for number in range(first, last):
+        pipe.send((number, None, 0.0))
+        result = _try(target, number)
+        pipe.send((number, result, max(0.0, peak_memory_mib(_CPU()) - before)))
+    pipe.close()
+
+
+class _CPU:
+    type = "cpu"
+
+
+class _TooSlowError(BaseException):
+    pass
+
+
+def _too_slow(number: int, frame: object) -> None:
+    raise _TooSlowError(f"took more than {SECONDS} s")
+
+
+def _try(target: Target, number: int) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        case = target.make(random.Random(f"{target.name} {number}"), Path(folder))
+        signal.alarm(SECONDS)
+        try:
+            target.read(case)
+        except SetupError:
+            return "refused"
+        except BaseException as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            return f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
+        finally:
+            signal.alarm(0)
+    return "read"
+
+
+def report(targets: list[Target], cases: int) -> int:
+    """Runs and prints; returns how many cases failed."""
+    failed = 0
+    for target in targets:
+        start = time.perf_counter()
+        outcome = run(target, cases)
+        failed += len(outcome.failures)
+        print(f"{outcome.summary(target.name)}, {time.perf_counter() - start:.0f} s", flush=True)
+    return failed
+
+
+def mutated(content: bytes, rng: random.Random) -> bytes:
+    """``content`` with one to eight random edits: bits flipped, bytes replaced, cut out, repeated, or cut off."""
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 8)):
+        if not data:
+            break
+        at = rng.randrange(len(data))
+        length = min(rng.choice((1, 1, 2, 4, 8, 64)), len(data) - at)
+        kind = rng.randrange(6)
+        if kind == 0:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            data[at : at + length] = rng.randbytes(length)
+        elif kind == 2:
+            del data[at : at + length]
+        elif kind == 3:
+            data[at:at] = data[at : at + length]
+        elif kind == 4:
+            data[at : at + length] = rng.choice((b"\xff", b"\x00", b"\x7f")) * length
+        elif rng.random() < 0.2:
+            del data[at:]
+    return bytes(data)
