@@ -73,7 +73,7 @@ class Outcome:
 
 
 def run(target: Target, cases: int, first: int = 0) -> Outcome:
-    """Runs the cases ``first`` ... ``first + cases - 1``, in a process of its own that is started anew after a crash."""
+    """Runs ``cases`` cases from the number ``first``, in a process of its own that is started anew after a crash."""
     outcome = Outcome()
     number, last = first, first + cases
     context = multiprocessing.get_context("fork")
