@@ -318,7 +318,7 @@ def test_arguments_that_make_no_sense():
     module, (s, t, y, indices) = loss_module(), batch()
     for arguments, message in (
         ((s, t[:, :4], y, indices), "must both be"),
-        ((s[:, :4], t[:, :4], y, indices), r"built for 5 classes; got logits \(6, 4\)"),
+        ((s[:, :4], t[:, :4], y, indices), r"built for 5 classes; got student_logits \(6, 4\)"),
         ((s, t, y[:5], indices), r"labels must be \(6,\)"),
         ((s, t, y, indices[:5]), r"indices must be int64 \(6,\)"),
         ((s, t, y, indices.int()), r"got torch.int32"),
