@@ -127,8 +127,7 @@ def sdd(
 def standardize(logits: Tensor, eps: float = 1e-7) -> Tensor:
     """(z − mean) / (std + eps) over the classes, before any loss above (Sun et al. 2024).
 
-    Limits: where all logits of a row are nearly equal, its gradient is up to 1/eps times the loss's; where they are
-    equal, it is nan.
+    Limits: where the logits of a row are nearly equal, its gradient is up to 1/eps times that of the loss.
     """
     return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + eps)
 

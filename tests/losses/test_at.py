@@ -46,9 +46,10 @@ def test_by_hand():
     assert at_loss([s, s], [t, t]).item() == pytest.approx(2 * expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("power", [1, 2, 3, 4.5])
+@pytest.mark.parametrize("power", [1, 2, 4.5])
 def test_value_and_gradient_are_those_of_the_plain_formula(power):
-    student, teacher = leaves(*SIZES), random_maps(*SIZES, seed=1, channels=5)
+    sizes = [(4, 3), (2, 3), (1, 1)]
+    student, teacher = leaves(*sizes), random_maps(*sizes, seed=1, channels=5)
     actual, expected = at_loss(student, teacher, power=power), naive(student, teacher, power)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
     for ours, theirs in zip(torch.autograd.grad(actual, student), torch.autograd.grad(expected, student), strict=True):

@@ -35,14 +35,14 @@ def test_gradient_is_that_of_the_value(classes):
     assert torch.autograd.gradcheck(standardize_logits, random_logits(4, classes).requires_grad_())
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, 1000.1, -3e4])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_a_constant_row_gives_zeros_without_a_gradient(classes, dtype, value):
-    logits = torch.full((1, classes), value, dtype=dtype, requires_grad=True)
+def test_a_constant_row_gives_zeros_without_a_gradient(classes, dtype):
+    logits = torch.tensor([[0.0], [0.1], [1000.1], [-3e4]], dtype=dtype).repeat(1, classes).requires_grad_()
     scores = standardize_logits(logits)
     assert not scores.any()
-    (gradient,) = torch.autograd.grad(scores, logits, torch.arange(classes, dtype=scores.dtype).unsqueeze(0))
+    slopes = torch.arange(classes, dtype=scores.dtype).expand(4, -1)
+    (gradient,) = torch.autograd.grad(scores, logits, slopes)
     assert not gradient.any()
 
 
