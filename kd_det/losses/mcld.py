@@ -126,7 +126,7 @@ class MCLDLoss(nn.Module):
         self, student: Tensor, teacher: Tensor, labels: Tensor, indices: Tensor, batch: _GlobalBatch
     ) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
-        # So the mean over the processes is that over the joined batch, whatever share each of them has.
+        # With this scale the mean over the processes is the mean over the joined batch, however it is divided.
         scale = batch.processes / max(batch.labels.shape[0], 1)
         if self.instance:
             self._check_room(batch)

@@ -93,7 +93,7 @@ class _NKD(ClosedFormLoss):
             rest = pair.logsumexp(2, keepdim=True)
             q_rest = pair[0].softmax(1)
             pair.mul_(1 / temperature).scatter_(2, index, NEGLIGIBLE)
-        # The target's p̂ is next to nothing, but not 0. Weighted with it, a logit of 0 stays 0.
+        # 0 in place of the target's NEGLIGIBLE: the target's p̂, the weight below, is tiny but not 0.
         buffer = pair[0].scatter(1, index[0], 0.0)
         log_normalizer = softmax_(pair)
         q_hat, p_hat = pair.unbind()
