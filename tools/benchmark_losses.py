@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Times kd_loss, dkd_loss and nkd_loss, forward and backward, against the textbook formulations in plain autograd.
+"""Times kd_loss, dkd_loss and nkd_loss, forward and backward, against ``kd_det.losses.textbook``, their plain formulas.
+
+dkd_masks is dkd_loss against the formulation of the published code, by masks.
 
 python tools/benchmark_losses.py --json losses.json
 """
@@ -15,7 +17,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,35 +25,41 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from kd_det.losses import dkd_loss, kd_loss, nkd_loss
+from kd_det.losses import dkd_loss, kd_loss, nkd_loss, textbook
 
 ALPHA, BETA, TEMPERATURE = 1.0, 8.0, 4.0
 GAMMA, NKD_TEMPERATURE = 1.5, 1.0
 
 HOW = """
-Time: in every round each contender in turn does --repeats forward and backward passes in a row, and counts with
-their mean; the figure is the median over --rounds rounds. So all of them meet the same load from other processes.
-"ratio" is that of two medians, ours over the textbook's: below 1 is faster. "cold" is the same ratio when they
-alternate pass by pass, so that each finds the processor's caches full of the other. --threads is 1 unless given:
-on a busy machine, more of them measure how long they wait for each other.
+Time: in every round each contender in turn makes --repeats forward and backward passes in a row. The figure is the
+median over --rounds rounds of their mean, so that both meet the same load from other processes. "ratio" divides our
+median by the textbook's: below 1 is faster. "cold" is the same ratio when the two alternate pass by pass, so that
+each finds the processor's caches filled by the other. --threads is 1 unless given: on a busy machine, more threads
+measure how long they wait for one another.
 
-Memory: the highest sum of what is allocated and not yet freed during one forward and backward pass, over the
-size of the student's logits. The gradient that stays in student.grad counts, the arguments do not. On the CPU
-it comes from the allocator's own events in a torch.profiler trace, which see the temporaries inside of
-operators as well; on CUDA from torch.cuda.max_memory_allocated.
+Memory: the highest sum of what is allocated and not yet freed during one forward and backward pass, over the size of
+the student's logits. The gradient that stays in student.grad counts, the arguments do not. On the CPU it comes from
+the allocator's events in a torch.profiler trace, which include the temporaries inside operators; on CUDA from
+torch.cuda.max_memory_allocated.
 """
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def textbook_kd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """F.kl_div of a log-softmax and a softmax."""
-    log_q, p = F.log_softmax(s / TEMPERATURE, 1), F.softmax(t / TEMPERATURE, 1)
-    return TEMPERATURE**2 * F.kl_div(log_q, p, reduction="batchmean")
+    return textbook.kd(s, t, temperature=TEMPERATURE).mean()
 
 
 def textbook_dkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """By masks: probabilities summed over target and others, and -1000 added to the target's logit."""
+    return textbook.dkd(s, t, y, alpha=ALPHA, beta=BETA, temperature=TEMPERATURE).mean()
+
+
+def textbook_nkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return textbook.nkd(s, t, y, gamma=GAMMA, temperature=NKD_TEMPERATURE).mean()
+
+
+def masked_dkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """Probabilities summed over target and others by masks, and -1000 added to the target's logit."""
     target = torch.zeros_like(s).scatter_(1, y.unsqueeze(1), 1).bool()
     others = torch.ones_like(s).scatter_(1, y.unsqueeze(1), 0).bool()
     q, p = F.softmax(s / TEMPERATURE, 1), F.softmax(t / TEMPERATURE, 1)
@@ -63,17 +71,6 @@ def textbook_dkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
     tckd = F.kl_div(two_way_q.log(), two_way_p, reduction="sum") * TEMPERATURE**2 / len(s)
     nckd = F.kl_div(log_q_hat, p_hat, reduction="sum") * TEMPERATURE**2 / len(s)
     return ALPHA * tckd + BETA * nckd
-
-
-def textbook_nkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """Two log-softmaxes of each network: of all classes, and of the others, picked out by a boolean mask."""
-    target = y.unsqueeze(1)
-    others = torch.ones_like(s, dtype=torch.bool).scatter_(1, target, False)
-    log_q, p = F.log_softmax(s, 1), F.softmax(t, 1)
-    of_target = -(p.gather(1, target) * log_q.gather(1, target)).mean()
-    s_others, t_others = (z[others].view(len(z), -1) / NKD_TEMPERATURE for z in (s, t))
-    of_others = -(F.softmax(t_others, 1) * F.log_softmax(s_others, 1)).sum(1).mean()
-    return of_target + GAMMA * NKD_TEMPERATURE**2 * of_others
 
 
 def our_kd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -90,6 +87,7 @@ def our_nkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
 
 CONTENDERS: dict[str, tuple[Loss, Loss]] = {
     "dkd_loss": (textbook_dkd, our_dkd),
+    "dkd_masks": (masked_dkd, our_dkd),
     "kd_loss": (textbook_kd, our_kd),
     "nkd_loss": (textbook_nkd, our_nkd),
 }
@@ -99,7 +97,7 @@ def shape(text: str) -> tuple[int, int]:
     """ "64x100" to (64, 100), samples and classes."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not match or int(match[2]) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape: samples x classes, such as 64x100")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape: give samples x classes, such as 64x100")
     return int(match[1]), int(match[2])
 
 
@@ -204,7 +202,7 @@ def environment(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=HOW, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -214,14 +212,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=positive, default=50, help="passes in a row (default: 50)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads of torch (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no CUDA device here; use --device cpu")
     return options
 
 
-def main() -> None:
-    options = parse_arguments()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
     # The profiler's own reports would go between the lines of the table.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")

@@ -1,22 +1,36 @@
-"""Distillation losses in pure PyTorch, one to a file. Nothing here needs detectron2."""
+"""Distillation losses in pure PyTorch. Nothing here needs Detectron2, or any other part of ``kd_det``.
 
-from kd_det.losses._maps import pool_to_common_size
-from kd_det.losses.at import at_loss
-from kd_det.losses.coupled_dkd import coupled_dkd_loss
-from kd_det.losses.dkd import dkd_loss
-from kd_det.losses.fgfi import fgfi_loss
-from kd_det.losses.fitnet import fitnet_loss
+``textbook`` has the losses on logits as their plain formulas, to be read beside the papers. The losses below are the
+same numbers, made safe and fast. What all of them share is said here once:
+
+- **Shapes.** B samples (images, or boxes), C classes, N regions. Maps are lists with one (B, C, H, W) a level, where
+  C, H and W are the map's channels, height and width.
+- **Precision.** Inputs are float16, bfloat16, float32 or float64. A loss is computed and returned in the widest of its
+  inputs' dtypes, and in float32 at least, under autocast too. A gradient has the dtype of its input.
+- **Teacher.** It gets no gradient.
+- **Range.** Finite logits and features give a finite loss. Larger values than these count as these, even infinite
+  ones: logits 1e18 (in float64 1e150); what is standardised, normalised or compared by distances 1e15. nan gives nan.
+  The mean squared error of maps overflows where a squared difference does, in float32 from 1.8e19.
+- **Labels** are int64 class indices (B,), from 0 to C − 1. On the CPU others raise ``ValueError``. On an accelerator
+  its own assertion stops the run: a check here would synchronise host and device in every step.
+- **Reduction** is "none" (a loss for each sample), "mean" or "sum", as in torch.
+- **Empty batches** give a 0 that keeps the graph.
+- **Derivatives.** The losses on logits know their gradient in closed form. They can be differentiated once; a second
+  derivative (``create_graph=True``) raises ``RuntimeError``.
+- **Errors.** ``ValueError`` names the argument whose shape, dtype, device or value is wrong.
+"""
+
+from kd_det.losses import textbook
+from kd_det.losses.dkd import coupled_dkd_loss, dkd_loss
 from kd_det.losses.hcd import HCDLoss
-from kd_det.losses.hcl import hcl_loss
 from kd_det.losses.kd import kd_loss
+from kd_det.losses.maps import at_loss, fgfi_loss, fitnet_loss, hcl_loss, pkd_loss, pool_to_common_size
 from kd_det.losses.mcld import MCLDLoss
-from kd_det.losses.multi_scale import multi_scale_logits
 from kd_det.losses.nkd import nkd_loss
-from kd_det.losses.pkd import pkd_loss
+from kd_det.losses.normalize import standardize_logits
 from kd_det.losses.review_fusion import ReviewKDFusion
 from kd_det.losses.rkd import rkd_angle_loss, rkd_distance_loss
-from kd_det.losses.sdd import sdd_loss
-from kd_det.losses.standardize import standardize_logits
+from kd_det.losses.sdd import multi_scale_logits, sdd_loss
 
 __all__ = [
     "HCDLoss",
@@ -37,4 +51,5 @@ __all__ = [
     "rkd_distance_loss",
     "sdd_loss",
     "standardize_logits",
+    "textbook",
 ]

@@ -1,11 +1,12 @@
-"""What the losses on logits share at either end: the checks of their arguments, and the reduction.
+"""Checks of the losses' arguments, their common dtype, and the reduction.
 
-None of it makes the host wait for a device.
+No check makes the host wait for a device.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,40 +16,37 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 
 
-def check_logits(s: Tensor, t: Tensor) -> None:
-    """Raises ValueError unless ``s`` and ``t`` are float (B, C) of one shape, on one device, with C >= 2."""
-    if s.shape != t.shape or s.ndim != 2 or s.shape[1] < 2:
+def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Raises ValueError unless both are float (B, C) of one shape, on one device, with C >= 2."""
+    if student_logits.shape != teacher_logits.shape or student_logits.ndim != 2 or student_logits.shape[1] < 2:
         raise ValueError(
-            "student and teacher logits must both be (B, C) with C >= 2; "
-            f"got {tuple(s.shape)} and {tuple(t.shape)}. Give both models the same classes."
+            "student_logits and teacher_logits must both be (B, C) with C >= 2; "
+            f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}. Give both models the same classes."
         )
-    if s.dtype not in FLOATS or t.dtype not in FLOATS:
-        raise ValueError(
-            f"logits must be float16, bfloat16, float32 or float64; got {s.dtype} and {t.dtype} (teacher)."
-        )
-    if s.device != t.device:
-        raise ValueError(f"student logits are on {s.device}, the teacher's on {t.device}; move one.")
+    _check_dtypes("logits", student_logits, teacher_logits)
+    check_one_device("logits", student_logits, teacher_logits)
 
 
-def check_labels(y: Tensor, s: Tensor) -> None:
-    """Raises ValueError unless ``y`` is int64 (B,) and on the device of the logits ``s`` (B, C).
+def check_labels(labels: Tensor, logits: Tensor) -> None:
+    """Raises ValueError unless ``labels`` is int64 (B,), on the device of ``logits`` (B, ...).
 
-    Their range is left to :func:`gather_targets`.
+    :func:`gather_targets` checks their range.
     """
-    if y.ndim != 1 or y.shape[0] != s.shape[0]:
-        raise ValueError(f"labels must be ({s.shape[0]},), one a row of the logits; got {tuple(y.shape)}.")
-    if y.dtype != torch.int64:
-        raise ValueError(f"labels must be int64 class indices; got {y.dtype}. Convert them with .long().")
-    if y.device != s.device:
-        raise ValueError(f"labels are on {y.device}, the logits on {s.device}; move them together.")
+    if labels.ndim != 1 or labels.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f"labels must be ({logits.shape[0]},), one for each row of the logits; got {tuple(labels.shape)}."
+        )
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64 class indices; got {labels.dtype}. Convert them with .long().")
+    if labels.device != logits.device:
+        raise ValueError(f"labels are on {labels.device}, the logits on {logits.device}; move them together.")
 
 
 def gather_targets(logits: Tensor, index: Tensor) -> Tensor:
-    """``logits.gather(-1, index)``; on the CPU, an index outside [0, C) raises ValueError.
+    """``logits.gather(-1, index)``. On the CPU an index outside [0, C) raises ValueError.
 
-    There gather itself looks at every index, so that labels in range pay nothing for the check. On an
-    accelerator it would cost a synchronisation in each step; the device's own assertion in gather stops the
-    run instead.
+    There gather itself checks every index, so a check of our own runs only after it has failed. On an accelerator the
+    device's assertion in gather stops the run.
     """
     try:
         return logits.gather(-1, index)
@@ -63,6 +61,50 @@ def gather_targets(logits: Tensor, index: Tensor) -> Tensor:
         ) from None
 
 
+def check_features(student_features: Tensor, teacher_features: Tensor) -> None:
+    """Raises ValueError unless both are float (B, any D of 1 or more) of one batch, on one device."""
+    shapes = student_features.shape, teacher_features.shape
+    if any(len(shape) != 2 or shape[1] == 0 for shape in shapes) or shapes[0][0] != shapes[1][0]:
+        raise ValueError(
+            "student_features and teacher_features must both be (B, D), with one B and D of 1 or more; "
+            f"got {tuple(shapes[0])} and {tuple(shapes[1])}."
+        )
+    _check_dtypes("features", student_features, teacher_features)
+    check_one_device("features", student_features, teacher_features)
+
+
+def check_maps(name: str, maps: Sequence[Tensor]) -> None:
+    """Raises ValueError unless ``maps`` is one or more float (B, C, H, W), with C, H and W of 1 or more."""
+    if isinstance(maps, Tensor) or not maps:
+        raise ValueError(f"{name} must be a list of one or more (B, C, H, W); got {describe(maps)}.")
+    if any(m.ndim != 4 or 0 in m.shape[1:] for m in maps):
+        raise ValueError(f"{name} must be (B, C, H, W) with C, H and W of 1 or more; got {describe(maps)}.")
+    if any(m.dtype not in FLOATS for m in maps):
+        dtypes = ", ".join(str(m.dtype) for m in maps)
+        raise ValueError(f"{name} must be float16, bfloat16, float32 or float64; got {dtypes}.")
+
+
+def check_one_device(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Raises ValueError unless both are on one device; ``name`` is what they are, such as "logits"."""
+    if student.device != teacher.device:
+        raise ValueError(f"student_{name} are on {student.device}, teacher_{name} on {teacher.device}; move one.")
+
+
+def _check_dtypes(name: str, student: Tensor, teacher: Tensor) -> None:
+    if student.dtype not in FLOATS or teacher.dtype not in FLOATS:
+        raise ValueError(
+            f"{name} must be float16, bfloat16, float32 or float64; got {student.dtype} and {teacher.dtype} (teacher)."
+        )
+
+
+def describe(maps: Sequence[Tensor]) -> str:
+    """The shapes of ``maps``, such as "2 maps, (1, 3, 8, 8) and (1, 3, 4, 4)"."""
+    if isinstance(maps, Tensor):
+        return f"one tensor {tuple(maps.shape)}"
+    shapes = " and ".join(str(tuple(m.shape)) for m in maps)
+    return f"{len(maps)} map{'s' * (len(maps) != 1)}" + f", {shapes}" * bool(maps)
+
+
 def check_temperature(temperature: float) -> None:
     """Raises ValueError unless ``temperature`` is a number from MIN_TEMPERATURE to MAX_TEMPERATURE."""
     if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:
@@ -73,6 +115,12 @@ def check_weight(name: str, weight: float) -> None:
     """Raises ValueError unless ``weight`` is a finite number, 0 or more."""
     if not 0 <= weight < math.inf:
         raise ValueError(f"{name} must be a finite number, 0 or more; got {weight!r}.")
+
+
+def to_loss_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes, at least float32; the teacher's detached."""
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    return student.to(dtype), teacher.detach().to(dtype)
 
 
 def reduction_scale(reduction: str, batch: int) -> float:

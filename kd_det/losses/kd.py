@@ -8,38 +8,38 @@ import torch
 from torch import Tensor
 
 from kd_det.losses._checks import check_logits, check_temperature, reduced, reduction_scale
-from kd_det.losses._pair import ClosedFormLoss, softmax_pair_, stack_pair
+from kd_det.losses._closed_form import ClosedFormLoss, softmax_pair_, stack_pair
 
 
-def kd_loss(s: Tensor, t: Tensor, *, temperature: float = 4.0, reduction: str = "mean") -> Tensor:
-    """T² KL(p ‖ q) per sample, with p = softmax(t / T) and q = softmax(s / T).
+def kd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4.0, reduction: str = "mean"
+) -> Tensor:
+    """T² KL(p ‖ q) per sample, with p = softmax(teacher_logits / T) and q = softmax(student_logits / T).
 
-    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2. The plain formula:
+    ``textbook.kd``.
 
     Args:
-        s: student logits (B, C), C >= 2, float16, bfloat16, float32 or float64.
-        t: teacher logits (B, C), any of these dtypes. They get no gradient.
+        student_logits: (B, C), C >= 2.
+        teacher_logits: (B, C).
         temperature: T, from 1e-6 to 1e6.
-        reduction: "none", "mean" or "sum" over the samples, as in torch. The mean of an empty batch is 0.
+        reduction: "none", "mean" or "sum" over the samples.
 
     Returns:
-        (B,) for "none", else a scalar, in the wider of the two dtypes and at least float32: all is computed
-        in that, under autocast too. The gradient has the dtype of ``s``. For finite logits the loss is
-        finite; for a nan it is nan. Logits beyond 1e18 (in float64: 1e150), infinite ones too, count as that.
-        The loss can be differentiated once; twice is a RuntimeError.
+        (B,) for "none", else a scalar. Precision, range and derivatives: see ``kd_det.losses``.
 
     Raises:
         ValueError: a shape, dtype, device or setting other than these.
     """
-    check_logits(s, t)
+    check_logits(student_logits, teacher_logits)
     check_temperature(temperature)
-    scale = reduction_scale(reduction, s.shape[0])
-    loss: Tensor = _KD.apply(s, t.detach(), temperature, scale, reduction)
+    scale = reduction_scale(reduction, student_logits.shape[0])
+    loss: Tensor = _KD.apply(student_logits, teacher_logits.detach(), temperature, scale, reduction)
     return loss
 
 
 class _KD(ClosedFormLoss):
-    """The gradient with regard to s is T (q − p)."""
+    """``s`` and ``t`` are the student's and the teacher's logits. The gradient with respect to s is T (q − p)."""
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, t: Tensor, temperature: float, scale: float, reduction: str) -> Tensor:

@@ -6,16 +6,17 @@ Shape legend: B samples of this process, A samples of all processes together, C 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
 
 from kd_det.losses._checks import check_labels, check_logits, check_temperature
-from kd_det.losses._gather import GlobalBatch, gather_batch
-from kd_det.losses._pair import ClosedFormLoss
-from kd_det.losses._unit import products, unit_rows
+from kd_det.losses._closed_form import ClosedFormLoss
+from kd_det.losses.normalize import products, unit_rows
 
+# The sample index of a queue entry that is not filled yet.
 EMPTY = -1
 
 
@@ -24,40 +25,40 @@ class MCLDLoss(nn.Module):
 
     With cos(a, b) the product of two such rows, and averaged over the samples i:
 
-    - **instance**: −log of exp(cos(u_i, v_i)/τ) over itself plus the sum of exp(cos(u_i, q)/τ) over the queue q of the
-      teacher's logits of earlier steps. Entries of the sample i itself are left out; 0 while there is no other.
+    - **instance**: −log of exp(cos(u_i, v_i)/τ) over itself plus the sum of exp(cos(u_i, q)/τ) over the queue of the
+      teacher's logits q of earlier steps. Entries of sample i itself are left out. It is 0 while there is no other.
     - **sample**: the cross-entropy of row i of the matrix cos(u_i, v_j)/τ over the batch, with j = i as the target.
     - **category**: the mean, over the other samples p of the batch with the label of i, of −log of
-      exp(cos(u_i, v_p)/τ) over the sum of exp(cos(u_i, v_j)/τ) over all j ≠ i. Averaged over the samples that have
-      such a p; 0 where none has.
+      exp(cos(u_i, v_p)/τ) over the sum of exp(cos(u_i, v_j)/τ) over all j ≠ i. It is averaged over the samples that
+      have such a p, and 0 where none has.
 
-    **Queue.** It keeps the logits already normalised, beside their samples' indices, and is filled in order, the oldest
-    being replaced once it is full. A batch enters it after its loss, in training mode alone. It is in the state_dict
+    **Queue.** It keeps normalised logits and their samples' indices. It is filled in order; once it is full, the
+    oldest entry is replaced. A batch enters after its loss, in training mode only. The queue is in the state_dict
     (``logits``, ``indices`` and ``position``, the place of the next entry), so that training resumes with it.
 
     **Several processes.** Where torch.distributed is initialised, all processes must call this together. Teacher
-    logits, labels and indices are gathered: negatives and positives come from the joined batch, the queues of all
-    processes are the same, in the order of the joined batch, and the mean over the processes of each term, and of its
-    gradients, is what one process gives for the joined batch. Nothing sends the queue itself: switch off the
+    logits, labels and indices are gathered, and negatives and positives come from the joined batch. The queues of all
+    processes are the same, in the order of the joined batch. The mean over the processes of each term, and of its
+    gradients, is what one process gives for the joined batch. The queue itself is never sent: switch off the
     broadcasting of buffers in DistributedDataParallel.
 
-    **Cost.** Q (4 C + 8) bytes for the queue (20.4 MB for 50,000 × 100), kept; 5 B Q bytes (16 MB for B = 64) during
-    the call, freed before it returns. Two products of (B, C) by (C, Q), one of them for the gradient. Nothing but
-    (B, C) is kept for the backward pass of the instance term, and (B, A) for the others'.
+    **Cost.** The queue takes Q (4 C + 8) bytes (20.4 MB for 50,000 × 100). The call takes 5 B Q bytes (16 MB for
+    B = 64) and frees them before it returns. It makes two products of (B, C) by (C, Q), one of them for the gradient.
+    For the backward pass it keeps (B, C) for the instance term, and (B, A) for the other two.
 
-    Source: Wang, Zhou, "Multi-perspective Contrastive Logit Distillation", 2024, arXiv 2411.10693: the three
-    perspectives by their names, the negatives of the instance term and τ. We know its abstract and summaries of it.
-    The rest is our reading: the category term's normalisation, which is that of the supervised contrastive loss (Khosla
-    et al. 2020, L_out), with the teacher's side as positives and negatives, and the sum without weights. The paper's
-    second version also speaks of a target mask and of a warm-up towards the category term, which are no part of this.
+    Source: Wang, Zhou, "Multi-perspective Contrastive Logit Distillation", 2024, arXiv 2411.10693: the names of the
+    three perspectives, the negatives of the instance term, and τ. We know its abstract and summaries of it. The rest
+    is our reading: the category term is normalised as the supervised contrastive loss (Khosla et al. 2020, L_out),
+    with positives and negatives from the teacher, and the terms are summed without weights. The paper's second
+    version also has a target mask and a warm-up towards the category term; this loss has neither.
 
     Args:
         num_classes: C, 2 or more.
-        queue_size: Q, 1 or more, and A at least; the training set's size is usual. Not used without ``instance``.
+        queue_size: Q, 1 or more, and A at least; the training set's size is usual. Unused without ``instance``.
         temperature: τ, from 1e-6 to 1e6.
-        instance: whether this term is computed, as the next two. One must be.
-        sample: as above.
-        category: as above.
+        instance: whether the instance term is computed. At least one of the three must be.
+        sample: whether the sample term is computed.
+        category: whether the category term is computed.
 
     Raises:
         ValueError: a setting other than these.
@@ -92,40 +93,40 @@ class MCLDLoss(nn.Module):
         self.register_buffer("indices", torch.full((entries,), EMPTY))
         self.register_buffer("position", torch.tensor(0))
 
-    def forward(self, s: Tensor, t: Tensor, y: Tensor, indices: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, indices: Tensor
+    ) -> dict[str, Tensor]:
         """
         Args:
-            s: student logits (B, C), float16, bfloat16, float32 or float64.
-            t: teacher logits (B, C), any of these dtypes. They get no gradient.
-            y: target classes (B,), int64.
-            indices: (B,), int64, 0 or more: each sample's place in the training set.
+            student_logits: (B, C).
+            teacher_logits: (B, C).
+            labels: the classes (B,), int64.
+            indices: each sample's place in the training set (B,), int64, 0 or more.
 
         Returns:
-            Scalars by name, "instance", "sample" and "category", of the terms that are on; their sum is the loss. In
-            the wider of the two dtypes and at least float32: all is computed in that, under autocast too. Finite for
-            finite logits. Logits beyond 1e15, infinite ones too, count as that. A row of student logits of norm 1e-4 or
-            less passes no gradient: its own would be 1 / norm times that of the loss. First derivatives only, as in
-            ``kd_loss``.
+            Scalars by name, "instance", "sample" and "category", of the terms that are on; their sum is the loss. A
+            row of student logits of norm 1e-4 or less passes no gradient, as its gradient would be 1 / norm times
+            that of the loss. Precision, range and derivatives: see ``kd_det.losses``.
 
         Raises:
             ValueError: a shape, dtype or device other than these, or a batch (of all processes together) larger than
                 the queue.
         """
-        self._check(s, t, y, indices)
-        dtype = torch.promote_types(s.dtype, t.dtype)
-        with torch.autocast(s.device.type, enabled=False):
-            student, teacher = unit_rows(s.to(dtype)), unit_rows(t.detach().to(dtype))
-            batch = gather_batch(teacher, y, indices)
-            terms = self._terms(student, teacher, y, indices, batch)
+        self._check(student_logits, teacher_logits, labels, indices)
+        dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
+        with torch.autocast(student_logits.device.type, enabled=False):
+            student, teacher = unit_rows(student_logits.to(dtype)), unit_rows(teacher_logits.detach().to(dtype))
+            batch = _gather_batch(teacher, labels, indices)
+            terms = self._terms(student, teacher, labels, indices, batch)
             if self.instance and self.training:
                 self._enqueue(batch)
         return terms
 
     def _terms(
-        self, student: Tensor, teacher: Tensor, y: Tensor, indices: Tensor, batch: GlobalBatch
+        self, student: Tensor, teacher: Tensor, labels: Tensor, indices: Tensor, batch: _GlobalBatch
     ) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
-        # The mean over the processes is then that over the joined batch, however it is shared out.
+        # With this scale the mean over the processes is the mean over the joined batch, however it is divided.
         scale = batch.processes / max(batch.labels.shape[0], 1)
         if self.instance:
             self._check_room(batch)
@@ -137,30 +138,31 @@ class MCLDLoss(nn.Module):
             if self.sample:
                 terms["sample"] = (-similarity.log_softmax(1).gather(1, own.unsqueeze(1))).sum() * scale
             if self.category:
-                terms["category"] = _category(similarity, own, y, batch)
+                terms["category"] = _category(similarity, own, labels, batch)
         return terms
 
     @torch.no_grad()
-    def _enqueue(self, batch: GlobalBatch) -> None:
+    def _enqueue(self, batch: _GlobalBatch) -> None:
         entered = torch.arange(batch.indices.shape[0], device=self.position.device)
-        # Computed on the device: nothing waits for it.
+        # Computed on the device, so that the host does not wait.
         slots = (self.position + entered) % self.logits.shape[0]
         self.logits.index_copy_(0, slots, batch.logits.to(self.logits.dtype))
         self.indices.index_copy_(0, slots, batch.indices)
         self.position.add_(entered.shape[0]).remainder_(self.logits.shape[0])
 
-    def _check(self, s: Tensor, t: Tensor, y: Tensor, indices: Tensor) -> None:
-        check_logits(s, t)
-        check_labels(y, s)
-        if s.shape[1] != self.num_classes:
-            raise ValueError(f"MCLDLoss was built for {self.num_classes} classes; got logits {tuple(s.shape)}.")
-        if indices.shape != y.shape or indices.dtype != torch.int64 or indices.device != s.device:
+    def _check(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, indices: Tensor) -> None:
+        check_logits(student_logits, teacher_logits)
+        check_labels(labels, student_logits)
+        shape, device = tuple(student_logits.shape), student_logits.device
+        if shape[1] != self.num_classes:
+            raise ValueError(f"MCLDLoss was built for {self.num_classes} classes; got student_logits {shape}.")
+        if indices.shape != labels.shape or indices.dtype != torch.int64 or indices.device != device:
             raise ValueError(
-                f"indices must be int64 ({s.shape[0]},) on {s.device}, each sample's place in the training set; "
+                f"indices must be int64 ({shape[0]},) on {device}, each sample's place in the training set; "
                 f"got {indices.dtype} {tuple(indices.shape)} on {indices.device}."
             )
 
-    def _check_room(self, batch: GlobalBatch) -> None:
+    def _check_room(self, batch: _GlobalBatch) -> None:
         samples, entries = batch.labels.shape[0], self.logits.shape[0]
         if samples > entries:
             raise ValueError(
@@ -169,24 +171,24 @@ class MCLDLoss(nn.Module):
             )
 
 
-def _category(similarity: Tensor, own: Tensor, y: Tensor, batch: GlobalBatch) -> Tensor:
-    """``similarity`` (B, A) over the temperature; ``own`` (B,) the column of each row's own sample."""
+def _category(similarity: Tensor, own: Tensor, labels: Tensor, batch: _GlobalBatch) -> Tensor:
+    """The category term of ``similarity`` (B, A), already over τ; ``own`` (B,) has the column of each row's sample."""
     itself = own.unsqueeze(1) == torch.arange(batch.labels.shape[0], device=own.device)
-    positive = (y.unsqueeze(1) == batch.labels) & ~itself
-    # A finite stand-in: a batch of one sample has no other column.
+    positive = (labels.unsqueeze(1) == batch.labels) & ~itself
+    # A finite value in place of −inf: a batch of one sample has no other column.
     log_p = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min).log_softmax(1)
     positives = positive.sum(1)
     rows = torch.where(positive, -log_p, 0).sum(1) / positives.clamp(min=1)
-    # Of the joined batch: the samples that share their label with another.
+    # How many samples of the joined batch share their label with another.
     counted = ((batch.labels.unsqueeze(1) == batch.labels).sum(1) > 1).sum()
     return rows.sum() * batch.processes / counted.clamp(min=1)
 
 
 class _Instance(ClosedFormLoss):
-    """With w_j = exp(cos(u, q_j)/τ) and w = exp(cos(u, v)/τ), the gradient with regard to u is
-    (Σ_j w_j q_j − Σ_j w_j v) / (τ (w + Σ_j w_j)).
+    """``u`` and ``v`` are the student's and the teacher's normalised logits (B, C).
 
-    It is worked out in the forward pass, within the buffer of the similarities.
+    With w_j = exp(cos(u, q_j)/τ) and w = exp(cos(u, v)/τ), the gradient with respect to u is
+    (Σ_j w_j q_j − Σ_j w_j v) / (τ (w + Σ_j w_j)). The forward pass works it out in the buffer of the similarities.
     """
 
     @staticmethod
@@ -204,7 +206,7 @@ class _Instance(ClosedFormLoss):
         weights = torch.addmm(empty, u / temperature, queue.T)
         weights.masked_fill_(queue_indices == indices.unsqueeze(1), -math.inf)
         own = (u * v).sum(1, keepdim=True) / temperature
-        # Of all terms of the sum, so that it is finite and one of the exponentials 1.
+        # The greatest of all exponents, subtracted from each, so that the sum is finite and has a 1 in it.
         greatest = torch.maximum(weights.amax(1, keepdim=True), own)
         weights.sub_(greatest).exp_()
         others = weights.sum(1, keepdim=True)
@@ -212,3 +214,41 @@ class _Instance(ClosedFormLoss):
         gradient = torch.addcmul(weights @ queue, others, v, value=-1).div_(total).mul_(scale / temperature)
         ctx.save_for_backward(u, gradient)
         return (greatest - own + total.log()).sum() * scale
+
+
+class _GlobalBatch(NamedTuple):
+    """The A samples of all processes, in the order of the processes; this process's start at ``first``."""
+
+    logits: Tensor  # (A, C)
+    labels: Tensor  # (A,) int64
+    indices: Tensor  # (A,) int64
+    first: int
+    processes: int
+
+
+def _gather_batch(logits: Tensor, labels: Tensor, indices: Tensor) -> _GlobalBatch:
+    """Joins (B, C), (B,) and (B,) of every process. B may differ from process to process, and may be 0.
+
+    Without torch.distributed, or with one process, they are returned unchanged. Otherwise every process must call
+    this. It waits for the device once, because it needs the sizes. No gradient passes.
+    """
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return _GlobalBatch(logits, labels, indices, 0, 1)
+    processes, rank = distributed.get_world_size(), distributed.get_rank()
+    size = torch.tensor([logits.shape[0]], device=logits.device)
+    sizes = [int(length) for length in _all_gather(size, processes)]
+    integers = _gather_rows(torch.stack((labels, indices), 1), sizes)
+    return _GlobalBatch(_gather_rows(logits, sizes), integers[:, 0], integers[:, 1], sum(sizes[:rank]), processes)
+
+
+def _gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Joins ``rows`` (sizes[rank], D) of the processes. Collectives need one length: they are padded, and cut again."""
+    padded = F.pad(rows.detach(), (0, 0, 0, max(sizes) - rows.shape[0])).contiguous()
+    parts = _all_gather(padded, len(sizes))
+    return torch.cat([part[:length] for part, length in zip(parts, sizes, strict=True)])
+
+
+def _all_gather(tensor: Tensor, processes: int) -> list[Tensor]:
+    parts = [torch.empty_like(tensor) for _ in range(processes)]
+    distributed.all_gather(parts, tensor)
+    return parts

@@ -17,60 +17,58 @@ from kd_det.losses._checks import (
     reduced,
     reduction_scale,
 )
-from kd_det.losses._pair import ClosedFormLoss, softmax_, stack_pair
+from kd_det.losses._closed_form import ClosedFormLoss, softmax_, stack_pair
 from kd_det.losses.dkd import NEGLIGIBLE
 
 
 def nkd_loss(
-    s: Tensor,
-    t: Tensor,
-    y: Tensor,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
     *,
     gamma: float = 1.5,
     temperature: float = 1.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """−p¹_y log q¹_y − γ T² Σ_{c≠y} p̂_c log q̂_c per sample.
+    """−p¹_y log q¹_y − γ T² Σ_{c≠y} p̂_c log q̂_c per sample, y being the target.
 
-    p¹ = softmax(t) and q¹ = softmax(s), at T = 1 whatever T is; p̂ and q̂ are softmax(t / T) and softmax(s / T)
-    renormalised over the C − 1 classes other than the target y. Both sums are cross-entropies and no divergences: where
-    the student equals the teacher, the loss is not 0, and the first sum still pulls the target up. The second is 0
-    where C = 2.
+    p¹ = softmax(teacher_logits) and q¹ = softmax(student_logits), at T = 1 whatever T is. p̂ and q̂ are the softmax
+    of teacher_logits / T and student_logits / T, renormalised over the C − 1 classes other than the target; the
+    second part is 0 where C = 2. Both parts are cross-entropies, not divergences: where the student equals the
+    teacher, the loss is not 0, and the first part still pulls the target up.
 
     Source: Yang, Zeng, Li, Zhang, Yuan, Li, "From Knowledge Distillation to Self-Knowledge Distillation: A Unified
     Approach with Normalized Loss and Customized Soft Labels", ICCV 2023, section 3. It takes γ = 1.5 and T = 1 on
-    ImageNet.
+    ImageNet. The plain formula: ``textbook.nkd``.
 
     Args:
-        s: student logits (B, C), C >= 2, float16, bfloat16, float32 or float64.
-        t: teacher logits (B, C), any of these dtypes. They get no gradient.
-        y: target classes (B,), int64, from 0 to C − 1. On the CPU others raise ValueError; on an accelerator
-            its own assertion stops the run, as looking at them here would make every step wait.
+        student_logits: (B, C), C >= 2.
+        teacher_logits: (B, C).
+        labels: the target classes (B,), int64, from 0 to C − 1.
         gamma: γ, the weight of the other classes, 0 or more.
         temperature: T, from 1e-6 to 1e6.
-        reduction: "none", "mean" or "sum" over the samples, as in torch. The mean of an empty batch is 0.
+        reduction: "none", "mean" or "sum" over the samples.
 
     Returns:
-        (B,) for "none", else a scalar, in the wider of the two dtypes and at least float32: all is computed
-        in that, under autocast too. The gradient has the dtype of ``s``. For finite logits the loss is
-        finite; for a nan it is nan. Logits beyond 1e18 (in float64: 1e150), infinite ones too, count as that.
-        The loss can be differentiated once; twice is a RuntimeError.
+        (B,) for "none", else a scalar. Precision, range and derivatives: see ``kd_det.losses``.
 
     Raises:
         ValueError: a shape, dtype, device, label or setting other than these.
     """
-    check_logits(s, t)
-    check_labels(y, s)
+    check_logits(student_logits, teacher_logits)
+    check_labels(labels, student_logits)
     check_weight("gamma", gamma)
     check_temperature(temperature)
-    scale = reduction_scale(reduction, s.shape[0])
-    loss: Tensor = _NKD.apply(s, t.detach(), y, gamma, temperature, scale, reduction)
+    scale = reduction_scale(reduction, student_logits.shape[0])
+    loss: Tensor = _NKD.apply(student_logits, teacher_logits.detach(), labels, gamma, temperature, scale, reduction)
     return loss
 
 
 class _NKD(ClosedFormLoss):
-    """The gradient with regard to s is −p¹_y (1 − q¹_y) for the target and p¹_y q¹_c + γ T (q̂_c − p̂_c) for another
-    class c; there q¹_c is 1 − q¹_y times the softmax over the others at T = 1, which is q̂_c if T is 1 too.
+    """``s``, ``t`` and ``y`` are the student's logits, the teacher's logits and the labels.
+
+    The gradient with respect to s is −p¹_y (1 − q¹_y) for the target and p¹_y q¹_c + γ T (q̂_c − p̂_c) for another
+    class c. There q¹_c is 1 − q¹_y times the softmax over the others at T = 1, which is q̂_c if T is 1 too.
     """
 
     @staticmethod
@@ -95,7 +93,7 @@ class _NKD(ClosedFormLoss):
             rest = pair.logsumexp(2, keepdim=True)
             q_rest = pair[0].softmax(1)
             pair.mul_(1 / temperature).scatter_(2, index, NEGLIGIBLE)
-        # The target's 0 stays 0 when weighted with its p̂, which is none to rounding only.
+        # 0 in place of the target's NEGLIGIBLE: the target's p̂, the weight below, is tiny but not 0.
         buffer = pair[0].scatter(1, index[0], 0.0)
         log_normalizer = softmax_(pair)
         q_hat, p_hat = pair.unbind()
@@ -103,7 +101,7 @@ class _NKD(ClosedFormLoss):
             rest, q_rest = log_normalizer, q_hat
         others = log_normalizer[0] - buffer.mul_(p_hat).sum(1, keepdim=True)
 
-        # (2 ways, B, 1) each. The rest comes from the others' own logsumexp, not from 1 − p_y, which rounds to 0.
+        # (2 ways, B, 1) each. The rest is the others' own logsumexp: 1 − p_y would round to 0.
         log_q, log_p = torch.stack((target, rest)).log_softmax(0).unbind(1)
         p_y = log_p[0].exp()
         pull = p_y * log_q[1].exp() * scale

@@ -8,34 +8,34 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_det.losses._maps import check_levels, describe
+from kd_det.losses._checks import check_maps, describe
 
 
 class ReviewKDFusion(nn.Module):
     """Turns the student's list of maps into one shaped like the teacher's, for ``hcl_loss``.
 
-    It goes from the deepest level to the shallowest. Each level's map is brought to ``mid_channels``; with it, weighed
-    by attention position for position, is mixed what the next deeper level made, enlarged to this level's size; the
-    mixture goes on to the next shallower level and, brought to the teacher's channels, into the result. So a student's
-    shallow level learns from its own map and all deeper ones.
+    It goes from the deepest level to the shallowest. Each level's map is projected to ``mid_channels`` and blended,
+    by per-pixel attention, with the upsampled output of the next deeper level. The blend is passed on to the next
+    shallower level, and a convolution turns it into this level's result, with the teacher's channels. So each of the
+    student's levels learns from its own map and from all deeper ones.
 
     Source: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3.
 
     Args:
         in_channels: the channels of the student's maps, largest map first.
-        out_channels: the channels of the teacher's, as many.
-        mid_channels: the channels in which the levels are mixed; the paper takes 256 in detection.
+        out_channels: the channels of the teacher's maps, one for each of the student's.
+        mid_channels: the channels in which the levels are blended; the paper takes 256 in detection.
 
     Raises:
-        ValueError: no levels, not as many on both sides, or a number of channels below 1.
+        ValueError: no levels, different numbers of levels, or a number of channels below 1.
     """
 
     def __init__(self, in_channels: Sequence[int], out_channels: Sequence[int], mid_channels: int) -> None:
         super().__init__()
         if len(in_channels) != len(out_channels) or not in_channels:
             raise ValueError(
-                "student and teacher need one or more levels, and as many on both sides; "
-                f"got channels {list(in_channels)} and {list(out_channels)} (teacher)."
+                "in_channels and out_channels must have one entry for each level, and one level or more; "
+                f"got {list(in_channels)} and {list(out_channels)}."
             )
         if min(*in_channels, *out_channels, mid_channels) < 1:
             raise ValueError(
@@ -71,19 +71,19 @@ class ReviewKDFusion(nn.Module):
         return results[::-1]
 
     def _check(self, maps: Sequence[Tensor]) -> None:
-        check_levels("student", maps)
+        check_maps("student_maps", maps)
         if tuple(m.shape[1] for m in maps) != self.in_channels or len({m.shape[0] for m in maps}) > 1:
             raise ValueError(
-                f"the fusion was built for maps of one batch with {list(self.in_channels)} channels, "
-                f"to be like the teacher's {list(self.out_channels)}; got {describe(maps)}."
+                f"ReviewKDFusion was built for maps of one batch with {list(self.in_channels)} channels, for teacher "
+                f"maps with {list(self.out_channels)}; got {describe(maps)}."
             )
         for larger, smaller in pairwise(maps):
             if smaller.shape[2] > larger.shape[2] or smaller.shape[3] > larger.shape[3]:
-                raise ValueError(f"the student's maps must come largest first; got {describe(maps)}.")
+                raise ValueError(f"student_maps must be listed largest first; got {describe(maps)}.")
 
 
 class FusionBlock(nn.Module):
-    """One level of :class:`ReviewKDFusion`. With ``fuses`` False, as for the deepest, it has nothing to mix in."""
+    """One level of :class:`ReviewKDFusion`. ``fuses`` is False for the deepest level, which has nothing to blend."""
 
     def __init__(self, in_channels: int, out_channels: int, mid_channels: int, *, fuses: bool) -> None:
         super().__init__()
@@ -94,21 +94,24 @@ class FusionBlock(nn.Module):
         )
 
     def forward(self, feature_map: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Returns what goes on to the shallower level (B, mid_channels, H, W), and the result (B, out_channels, H, W).
+        """The blend for the next shallower level (B, mid_channels, H, W), and the result (B, out_channels, H, W).
 
-        ``deeper`` (B, mid_channels, any size) is what came from the level below, None for the deepest.
+        ``deeper`` is the next deeper level's blend (B, mid_channels, any size), None for the deepest level.
         """
         own = self.reduce(feature_map)
         if self.attention is not None and deeper is not None:
-            own = self._mix(own, deeper, self.attention)
+            own = self._blend(own, deeper, self.attention)
         return own, self.expand(own)
 
     @staticmethod
-    def _mix(own: Tensor, deeper: Tensor, attention: nn.Conv2d) -> Tensor:
-        """Each position's own and the deeper map's nearest value, weighed by ``attention`` on the two concatenated."""
+    def _blend(own: Tensor, deeper: Tensor, attention: nn.Conv2d) -> Tensor:
+        """``own`` and the upsampled ``deeper``, each times its weight at every pixel.
+
+        The weights are the sigmoid of ``attention`` on the two concatenated.
+        """
         size = own.shape[2:]
-        # A 1 × 1 convolution of a concatenation is the sum of two, and commutes with enlarging: nothing is
-        # concatenated, and the deeper map is convolved where it is still small.
+        # A 1 × 1 convolution of a concatenation is the sum of two convolutions, and commutes with nearest upsampling.
+        # So nothing is concatenated, and the deeper map is convolved while it is small.
         own_weight, deeper_weight = attention.weight.chunk(2, dim=1)
         scores = F.conv2d(own, own_weight, attention.bias)
         scores = scores + F.interpolate(F.conv2d(deeper, deeper_weight), size=size, mode="nearest")
@@ -117,10 +120,9 @@ class FusionBlock(nn.Module):
 
 
 class SafeBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d that takes an empty batch, and one value a channel (a 1 × 1 map of one image), in training too.
+    """BatchNorm2d that takes an empty batch, and one value per channel (a 1 × 1 map of one image), in training too.
 
-    Those have no variance. They are normalised by the running statistics, as in evaluation, and leave these as they
-    are.
+    Those have no variance. They are normalised by the running statistics, as in evaluation, and do not change them.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The losses again, by other means than kd_det.losses: plain loops over floats, and float64 autograd."""
+"""The losses on logits once more, by plain loops over Python's floats."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from kd_det.losses import textbook
 
 
 def log_softmax(row: list[float]) -> list[float]:
@@ -61,21 +63,12 @@ def nkd_by_loops(s: Tensor, t: Tensor, y: Tensor, *, gamma: float, temperature: 
     return losses
 
 
-def kd_by_autograd(s: Tensor, t: Tensor, *, temperature: float) -> Tensor:
-    log_q, log_p = (z.double().div(temperature).log_softmax(1) for z in (s, t))
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(1)
+def dkd_in_log_space(s: Tensor, t: Tensor, y: Tensor, *, alpha: float, beta: float, temperature: float) -> Tensor:
+    """``textbook.dkd`` in float64 and without probabilities that underflow: right for large logits too."""
 
-
-def without_target(logits: Tensor, y: Tensor) -> Tensor:
-    """The logits of the other classes, float64 (B, C - 1), by an index: no mask and no infinity takes part."""
-    classes = torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
-    return logits.double().gather(1, classes[classes != y.unsqueeze(1)].view(len(logits), -1))
-
-
-def dkd_by_autograd(s: Tensor, t: Tensor, y: Tensor, *, alpha: float, beta: float, temperature: float) -> Tensor:
     def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
         target = logits.double().gather(1, y.unsqueeze(1)) / temperature
-        rest = without_target(logits, y) / temperature
+        rest = textbook.others(logits.double(), y) / temperature
         two_way = torch.cat((target, rest.logsumexp(1, keepdim=True)), 1)
         return two_way.log_softmax(1), rest.log_softmax(1)
 
@@ -83,9 +76,3 @@ def dkd_by_autograd(s: Tensor, t: Tensor, y: Tensor, *, alpha: float, beta: floa
     tckd = (two_way_p.exp() * (two_way_p - two_way_q)).sum(1)
     nckd = (log_p.exp() * (log_p - log_q)).sum(1)
     return temperature**2 * (alpha * tckd + beta * nckd)
-
-
-def nkd_by_autograd(s: Tensor, t: Tensor, y: Tensor, *, gamma: float, temperature: float) -> Tensor:
-    log_q_y, log_p_y = (z.double().log_softmax(1).gather(1, y.unsqueeze(1)).squeeze(1) for z in (s, t))
-    log_q, log_p = ((without_target(z, y) / temperature).log_softmax(1) for z in (s, t))
-    return -log_p_y.exp() * log_q_y - gamma * temperature**2 * (log_p.exp() * log_q).sum(1)

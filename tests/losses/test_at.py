@@ -46,9 +46,10 @@ def test_by_hand():
     assert at_loss([s, s], [t, t]).item() == pytest.approx(2 * expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("power", [1, 2, 3, 4.5])
+@pytest.mark.parametrize("power", [1, 2, 4.5])
 def test_value_and_gradient_are_those_of_the_plain_formula(power):
-    student, teacher = leaves(*SIZES), random_maps(*SIZES, seed=1, channels=5)
+    sizes = [(4, 3), (2, 3), (1, 1)]
+    student, teacher = leaves(*sizes), random_maps(*sizes, seed=1, channels=5)
     actual, expected = at_loss(student, teacher, power=power), naive(student, teacher, power)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
     for ours, theirs in zip(torch.autograd.grad(actual, student), torch.autograd.grad(expected, student), strict=True):
@@ -129,11 +130,11 @@ def test_the_teacher_gets_no_gradient():
 def test_bad_arguments_are_named():
     maps = random_maps((4, 4), (2, 2))
     cases = [
-        (maps, maps[:1], {}, "as many maps, of the same batch; got 2 maps, (2, 3, 4, 4) and (2, 3, 2, 2) and 1 map"),
-        (maps, random_maps((4, 4), (2, 2), batch=1), {}, "as many maps, of the same batch"),
-        ([], maps, {}, "the student's maps must be"),
-        (maps, [m.long() for m in maps], {}, "the teacher's maps must be float16"),
-        (maps, [maps[0], maps[1].to("meta")], {}, "level 1: the student's map is on cpu, the teacher's on meta"),
+        (maps, maps[:1], {}, "equal in number, and of one batch; got 2 maps, (2, 3, 4, 4) and (2, 3, 2, 2) and 1 map"),
+        (maps, random_maps((4, 4), (2, 2), batch=1), {}, "equal in number, and of one batch"),
+        ([], maps, {}, "student_maps must be"),
+        (maps, [m.long() for m in maps], {}, "teacher_maps must be float16"),
+        (maps, [maps[0], maps[1].to("meta")], {}, "student_maps[1] is on cpu, teacher_maps[1] on meta"),
         (maps, maps, {"power": 0.5}, "power must be a finite number, 1 or more; got 0.5"),
         (maps, maps, {"power": math.nan}, "power must be"),
     ]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 
 from kd_det.losses import coupled_dkd_loss, kd_loss
-from tests.losses.cases import logit_pairs, temperatures, weights
+from tests.losses.cases import examples, logit_pairs, temperatures, weights
 from tests.losses.reference import log_two_way, tckd_and_nckd
 
 
@@ -23,6 +23,7 @@ def by_loops(s, t, y, alpha, temperature):
     return torch.tensor(losses, dtype=torch.float64)
 
 
+@examples
 @given(logit_pairs(), weights, temperatures)
 def test_is_the_plain_formula(pair, alpha, temperature):
     s, t, y = pair
@@ -87,5 +88,5 @@ def test_bad_settings_are_named():
             coupled_dkd_loss(s, t, y, **settings)
     with pytest.raises(ValueError, match="labels must be from 0 to 4; got 7"):
         coupled_dkd_loss(s, t, torch.full_like(y, 7))
-    with pytest.raises(ValueError, match="student and teacher logits must both be"):
+    with pytest.raises(ValueError, match="student_logits and teacher_logits must both be"):
         coupled_dkd_loss(s, t[:, :4], y)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from kd_det.losses import dkd_loss, kd_loss, nkd_loss
-from tests.losses.reference import dkd_by_autograd, kd_by_autograd, nkd_by_autograd
+from kd_det.losses import dkd_loss, kd_loss, nkd_loss, textbook
+from tests.losses.reference import dkd_in_log_space
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-HALVES = [torch.float16, torch.bfloat16]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 WEIGHTS = {"alpha": 0.7, "beta": 3.0}
 
 
@@ -21,15 +22,15 @@ def kd(s, t, y, **settings):
 
 
 def kd_reference(s, t, y, **settings):
-    return kd_by_autograd(s, t, **settings)
+    return textbook.kd(s, t, **settings)
 
 
 WITH_REFERENCE = pytest.mark.parametrize(
     ("loss", "reference"),
     [
         pytest.param(kd, kd_reference, id="kd"),
-        pytest.param(partial(dkd_loss, **WEIGHTS), partial(dkd_by_autograd, **WEIGHTS), id="dkd"),
-        pytest.param(partial(nkd_loss, gamma=0.7), partial(nkd_by_autograd, gamma=0.7), id="nkd"),
+        pytest.param(partial(dkd_loss, **WEIGHTS), partial(dkd_in_log_space, **WEIGHTS), id="dkd"),
+        pytest.param(partial(nkd_loss, gamma=0.7), partial(textbook.nkd, gamma=0.7), id="nkd"),
     ],
 )
 KD, DKD, NKD = (pytest.param(loss, id=name) for loss, name in ((kd, "kd"), (dkd_loss, "dkd"), (nkd_loss, "nkd")))
@@ -60,17 +61,16 @@ def assert_like(actual, expected, tolerance, scale=1.0):
 
 
 @LOSSES
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize(("temperature", "reduction"), [(0.5, "none"), (1.0, "sum"), (4.0, "mean")])
 def test_gradient_is_that_of_the_value(loss, temperature, reduction):
-    s, t, y = batch()
+    s, t, y = batch(4)
     assert torch.autograd.gradcheck(lambda s: loss(s, t, y, temperature=temperature, reduction=reduction), s)
 
 
 @WITH_REFERENCE
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("temperature", [1.0, 3.0, 4.0])
-@pytest.mark.parametrize("classes", [2, 3, 100])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("classes", [2, 100])
 @pytest.mark.parametrize(
     ("dtype", "size"),
     [
@@ -103,14 +103,13 @@ def test_large_logits_keep_their_small_differences(loss, reference, offset):
 
 
 @LOSSES
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("temperature", [1e-6, 1.0, 1e6])
-def test_the_largest_logits_of_a_dtype_give_no_nan_and_no_inf(loss, dtype, temperature):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_largest_logits_of_a_dtype_give_no_nan_and_no_inf(loss, dtype):
     largest = torch.finfo(dtype).max
     corners = torch.tensor([-largest, 0.0, largest], dtype=dtype)
     rows = torch.cartesian_prod(corners, corners, corners)
     s, t = (rows[indices] for indices in torch.cartesian_prod(*[torch.arange(len(rows))] * 2).unbind(1))
-    for target in range(3):
+    for target, temperature in itertools.product(range(3), (1e-6, 1.0, 1e6)):
         y = torch.full((len(s),), target)
         value, gradient = value_and_gradient(loss, s, t, y, temperature=temperature, reduction="mean")
         assert value.isfinite()
@@ -118,14 +117,12 @@ def test_the_largest_logits_of_a_dtype_give_no_nan_and_no_inf(loss, dtype, tempe
 
 
 @LOSSES
-@pytest.mark.parametrize("network", ["student", "teacher"])
-@pytest.mark.parametrize("column", range(3))
-def test_nan_is_not_hidden(loss, network, column):
-    s, t, y = batch(3, 3)
-    s = s.detach()
-    (s if network == "student" else t)[1, column] = float("nan")
-    value = loss(s, t, y, reduction="none")
-    assert value.isnan().tolist() == [False, True, False]
+def test_nan_is_not_hidden(loss):
+    for network, column in itertools.product(range(2), range(3)):
+        s, t, y = batch(3, 3)
+        logits = s.detach(), t
+        logits[network][1, column] = float("nan")
+        assert loss(*logits, y, reduction="none").isnan().tolist() == [False, True, False]
 
 
 @LOSSES
@@ -291,18 +288,18 @@ def test_one_row_of_logits_may_serve_every_sample(loss):
 
 
 @LOSSES
-@pytest.mark.parametrize("s_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("t_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_dtypes_widen_to_float32_or_more(loss, s_dtype, t_dtype):
-    s, t, y = batch()
-    s, t = s.detach().to(s_dtype), t.to(t_dtype)
-    wide = torch.float64 if torch.float64 in (s_dtype, t_dtype) else torch.float32
-    value, gradient = value_and_gradient(loss, s, t, y)
-    expected, expected_gradient = value_and_gradient(loss, s.to(wide), t.to(wide), y)
-    assert value.dtype == wide
-    assert gradient.dtype == s_dtype
-    assert value.equal(expected)
-    assert gradient.equal(expected_gradient.to(s_dtype))
+@pytest.mark.parametrize("s_dtype", DTYPES)
+def test_dtypes_widen_to_float32_or_more(loss, s_dtype):
+    for t_dtype in DTYPES:
+        s, t, y = batch()
+        s, t = s.detach().to(s_dtype), t.to(t_dtype)
+        wide = torch.float64 if torch.float64 in (s_dtype, t_dtype) else torch.float32
+        value, gradient = value_and_gradient(loss, s, t, y)
+        expected, expected_gradient = value_and_gradient(loss, s.to(wide), t.to(wide), y)
+        assert value.dtype == wide
+        assert gradient.dtype == s_dtype
+        assert value.equal(expected)
+        assert gradient.equal(expected_gradient.to(s_dtype))
 
 
 @LOSSES
@@ -348,18 +345,13 @@ def test_compiled(loss):
 
 
 @LOSSES
-@pytest.mark.parametrize(
-    ("s_shape", "t_shape"),
-    [
-        ((4, 5), (4, 6)),
-        ((4, 5), (3, 5)),
-        ((4, 5), (5,)),
-        ((4,), (4,)),
-        ((2, 4, 5), (2, 4, 5)),
-        ((4, 1), (4, 1)),
-    ],
-)
-def test_shapes_that_make_no_sense(loss, s_shape, t_shape):
+def test_shapes_that_make_no_sense(loss):
+    pairs = [((4, 5), (4, 6)), ((4, 5), (3, 5)), ((4, 5), (5,)), ((4,), (4,)), ((2, 4, 5),) * 2, ((4, 1),) * 2]
+    for s_shape, t_shape in pairs:
+        assert_refused(loss, s_shape, t_shape)
+
+
+def assert_refused(loss, s_shape, t_shape):
     with pytest.raises(ValueError, match=r"must both be \(B, C\) with C >= 2") as caught:
         loss(torch.zeros(s_shape), torch.zeros(t_shape), torch.zeros(4, dtype=torch.int64))
     assert str(s_shape) in str(caught.value)
@@ -367,58 +359,58 @@ def test_shapes_that_make_no_sense(loss, s_shape, t_shape):
 
 
 @LOSSES
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
-def test_logits_that_are_not_floats(loss, dtype):
+def test_logits_that_are_not_floats(loss):
     floats, y = torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)
-    for s, t in ((floats.to(dtype), floats), (floats, floats.to(dtype))):
-        with pytest.raises(ValueError, match=f"logits must be float.*{dtype}"):
-            loss(s, t, y)
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        for s, t in ((floats.to(dtype), floats), (floats, floats.to(dtype))):
+            with pytest.raises(ValueError, match=f"logits must be float.*{dtype}"):
+                loss(s, t, y)
 
 
 @LOSSES
 def test_logits_on_two_devices(loss):
-    with pytest.raises(ValueError, match="student logits are on cpu, the teacher's on meta"):
+    with pytest.raises(ValueError, match="student_logits are on cpu, teacher_logits on meta"):
         loss(torch.zeros(4, 5), torch.zeros(4, 5, device="meta"), torch.zeros(4, dtype=torch.int64))
 
 
 @LOSSES
-@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf"), -float("inf"), 1e-7, 1e7])
-def test_temperatures_that_make_no_sense(loss, temperature):
+def test_temperatures_that_make_no_sense(loss):
     s, t, y = batch()
-    with pytest.raises(ValueError, match=f"temperature must be from 1e-06 to 1e\\+06; got {temperature}"):
-        loss(s, t, y, temperature=temperature)
+    for temperature in (0, -1.0, float("nan"), float("inf"), -float("inf"), 1e-7, 1e7):
+        with pytest.raises(ValueError, match=f"temperature must be from 1e-06 to 1e\\+06; got {temperature}"):
+            loss(s, t, y, temperature=temperature)
 
 
 @LOSSES
-@pytest.mark.parametrize("reduction", ["batchmean", "Mean", "", None])
-def test_an_unknown_reduction(loss, reduction):
+def test_an_unknown_reduction(loss):
     s, t, y = batch()
-    with pytest.raises(ValueError, match=f'reduction must be "none", "mean" or "sum"; got {reduction!r}'):
-        loss(s, t, y, reduction=reduction)
+    for reduction in ("batchmean", "Mean", "", None):
+        with pytest.raises(ValueError, match=f'reduction must be "none", "mean" or "sum"; got {reduction!r}'):
+            loss(s, t, y, reduction=reduction)
 
 
 @LABELLED
-@pytest.mark.parametrize("batch", [1, 7, 5000])
-@pytest.mark.parametrize("label", [-100, -1, 5, 2**40])
-def test_labels_out_of_range(loss, batch, label):
-    y = torch.zeros(batch, dtype=torch.int64)
-    y[-1] = label
-    with pytest.raises(ValueError, match=f"labels must be from 0 to 4; got {label}"):
-        loss(torch.zeros(batch, 5), torch.zeros(batch, 5), y)
+@pytest.mark.parametrize("size", [1, 7, 5000])
+def test_labels_out_of_range(loss, size):
+    for label in (-100, -1, 5, 2**40):
+        y = torch.zeros(size, dtype=torch.int64)
+        y[-1] = label
+        with pytest.raises(ValueError, match=f"labels must be from 0 to 4; got {label}"):
+            loss(torch.zeros(size, 5), torch.zeros(size, 5), y)
 
 
 @LABELLED
-@pytest.mark.parametrize("shape", [(3,), (5,), (4, 1), ()])
-def test_labels_of_another_shape(loss, shape):
-    with pytest.raises(ValueError, match=r"labels must be \(4,\)"):
-        loss(torch.zeros(4, 5), torch.zeros(4, 5), torch.zeros(shape, dtype=torch.int64))
+def test_labels_of_another_shape(loss):
+    for shape in ((3,), (5,), (4, 1), ()):
+        with pytest.raises(ValueError, match=r"labels must be \(4,\)"):
+            loss(torch.zeros(4, 5), torch.zeros(4, 5), torch.zeros(shape, dtype=torch.int64))
 
 
 @LABELLED
-@pytest.mark.parametrize("dtype", [torch.int32, torch.float32, torch.bool])
-def test_labels_that_are_not_int64(loss, dtype):
-    with pytest.raises(ValueError, match=f"labels must be int64 class indices; got {dtype}"):
-        loss(torch.zeros(4, 5), torch.zeros(4, 5), torch.zeros(4, dtype=dtype))
+def test_labels_that_are_not_int64(loss):
+    for dtype in (torch.int32, torch.float32, torch.bool):
+        with pytest.raises(ValueError, match=f"labels must be int64 class indices; got {dtype}"):
+            loss(torch.zeros(4, 5), torch.zeros(4, 5), torch.zeros(4, dtype=dtype))
 
 
 @LABELLED

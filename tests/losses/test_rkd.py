@@ -158,11 +158,11 @@ def test_the_teacher_gets_no_gradient(loss):
 def test_bad_arguments_are_named(loss):
     s = features()
     cases = [
-        (s, features(4), "must be (B, D) of one batch, D of 1 or more on either side; got (5, 4) and (4, 4)"),
+        (s, features(4), "must both be (B, D), with one B and D of 1 or more; got (5, 4) and (4, 4)"),
         (s, s[:, :0], "got (5, 4) and (5, 0)"),
         (s.view(5, 4, 1, 1), s, "got (5, 4, 1, 1) and (5, 4)"),
         (s, s.long(), "got torch.float64 and torch.int64 (teacher)"),
-        (s, s.to("meta"), "the student's features are on cpu, the teacher's on meta"),
+        (s, s.to("meta"), "student_features are on cpu, teacher_features on meta"),
     ]
     for student, teacher, words in cases:
         with pytest.raises(ValueError, match=re.escape(words)):

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kd_det.losses import dkd_loss, kd_loss, nkd_loss, standardize_logits
-from tests.losses.cases import logit_pairs
+from tests.losses.cases import examples, logit_pairs
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -17,22 +17,11 @@ def random_logits(*shape, seed=0):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def by_formula(logits, eps=1e-7):
-    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + eps)
-
-
 def test_by_hand():
     """Mean 3; squares 4 + 0 + 4 over C − 1 = 2: standard deviation 2."""
     logits = torch.tensor([[1.0, 3.0, 5.0]])
     assert standardize_logits(logits, eps=1e-12).tolist()[0] == pytest.approx([-1.0, 0.0, 1.0])
     assert standardize_logits(logits, eps=2.0).tolist()[0] == pytest.approx([-0.5, 0.0, 0.5])
-
-
-@pytest.mark.parametrize("shape", [(6, 5), (6, 2), (6, 1000), (4, 5, 7)])
-@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
-def test_is_the_z_score_over_the_classes(shape, size):
-    logits = size * random_logits(*shape)
-    torch.testing.assert_close(standardize_logits(logits), by_formula(logits), rtol=1e-10, atol=1e-10)
 
 
 def test_regions_are_standardised_each_for_itself():
@@ -46,14 +35,14 @@ def test_gradient_is_that_of_the_value(classes):
     assert torch.autograd.gradcheck(standardize_logits, random_logits(4, classes).requires_grad_())
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, 1000.1, -3e4])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_a_constant_row_gives_zeros_without_a_gradient(classes, dtype, value):
-    logits = torch.full((1, classes), value, dtype=dtype, requires_grad=True)
+def test_a_constant_row_gives_zeros_without_a_gradient(classes, dtype):
+    logits = torch.tensor([[0.0], [0.1], [1000.1], [-3e4]], dtype=dtype).repeat(1, classes).requires_grad_()
     scores = standardize_logits(logits)
     assert not scores.any()
-    (gradient,) = torch.autograd.grad(scores, logits, torch.arange(classes, dtype=scores.dtype).unsqueeze(0))
+    slopes = torch.arange(classes, dtype=scores.dtype).expand(4, -1)
+    (gradient,) = torch.autograd.grad(scores, logits, slopes)
     assert not gradient.any()
 
 
@@ -77,7 +66,7 @@ def test_two_classes_keep_only_which_is_greater():
     assert gradient.abs().max() < 1e-6
 
 
-@settings(deadline=None)
+@examples
 @given(logit_pairs(), st.sampled_from(DTYPES))
 def test_every_row_is_finite_with_zero_mean(case, dtype):
     logits, _, _ = case

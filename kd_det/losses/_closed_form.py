@@ -1,8 +1,10 @@
-"""Student and teacher as one (2, B, C) tensor: their softmax, its KL divergence, and losses built on it.
+"""What the losses with a closed-form gradient share: the softmax of student and teacher, and the autograd function.
 
-Index 0 of the leading 2 is the student, 1 the teacher. Those losses know their gradient in closed form and
-work it out in the forward pass, within the buffers of the value: 3 times the size of the logits at the most,
-and 1 until the backward pass.
+Shape legend: B samples, C classes. Student and teacher are one (2, B, C) tensor: index 0 of the leading 2 is the
+student, 1 the teacher.
+
+Such a loss works out its gradient in the forward pass, within the buffers of its value. It takes at most 3 times the
+memory of the logits, and keeps 1 until the backward pass.
 """
 
 from __future__ import annotations
@@ -12,14 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# Logits beyond these count as these, so that neither a difference of two nor T² times a sum of some can
-# overflow.
+# Larger logits count as these, so that neither a difference of two nor T² times a sum of some overflows.
 LARGEST = {torch.float32: 1e18, torch.float64: 1e150}
 
 
-def stack_pair(s: Tensor, t: Tensor) -> Tensor:
+def stack_pair(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """A new (2, B, C) tensor in the wider of the two dtypes, at least float32; no logit beyond LARGEST."""
-    pair = torch.stack((s, t))
+    pair = torch.stack((student_logits, teacher_logits))
     if pair.dtype not in LARGEST:
         pair = pair.float()
     largest = LARGEST[pair.dtype]
@@ -27,7 +28,7 @@ def stack_pair(s: Tensor, t: Tensor) -> Tensor:
 
 
 def softmax_(pair: Tensor) -> Tensor:
-    """The softmax of ``pair`` (2, B, C), in place; returns the logarithm of what each row was divided by, (2, B, 1).
+    """The softmax of ``pair`` (2, B, C), in place. Returns the log of what each row was divided by, (2, B, 1).
 
     The greatest logit of each row must be 0.
     """
@@ -37,21 +38,19 @@ def softmax_(pair: Tensor) -> Tensor:
 
 
 class SoftmaxPair(NamedTuple):
-    """``q`` and ``p`` (B, C): student's and teacher's softmax. ``divergence`` (B, 1): KL(p ‖ q). ``log_normalizer``
-    (2, B, 1): the logarithm of what each was divided by. ``buffer`` (B, C): free to be overwritten.
-    """
+    """The softmax of student and teacher, and their divergence."""
 
-    q: Tensor
-    p: Tensor
-    divergence: Tensor
-    log_normalizer: Tensor
-    buffer: Tensor
+    q: Tensor  # (B, C), the student's
+    p: Tensor  # (B, C), the teacher's
+    divergence: Tensor  # (B, 1), KL(p ‖ q)
+    log_normalizer: Tensor  # (2, B, 1), the log of what each was divided by
+    buffer: Tensor  # (B, C), free to be overwritten
 
 
 def softmax_pair_(pair: Tensor) -> SoftmaxPair:
     """The softmax of ``pair`` (2, B, C), in place. The greatest logit of each row must be 0."""
     q, p = pair.unbind()
-    # Of logits and not of logarithms of probabilities: nothing to cancel where the two networks agree.
+    # The difference is that of logits, not of log-probabilities: nothing cancels where the two networks agree.
     buffer = p - q
     log_normalizer = softmax_(pair)
     divergence = buffer.mul_(p).sum(1, keepdim=True).add_(log_normalizer[0]).sub_(log_normalizer[1])
@@ -67,19 +66,21 @@ class ClosedFormLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        s, gradient = ctx.saved_tensors
+        logits, gradient = ctx.saved_tensors
         grad_output = grad_outputs[0].unsqueeze(1) if grad_outputs[0].ndim else grad_outputs[0]
-        # With create_graph, the product alone would make the gradient a constant to any further derivative.
-        differentiable = torch.is_grad_enabled()
-        grad_s = _OnlyOnce.apply(s, gradient, grad_output) if differentiable else gradient * grad_output
-        return (grad_s, *(None,) * (len(ctx.needs_input_grad) - 1))
+        # Under create_graph the product alone would count as a constant, and a second derivative be silently wrong.
+        if torch.is_grad_enabled():
+            grad_logits = _OnlyOnce.apply(logits, gradient, grad_output)
+        else:
+            grad_logits = gradient * grad_output
+        return (grad_logits, *(None,) * (len(ctx.needs_input_grad) - 1))
 
 
 class _OnlyOnce(torch.autograd.Function):
-    """The gradient as a function of the logits ``s`` that cannot be differentiated."""
+    """The gradient as a function of the logits that cannot be differentiated again."""
 
     @staticmethod
-    def forward(ctx: Any, s: Tensor, gradient: Tensor, grad_output: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, gradient: Tensor, grad_output: Tensor) -> Tensor:
         return gradient * grad_output
 
     @staticmethod
