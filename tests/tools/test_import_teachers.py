@@ -206,3 +206,57 @@ def test_the_accuracy(monkeypatch, tmp_path):
 def test_no_data_to_evaluate_on(tmp_path):
     with pytest.raises(SetupError, match=r"--data-root .* has no intact cifar-100-python/; or give --no-eval"):
         module.cifar100_accuracy(create_model("resnet8", 100), tmp_path)
+
+
+def test_a_member_larger_than_a_teacher_is_not_read(folder, monkeypatch):
+    monkeypatch.setattr("classification.models.archive.MAX_FILE", 6 * 2**20)
+    (folder / FILES["wrn_16_1"]).write_bytes(bytes(7 * 2**20))
+    for kind in ("tar", "tar.gz", "zip", "folder"):
+        path = folder if kind == "folder" else pack(folder, kind)
+        with pytest.raises(SetupError, match=r"wrn_16_1_vanilla/.*' has 7 MiB, more than the 6 of a teacher"):
+            list(module.published_teachers(path))
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "tar.xz", "tar.bz2", "zip"])
+def test_an_archive_that_unpacks_to_much_more_is_refused(kind, tmp_path):
+    path = tmp_path / f"bomb.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for number in range(3):
+                archive.writestr(f"log{number}.txt", bytes(30_000_000))
+    else:
+        member = tarfile.TarInfo("log.txt")
+        member.size = 3 * 2**30  # and nothing of it is there: the size is checked before
+        with tarfile.open(path, f"w:{kind[4:]}") as archive:
+            archive.addfile(member)
+    with pytest.raises(SetupError, match=r"would unpack to \d+ MiB or more, over 10 times its size"):
+        list(module.published_teachers(path))
+
+
+def test_a_header_of_any_length_is_not_read(tmp_path):
+    member = tarfile.TarInfo("resnet8_vanilla/x.pth")
+    member.pax_headers = {"comment": "x" * 2**21}
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member)
+    with pytest.raises(SetupError, match=r"x.tar.gz is no .tar or .zip archive, or is truncated: it has a header of"):
+        list(module.published_teachers(tmp_path / "x.tar.gz"))
+
+
+def test_a_member_with_more_than_it_declares(folder, tmp_path):
+    path = pack(folder, "zip")
+    content = path.read_bytes()
+    size = len(checkpoint("resnet8x4")).to_bytes(4, "little")
+    path.write_bytes(content.replace(size, (1000).to_bytes(4, "little")))
+    with pytest.raises(SetupError, match=r"no \.tar or \.zip archive, or is truncated"):
+        list(module.published_teachers(path))
+
+
+def test_the_command_line_in_one_line(tmp_path, capsys):
+    import import_teachers
+
+    (tmp_path / "resnet8_vanilla").mkdir()
+    torch.save({"model": {"fc.bias": torch.full((3,), float("nan"))}}, tmp_path / "resnet8_vanilla" / "x.pth")
+    with pytest.raises(SystemExit) as ended:
+        import_teachers.main([str(tmp_path), "--no-eval"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith(f"error: {tmp_path}: resnet8_vanilla/x.pth: 3 of 3 values of ")
