@@ -22,7 +22,7 @@ import numpy as np
 # What is built from a file may take this many times the file's size, and SLACK bytes besides.
 FACTOR = 4
 SLACK = 2**20
-MAX_PARTS = 2_000_000  # instructions of a pickle, and parts of what it holds; the largest checkpoints have some 100,000
+MAX_PARTS = 1_000_000  # instructions of a pickle, and parts of what it holds; the largest checkpoints have some 100,000
 MAX_PARTS_SLACK = 100_000  # where parts stand in several places
 MAX_DEPTH = 64  # of containers within containers
 MAX_DIMENSIONS = 32
