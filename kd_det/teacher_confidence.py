@@ -22,9 +22,9 @@ from kd_det.gap_report import MeasuredGaps
 from kd_det.teacher import FrozenTeacher, load_teacher
 
 USE = "for KD.DKD.BETA (T = 1)"
-GUIDANCE = f"""The guidance: Zhao et al. 2022 took beta {DETECTION_BETA}, KD.DKD.BETA's default, for every detector on COCO. There is no
-published scale from a detector's gap to its beta, so the suggestion does not depend on yours: start there, and try half
-and double. The gap tells teachers apart: of two, the surer bears the larger beta."""
+GUIDANCE = f"""The guidance: Zhao et al. 2022 took beta {DETECTION_BETA}, KD.DKD.BETA's default, for every detector.
+There is no published scale from a detector's gap to its beta, so the suggestion does not depend on yours: start there,
+and try half and double. The gap tells teachers apart: of two, the surer bears the larger beta."""
 
 
 def detector_gaps(cfg: CfgNode, dataset: str, images: int) -> MeasuredGaps:

@@ -132,7 +132,7 @@ def write_onnx(
         try:
             outputs = session.run(None, {"image": image.numpy()})
         except Exception as error:  # onnxruntime's own errors have no common base
-            raise RuntimeError(str(error)) from error
+            raise RuntimeError(first_line(error)) from error
         return _detections([torch.as_tensor(output) for output in outputs])
 
     return [path, description], run

@@ -16,7 +16,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 ITERATIONS = 20
-LARGEST_SHARE = 10.0  # a term's loss over the sum of the detector's own
+LARGEST_RATIO = 10.0  # a term's loss over the sum of the detector's own
 
 
 class BalanceWatch:
@@ -58,7 +58,7 @@ class BalanceWatch:
     def _warn(self, means: list[float]) -> None:
         detector, *others = means
         for (name, weight), mean in zip(self.weights.items(), others, strict=True):
-            if detector > 0 and mean > LARGEST_SHARE * detector:
+            if detector > 0 and mean > LARGEST_RATIO * detector:
                 logger.warning(
                     "KD.TERMS: the loss of %r is %.3g on average over the first %d iterations, %.0f times the "
                     "detector's own losses together (%.3g): the detector hardly learns beside it. %s",
