@@ -47,6 +47,16 @@ class BoxStage:
         return [features[name] for name in self.in_features]
 
 
+@dataclass(frozen=True)
+class _AveragedRes5:
+    """The head of ``Res5ROIHeads``. A class, so that what holds a stage can be copied and pickled."""
+
+    res5: nn.Module
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        return self.res5(pooled).mean(dim=(2, 3))
+
+
 def box_stages(heads: nn.Module) -> list[BoxStage]:
     """The stages of ``StandardROIHeads``, ``CascadeROIHeads`` or ``Res5ROIHeads``, first to last.
 
@@ -59,11 +69,7 @@ def box_stages(heads: nn.Module) -> list[BoxStage]:
     if isinstance(heads, StandardROIHeads):
         return [BoxStage(heads.box_pooler, heads.box_in_features, heads.box_head, heads.box_predictor)]
     if isinstance(heads, Res5ROIHeads):
-        return [
-            BoxStage(
-                heads.pooler, heads.in_features, lambda pooled: heads.res5(pooled).mean(dim=(2, 3)), heads.box_predictor
-            )
-        ]
+        return [BoxStage(heads.pooler, heads.in_features, _AveragedRes5(heads.res5), heads.box_predictor)]
     raise TypeError(f"{type(heads).__name__} has no box stages that kd_det knows")
 
 

@@ -12,7 +12,8 @@ from kd_det.common.errors import SetupError
 from kd_det.data.checks import check_named
 from kd_det.data.class_comparison import compare_classes
 from kd_det.data.report import CocoReport, Finding, compare_sets, examine, format_findings, format_report
-from kd_det.teacher_classes import class_names, shared_classes
+from kd_det.modeling.terms import TERMS
+from kd_det.teacher_classes import class_names, shared_classes, unpaired_classes
 from kd_det.teacher_config import teacher_config
 
 
@@ -72,6 +73,8 @@ def _model_findings(cfg: CfgNode, reports: Sequence[CocoReport]) -> Iterator[Fin
 def _teacher_findings(cfg: CfgNode, report: CocoReport) -> list[Finding]:
     teacher_cfg = teacher_config(cfg)
     theirs = class_names(teacher_cfg)
+    if cfg.KD.TERMS and not any(TERMS[name].needs_logits for name in cfg.KD.TERMS if name in TERMS):
+        return [Finding(unpaired_classes(cfg, teacher_cfg), stops=False)]
     if cfg.KD.TEACHER.CLASS_MAP:
         return [_map_finding(cfg, teacher_cfg)]
     if theirs is None:

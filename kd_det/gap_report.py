@@ -1,4 +1,4 @@
-"""What ``tools/suggest_beta.py`` says of a teacher's confidence, a classifier's and a detector's alike."""
+"""What ``tools/suggest_beta.py`` says of a teacher's confidence, a classifier's or a detector's."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class MeasuredGaps:
         values: (B,) floating point, B >= 1.
         use: what the suggested beta is for.
         advice: what to add to the guidance.
+        beta: the beta to suggest; None: the ``suggested_beta`` of the mean, which is for classifiers.
+        guidance: what the suggestion rests on.
     """
 
     teacher: str
@@ -40,10 +42,17 @@ class MeasuredGaps:
     values: Tensor
     use: str
     advice: str = ""
+    beta: float | None = None
+    guidance: str = GUIDANCE
 
     @property
     def mean(self) -> float:
         return self.values.double().mean().item()
+
+    @property
+    def suggestion(self) -> float:
+        """``beta``, or what follows from the mean."""
+        return suggested_beta(self.mean) if self.beta is None else self.beta
 
     @property
     def quantiles(self) -> dict[float, float]:
@@ -61,14 +70,18 @@ class MeasuredGaps:
 def describe(gaps: MeasuredGaps) -> str:
     """The mean gap, its quantiles, the beta and the guidance."""
     quantiles = ", ".join(f"{share:.0%} {value:.2f}" for share, value in gaps.quantiles.items())
-    guidance = f"{GUIDANCE} {gaps.advice}".strip()
+    guidance = f"{gaps.guidance} {gaps.advice}".strip()
     return f"""teacher {gaps.teacher}, {len(gaps.values)} {gaps.data}
 mean gap z_t - z_max  {gaps.mean:.2f}   (z_t: the logit of the sample's own class, z_max: the largest of the others)
 quantiles             {quantiles}
 not the top class     {gaps.wrong:.1%} of the {gaps.samples}
-suggested beta        {suggested_beta(gaps.mean):.1f} {gaps.use}
+suggested beta        {_rounded(gaps.suggestion)} {gaps.use}
 
 {guidance}"""
+
+
+def _rounded(beta: float) -> str:
+    return f"{beta:.1f}" if beta >= 1 else f"{beta:.2g}"
 
 
 def write(gaps: MeasuredGaps, folder: Path) -> list[Path]:
@@ -81,7 +94,7 @@ def write(gaps: MeasuredGaps, folder: Path) -> list[Path]:
         "mean_gap": gaps.mean,
         "quantiles": gaps.quantiles,
         "not_top_class": gaps.wrong,
-        "suggested_beta": suggested_beta(gaps.mean),
+        "suggested_beta": gaps.suggestion,
         "gaps": [round(value, 4) for value in gaps.values.tolist()],
     }
     data = folder / f"{NAME}.json"
@@ -98,7 +111,7 @@ def draw(gaps: MeasuredGaps) -> Figure:
     wrong = f"left of 0, {gaps.wrong:.1%}: the own class is not the top one"
     axes.axvline(0, color="#444444", linewidth=1.5, linestyle="--", label=wrong)
     figure.suptitle(f"{gaps.teacher}, {gaps.data}", fontsize=10)
-    axes.set_title(f"suggested β {suggested_beta(gaps.mean):.1f} {gaps.use}", fontsize=9)
+    axes.set_title(f"suggested β {_rounded(gaps.suggestion)} {gaps.use}", fontsize=9)
     axes.set(xlabel=r"$z_t - z_{max}$: the own class's logit above the largest of the others", ylabel=gaps.samples)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)

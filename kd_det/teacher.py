@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +21,10 @@ from kd_det.cells import Cells
 from kd_det.checkpoint import load_strictly
 from kd_det.class_map import ClassMap
 from kd_det.common.errors import SetupError
-from kd_det.teacher_classes import shared_classes
+from kd_det.teacher_classes import distilled_classes, shared_classes, unpaired_classes
 from kd_det.teacher_config import teacher_config
+
+logger = logging.getLogger(__name__)
 
 TEACHER_HEADS = (StandardROIHeads, CascadeROIHeads, Res5ROIHeads)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -54,7 +58,8 @@ class FrozenTeacher:
         self.class_map = class_map
         for part in (model.backbone, *box_modules(model.roi_heads)):
             part.to(dtype=dtype)
-        self.stages = [self._in_precision(stage) for stage in box_stages(model.roi_heads)]
+        stages = box_stages(model.roi_heads)
+        self.stages = [replace(stage, head=_InPrecision(stage.head, dtype)) for stage in stages]
         # Frozen convolutions are faster on maps whose channels lie together; the values are the same.
         model.backbone.to(memory_format=torch.channels_last)
 
@@ -111,8 +116,16 @@ class FrozenTeacher:
     def _stage(self, number: int) -> BoxStage:
         return self.stages[min(number, len(self.stages) - 1)]
 
-    def _in_precision(self, stage: BoxStage) -> BoxStage:
-        return replace(stage, head=lambda pooled: stage.head(pooled.to(self.dtype)))
+
+@dataclass(frozen=True)
+class _InPrecision:
+    """A box head that takes pooled regions of any precision. A class, so that a teacher can be copied and pickled."""
+
+    head: Callable[[Tensor], Tensor]
+    dtype: torch.dtype
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        return self.head(pooled.to(self.dtype))
 
 
 def reorder_channels(image: Tensor, given: str, wanted: str) -> Tensor:
@@ -120,10 +133,15 @@ def reorder_channels(image: Tensor, given: str, wanted: str) -> Tensor:
     return image if given == wanted else image.flip(0)
 
 
-def load_teacher(cfg: CfgNode) -> FrozenTeacher:
+def load_teacher(cfg: CfgNode, *, needs_logits: bool = True) -> FrozenTeacher:
     """Builds the teacher that ``cfg.KD.TEACHER`` names, on ``cfg.MODEL.DEVICE``, with every one of its weights.
 
     Leaves the random number generators as they were: a student trains alike with and without a teacher beside it.
+    Logs which classes are distilled.
+
+    Args:
+        cfg: the student's configuration.
+        needs_logits: whether its class logits will be asked for. If not, its classes may be any.
 
     Raises:
         SetupError: the configuration or the weights are not found, unreadable or incomplete; the teacher has other
@@ -131,7 +149,8 @@ def load_teacher(cfg: CfgNode) -> FrozenTeacher:
     """
     teacher_cfg = teacher_config(cfg)
     check_image_formats(cfg, teacher_cfg)
-    classes = shared_classes(cfg, teacher_cfg)
+    classes = shared_classes(cfg, teacher_cfg) if needs_logits else None
+    logger.info(distilled_classes(cfg, teacher_cfg, classes) if needs_logits else unpaired_classes(cfg, teacher_cfg))
     with torch.random.fork_rng(devices=[]):  # Detectron2 initialises on the CPU
         model = build_model(teacher_cfg)
     check_heads(model, cfg.KD.TEACHER.CONFIG_FILE)

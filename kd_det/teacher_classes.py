@@ -1,6 +1,8 @@
-"""Whether student and teacher have the same classes, or which of them are compared."""
+"""Whether student and teacher have the same classes, which of them are compared, and what the log says of it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -8,6 +10,8 @@ from detectron2.data import MetadataCatalog
 from kd_det.class_map import KEY as CLASS_MAP
 from kd_det.class_map import ClassMap, class_map
 from kd_det.common.errors import SetupError
+
+SHOWN = 80  # names on a line of the log: all of COCO's
 
 
 def shared_classes(cfg: CfgNode, teacher_cfg: CfgNode) -> ClassMap | None:
@@ -28,10 +32,48 @@ def shared_classes(cfg: CfgNode, teacher_cfg: CfgNode) -> ClassMap | None:
     return class_map(entries, ours, theirs)
 
 
+def distilled_classes(cfg: CfgNode, teacher_cfg: CfgNode, classes: ClassMap | None) -> str:
+    """One line on what ``shared_classes`` gave: which classes are compared, and which have no partner."""
+    ours, theirs = _all_names(cfg), _all_names(teacher_cfg)
+    if classes is None:
+        return f"Distilled classes: all {len(ours)}, in the same order"
+    pairs = [
+        ours[i] if ours[i] == theirs[j] else f"{ours[i]}={theirs[j]}"
+        for i, j in zip(classes.student, classes.teacher, strict=True)
+    ]
+    without = [name for index, name in enumerate(ours) if index not in classes.student]
+    unused = [name for index, name in enumerate(theirs) if index not in classes.teacher]
+    return (
+        f"Distilled classes: {len(pairs)} of the student's {len(ours)} ({_listed(pairs)}). Not distilled, without a "
+        f"partner: the student's {_listed(without)}; the teacher's {_listed(unused)}"
+    )
+
+
+def unpaired_classes(cfg: CfgNode, teacher_cfg: CfgNode) -> str:
+    """One line for terms that compare feature maps alone."""
+    ours, theirs = (config.MODEL.ROI_HEADS.NUM_CLASSES for config in (cfg, teacher_cfg))
+    unused = f"; {CLASS_MAP} {list(cfg.KD.TEACHER.CLASS_MAP)} is not used" if cfg.KD.TEACHER.CLASS_MAP else ""
+    return (
+        f"Distilled classes: none. The terms {', '.join(cfg.KD.TERMS)} compare feature maps, so that the student's "
+        f"{ours} classes and the teacher's {theirs} need not be the same{unused}"
+    )
+
+
 def class_names(cfg: CfgNode) -> list[str] | None:
     """The class names of the first training set, where it is registered and names them; otherwise None."""
     names = cfg.DATASETS.TRAIN
     return MetadataCatalog.get(names[0]).get("thing_classes") if names and names[0] in MetadataCatalog.list() else None
+
+
+def _all_names(cfg: CfgNode) -> list[str]:
+    """The names of all classes; where they are not known, their numbers."""
+    count, names = cfg.MODEL.ROI_HEADS.NUM_CLASSES, class_names(cfg)
+    return list(names) if names and len(names) == count else [str(number) for number in range(count)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "none") + more
 
 
 def _check_named(names: list[str] | None, cfg: CfgNode, side: str) -> None:

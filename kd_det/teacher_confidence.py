@@ -21,8 +21,10 @@ from kd_det.data.checks import check_named
 from kd_det.gap_report import MeasuredGaps
 from kd_det.teacher import FrozenTeacher, load_teacher
 
-ADVICE = f"""For detection (COCO, T = 1) the paper used beta {DETECTION_BETA} whatever the teacher, KD.DKD.BETA's
-default. The gap then tells teachers apart: of two, the surer bears the larger beta."""
+USE = "for KD.DKD.BETA (T = 1)"
+GUIDANCE = f"""The guidance: Zhao et al. 2022 took beta {DETECTION_BETA}, KD.DKD.BETA's default, for every detector.
+There is no published scale from a detector's gap to its beta, so the suggestion does not depend on yours: start there,
+and try half and double. The gap tells teachers apart: of two, the surer bears the larger beta."""
 
 
 def detector_gaps(cfg: CfgNode, dataset: str, images: int) -> MeasuredGaps:
@@ -47,8 +49,8 @@ def detector_gaps(cfg: CfgNode, dataset: str, images: int) -> MeasuredGaps:
     gap = torch.cat(gaps) if gaps else torch.zeros(0)
     if len(gap) == 0:
         raise SetupError(f"{key} {name!r}: none of the images looked at has an object of the teacher's classes.")
-    use = f"for a classifier (T = 4); for a detector keep {DETECTION_BETA}"
-    return MeasuredGaps(cfg.KD.TEACHER.CONFIG_FILE, f"ground-truth boxes of {name}", "boxes", gap, use, ADVICE)
+    data = f"ground-truth boxes of {name}"
+    return MeasuredGaps(cfg.KD.TEACHER.CONFIG_FILE, data, "boxes", gap, USE, beta=DETECTION_BETA, guidance=GUIDANCE)
 
 
 def _check(cfg: CfgNode, key: str, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,9 +16,12 @@ from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
 from matplotlib import colormaps
+from PIL.Image import DecompressionBombError
 
 from kd_det.checkpoint import load_strictly
+from kd_det.command_line import output_folder
 from kd_det.common.errors import SetupError
+from kd_det.common.files import write_atomically
 from kd_det.config import plain_config
 from kd_det.data.checks import check_named
 from kd_det.panels import Panel, side_by_side
@@ -26,6 +30,7 @@ from kd_det.teacher_classes import class_names
 from kd_det.teacher_config import teacher_config
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+UNREADABLE = (OSError, ValueError, SyntaxError, DecompressionBombError)  # what Pillow raises for damaged files
 PALETTE = colormaps["tab10"].colors + colormaps["Dark2"].colors
 
 
@@ -73,8 +78,8 @@ def visualize(
     Args:
         cfg: the student's configuration.
         weights: the student's checkpoint; empty: ``model_final.pth`` in ``OUTPUT_DIR``.
-        inputs: images, or folders of them (not their subfolders).
-        output: folder for the pictures; made if it is not there.
+        inputs: images, or folders of them, their sub-folders included.
+        output: folder for the pictures, with the sub-folders of the inputs; made if it is not there.
         threshold: lowest score of a detection to draw.
         datasets: names of further registered sets with the ground truth.
 
@@ -82,54 +87,71 @@ def visualize(
         the files written, in the order of the inputs.
 
     Raises:
-        SetupError: an input, a checkpoint or a configuration is missing or unusable.
+        SetupError: an input, a checkpoint or a configuration is missing or unusable, or ``output`` cannot be written
+            to.
     """
     if not 0 <= threshold <= 1:
         raise SetupError(f"--threshold is {threshold}; it must be from 0 to 1.")
-    paths = image_files(inputs)
+    found = _found(inputs, Path(output).resolve())
     truth = _ground_truth([*cfg.DATASETS.TEST, *datasets])
     detectors = _detectors(cfg, weights, threshold)
-    os.makedirs(output, exist_ok=True)
+    folder = output_folder("--output", output)
     written = []
-    for path, target in zip(paths, _targets(paths, Path(output)), strict=True):
+    for (path, _), target in zip(found, _targets([name for _, name in found], folder), strict=True):
         image = _read(path)
         known = truth.get(os.path.realpath(path))
         panels = [] if known is None else [_truth_panel(*known)]
         panels += [detector.panel(image) for detector in detectors]
-        cv2.imwrite(str(target), side_by_side(image[..., ::-1], panels)[..., ::-1])
+        _, content = cv2.imencode(".png", side_by_side(image[..., ::-1], panels)[..., ::-1])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, content.data)
         written.append(target)
+        gc.collect()  # the figures of the panels refer to themselves: see DistillRCNN
     return written
 
 
 def image_files(inputs: Iterable[str]) -> list[Path]:
-    """The images among ``inputs`` and directly in the folders among them, a folder's sorted by name.
+    """The images among ``inputs`` and in the folders among them, sub-folders included, a folder's sorted by path.
 
     Raises:
         SetupError: an input does not exist, or a folder has no image.
     """
-    files: list[Path] = []
+    return [file for file, _ in _found(inputs)]
+
+
+def _found(inputs: Iterable[str], without: Path | None = None) -> list[tuple[Path, Path]]:
+    """Each image and its path from the input that it was found through, but for those in the folder ``without``."""
+    files: list[tuple[Path, Path]] = []
     for path in map(Path, inputs):
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            inside = [file for file in _below(path) if without is None or not file.resolve().is_relative_to(without)]
             if not inside:
-                raise SetupError(f"--input: the folder '{path}' has no image ({', '.join(SUFFIXES)}).")
-            files += inside
+                raise SetupError(
+                    f"--input: the folder '{path}' and its sub-folders have no image ({', '.join(SUFFIXES)})."
+                )
+            files += [(file, file.relative_to(path)) for file in inside]
         elif path.is_file():
-            files.append(path)
+            files.append((path, Path(path.name)))
         else:
             raise SetupError(f"--input: there is no '{path}'. Give images, or folders of images.")
     return files
 
 
-def _targets(paths: Sequence[Path], output: Path) -> list[Path]:
-    """One PNG name an image, numbered where several images share a name."""
-    taken: dict[str, int] = {}
-    targets = []
-    for path in paths:
-        taken[path.stem] = taken.get(path.stem, 0) + 1
-        suffix = "" if taken[path.stem] == 1 else f"_{taken[path.stem]}"
-        targets.append(output / f"{path.stem}{suffix}.png")
-    return targets
+def _below(folder: Path) -> list[Path]:
+    files = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
+    return sorted(file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def _targets(names: Sequence[Path], output: Path) -> list[Path]:
+    """One PNG for each image, numbered where several images share a name."""
+    targets: dict[Path, None] = {}
+    for name in names:
+        target, number = output / name.with_suffix(".png"), 1
+        while target in targets:
+            number += 1
+            target = output / name.with_name(f"{name.stem}_{number}.png")
+        targets[target] = None
+    return list(targets)
 
 
 def _detectors(cfg: CfgNode, weights: str, threshold: float) -> list[Detector]:
@@ -157,7 +179,7 @@ def _ground_truth(datasets: Sequence[str]) -> dict[str, tuple[dict[str, Any], Se
 
 
 def _truth_panel(record: dict[str, Any], names: Sequence[str] | None) -> Panel:
-    objects = record["annotations"]
+    objects = record.get("annotations", ())
     boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in objects]
     named = [_name(names, item["category_id"]) for item in objects]
     labels = [f"{name} (crowd)" if item.get("iscrowd") else name for name, item in zip(named, objects, strict=True)]
@@ -177,5 +199,5 @@ def _colour(name: str) -> tuple[float, float, float]:
 def _read(path: Path) -> np.ndarray:
     try:
         return read_image(str(path), format="BGR")
-    except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged files
+    except UNREADABLE as error:
         raise SetupError(f"--input: '{path}' cannot be read as an image ({error}). Leave it out.") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
@@ -136,3 +138,58 @@ def test_a_map_needs_the_names_of_both(tmp_path):
     assert teacher_config(cfg).DATASETS.TRAIN == ()
     with pytest.raises(SetupError, match=r"the teacher's names are not known.*KD.TEACHER.OPTS"):
         load_teacher(cfg)
+
+
+FEATURES = ("fitnet", "pkd", "reviewkd", "fgfi")
+OTHERS = ["bus", "car", "person", "pedestrian", "traffic light"]
+
+
+@pytest.fixture
+def others(tmp_path):
+    """Settings for a student of three classes and a teacher of five, one of them common."""
+    files = teacher_files(tmp_path, "MODEL.ROI_HEADS.NUM_CLASSES", 5)
+    opts = ["MODEL.ROI_HEADS.NUM_CLASSES", 5, *named("class_map_others", OTHERS)]
+    return files, [*named("class_map_student", STUDENT), "KD.TEACHER.OPTS", opts]
+
+
+@pytest.mark.parametrize("term", FEATURES)
+def test_terms_on_features_take_a_teacher_of_any_classes(others, caplog, term):
+    files, settings = others
+    model = build(student_config(files, *settings, terms=(term,)))
+    with EventStorage(0), caplog.at_level(logging.INFO):
+        losses, gradients = loss_gradients(model, batch())
+    assert losses[f"loss_{term}"] > 0 and gradients["backbone.fpn_output2.weight"].abs().sum() > 0
+    assert f"Distilled classes: none. The terms {term} compare feature maps" in caplog.text
+    assert "3 classes and the teacher's 5" in caplog.text and "CLASS_MAP" not in caplog.text
+
+
+def test_a_term_on_logits_beside_one_on_features_asks_for_the_classes(others):
+    files, settings = others
+    model = build(student_config(files, *settings, terms=("fitnet", "dkd")))
+    with pytest.raises(SetupError, match=r"NUM_CLASSES is 3 for the student and 5 for the teacher.*CLASS_MAP"):
+        model.load_teacher()
+
+
+@pytest.mark.parametrize(
+    ("terms", "entries", "expected"),
+    [
+        (
+            ("dkd",),
+            ["*", "cat=pedestrian"],
+            "Distilled classes: 2 of the student's 3 (cat=pedestrian, person). Not distilled, without a partner: the "
+            "student's dog; the teacher's bus, car, traffic light",
+        ),
+        (("pkd",), ["person"], "need not be the same; KD.TEACHER.CLASS_MAP ['person'] is not used"),
+    ],
+)
+def test_the_log_says_which_classes_are_distilled(others, caplog, terms, entries, expected):
+    files, settings = others
+    with caplog.at_level(logging.INFO):
+        build(student_config(files, *settings, "KD.TEACHER.CLASS_MAP", entries, terms=terms)).load_teacher()
+    assert expected in caplog.text
+
+
+def test_the_log_says_that_all_classes_are_distilled(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        load_teacher(student_config(teacher_files(tmp_path)))
+    assert "Distilled classes: all 3, in the same order" in caplog.text

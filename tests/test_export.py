@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import math
+import sys
+import types
 
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 from PIL import Image
 
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
-from kd_det.export import export_student
+from kd_det.export import export_student, formats, student
+from kd_det.export.description import OUTPUTS, describe
 from kd_det.export.detections import Detections, detect, largest_difference
 from kd_det.export.images import inputs
+from tests.modeling.test_any_rcnn import CASCADE, distilling
 from tests.tiny import TINY, build, student_config, teacher_files
 
 SMALL = ["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160]
@@ -119,19 +126,30 @@ def test_onnx_finds_the_same_or_says_what_is_missing(tmp_path):
     assert exported.detections > 0 and exported.boxes < 0.01 and exported.scores < 1e-4
 
 
-@pytest.mark.parametrize("masks", [False, True])
-def test_a_trace_takes_other_sizes_and_images_without_objects(tmp_path, masks):
+KINDS = {
+    "box": ["DATASETS.TRAIN", ["export_classes"]], "mask": ["MODEL.MASK_ON", True],
+    "cascade": ["MODEL.META_ARCHITECTURE", "DistillRCNN", *distilling(CASCADE), "MODEL.MASK_ON", True],
+}  # fmt: skip
+NAMES = ["cat", "dog", "person"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trace_takes_other_sizes_and_images_without_objects(tmp_path, kind):
     images = [255 * torch.rand(3, *size, generator=torch.Generator().manual_seed(0)) for size in ((96, 160), (128, 64))]
     images.append(torch.full((3, 96, 128), 255.0))
-    cfg = load_config("", [*TINY, *SMALL, "MODEL.MASK_ON", masks])
+    MetadataCatalog.get("export_classes").thing_classes = NAMES
+    cfg = load_config("", [*TINY, *SMALL, *KINDS[kind]])
     *noise, white = (float(detect(build(cfg).eval(), image).scores.max()) for image in images)
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = (min(noise) + white) / 2
 
     weights = saved(cfg, tmp_path / "model.pth")
     (exported,) = export_student(cfg, weights, str(tmp_path / "out"), ["torchscript"])
     assert (exported.boxes, exported.scores) == (0, 0) and exported.detections > 0
-    names = json.loads((tmp_path / "out" / "model.json").read_text())["outputs"]
-    assert names == ["pred_boxes", "scores", "pred_classes", *["pred_masks"] * masks]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.ts", "model.json"}
+    told = json.loads((tmp_path / "out" / "model.json").read_text())
+    names = told["outputs"]
+    assert names == ["pred_boxes", "scores", "pred_classes", *["pred_masks"] * cfg.MODEL.MASK_ON]
+    assert set(names) <= set(told["units"]) and told["classes"] == (NAMES if cfg.DATASETS.TRAIN else None)
 
     traced, model, counts = torch.jit.load(str(tmp_path / "out" / "model.ts")), build(cfg).eval(), []
     for image in images:
@@ -143,3 +161,87 @@ def test_a_trace_takes_other_sizes_and_images_without_objects(tmp_path, masks):
             torch.testing.assert_close(value, expected.get(name), rtol=0, atol=1e-4)
         counts.append(len(expected))
     assert counts[0] > 0 and counts[1] > 0 and counts[2] == 0
+
+
+def failure(tmp_path, cfg, *formats, **given):
+    """The line that an export ends with, and the names of what is in its folder."""
+    exports = export_student(cfg, saved(cfg, tmp_path / "model.pth"), str(tmp_path / "out"), formats, **given)
+    with pytest.raises(SetupError) as failed:
+        list(exports)
+    line = str(failed.value)
+    assert "\n" not in line and len(line) < 700
+    return line, {path.name for path in (tmp_path / "out").glob("*")} | {path.name for path in tmp_path.glob("out")}
+
+
+GRAPH = "a Python function cannot be exported:\n" + "graph(%self : __torch__.Model):\n" * 4000
+
+
+def refuse(*args, **kwargs):
+    raise RuntimeError(GRAPH)
+
+
+def fake_onnx(monkeypatch, exported=None):
+    """Stands in for onnx and onnxruntime: ``exported`` is torch's exporter, the runtime refuses every image."""
+    session = types.SimpleNamespace(run=refuse)
+    runtime = types.SimpleNamespace(InferenceSession=lambda *args, **kwargs: session)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.setattr(student, "check_onnx_packages", lambda: None)
+    monkeypatch.setattr(torch.onnx, "export", exported or (lambda *args, **kwargs: None))
+
+
+def other_objects(expected, given):
+    return math.inf, math.inf
+
+
+@pytest.mark.parametrize(
+    "name, broken, message",
+    [
+        ("torchscript", lambda patch: patch.setattr(torch.jit, "trace", refuse), "torch cannot trace this student"),
+        ("torchscript", lambda patch: patch.setattr(torch.jit, "save", refuse), "torch cannot trace this student"),
+        ("onnx", lambda patch: fake_onnx(patch, refuse), "exporter does not take this student (a Python function"),
+        ("onnx", fake_onnx, "the trace is bound to the size of the image"),
+        ("torchscript", lambda patch: patch.setattr(student, "largest_difference", other_objects), "finds other obj"),
+        ("checkpoint", lambda patch: patch.setattr(student, "largest_difference", other_objects), "finds other obj"),
+    ],
+)
+def test_a_format_that_fails_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, name, broken, message, capfd):
+    broken(monkeypatch)
+    line, files = failure(tmp_path, load_config("", [*TINY, *SMALL]), name)
+    assert f"--format {name}: " in line and message in line and files == set()
+    assert "graph(" not in line + "".join(capfd.readouterr())
+
+
+def test_a_full_disk_leaves_no_half_export(tmp_path, monkeypatch):
+    cfg = load_config("", [*TINY, *SMALL])
+    weights, out = saved(cfg, tmp_path / "model.pth"), tmp_path / "out"
+    (out / ".export.1.tmp").mkdir(parents=True)  # what a killed export left
+    (out / ".export.1.tmp" / "model.pth").touch()
+    write = formats.write_atomically
+
+    def full(path, content):
+        if path.name == "config.yaml":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    monkeypatch.setattr(formats, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        list(export_student(cfg, weights, str(out), ["checkpoint"]))
+    assert list(out.iterdir()) == []
+
+
+def test_folders_that_cannot_be_written_to(tmp_path, monkeypatch):
+    cfg = load_config("", [*TINY, *SMALL])
+    weights = saved(cfg, tmp_path / "model.pth")
+    with pytest.raises(SetupError, match=r"--output '.*model\.pth' cannot be made: .*exists"):
+        next(export_student(cfg, weights, weights))
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(SetupError, match=r"--output '.*out' cannot be written to"):
+        next(export_student(cfg, weights, str(tmp_path / "out")))
+
+
+def test_the_description_has_the_units_of_every_output():
+    found = Instances((9, 9), **dict.fromkeys(OUTPUTS, torch.zeros(1)))
+    told = describe(load_config("", [*TINY, *SMALL]), found)
+    assert told["outputs"] == list(OUTPUTS) and told["num_classes"] == 3
+    assert all("pixels" in told["units"][name] for name in ("pred_boxes", "pred_keypoints", "shortest_edge"))
+    assert all("0 to 1" in told["units"][name] for name in ("scores", "pred_masks", "pred_keypoints"))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from kd_det.config import load_config
 from kd_det.teacher import load_teacher
-from tests.tiny import batch, student_config, teacher_files
+from tests.modeling.test_any_rcnn import KINDS, distilling
+from tests.tiny import batch, build, loss_gradients, student_config, teacher_files
 
 RGB = ["INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53], "MODEL.PIXEL_STD", [57.375, 57.12, 58.395]]
 
@@ -103,3 +108,26 @@ def test_a_distilled_student_can_be_the_next_teacher(files, tmp_path):
     teacher = load_teacher(student_config((str(tmp_path / "student.yaml"), str(tmp_path / "student.pth"))))
     assert type(teacher.model).__name__ == "GeneralizedRCNN"
     assert all(torch.equal(value, student.state_dict()[name]) for name, value in teacher.model.state_dict().items())
+
+
+def pickled(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_student_with_its_teacher_can_be_copied_and_pickled(tmp_path, kind, copied):
+    files = teacher_files(tmp_path, *KINDS[kind])
+    model = build(student_config(files, *distilling(KINDS[kind]), "KD.TEACHER.DTYPE", "bfloat16", terms=("dkd",)))
+    model.load_teacher()
+    other = copied(model)
+    with torch.no_grad():  # the copy's teacher is its own
+        for value in model.teacher.model.parameters():
+            value.add_(1.0)
+    model.teacher = None
+    with EventStorage(0):
+        assert loss_gradients(model, batch())[0] == loss_gradients(other, batch())[0]
+    assert other.teacher.model.training is False

@@ -9,17 +9,19 @@ histogram go into --output-dir: gaps.json, gaps.png, gaps.svg.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from classification.analysis.beta import classifier_gaps, is_classification
 from classification.config import load_config
+from kd_det.command_line import output_folder
 from kd_det.common.errors import SetupError, one_line_errors
 from kd_det.gap_report import MeasuredGaps, describe, write
 
 DETECTION_IMAGES = 500
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, help="the student's configuration, with its teacher")
     spread = f"how many images, evenly spread (default {DETECTION_IMAGES} for a detector, all for a classifier)"
@@ -31,11 +33,11 @@ def main() -> None:
     own = "a data set of your own in COCO format, as one entry of DATASETS.COCO_JSON; may be given several times"
     detection.add_argument("--dataset", action="append", default=[], metavar="NAME=JSON,FOLDER", help=own)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configuration")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     with one_line_errors():
         gaps = of_classifier(args) if is_classification(args.config_file) else of_detector(args)
         print(describe(gaps) + "\n")
-        for path in write(gaps, args.output_dir):
+        for path in write(gaps, output_folder("--output-dir", args.output_dir)):
             print(f"wrote {path}")
 
 

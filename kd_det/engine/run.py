@@ -15,6 +15,7 @@ from detectron2.engine import default_setup
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
 
 from kd_det.checkpoint import KDCheckpointer, load_strictly, local_path
 from kd_det.common.errors import SetupError
@@ -48,6 +49,8 @@ def _setup(args: argparse.Namespace) -> CfgNode:
         raise SetupError(f"--num-gpus is {wanted} but there are {there} GPUs.")
     cfg.freeze()
     default_setup(cfg, args)
+    # default_setup shows and keeps what Detectron2 logs, of kd_det's lines the warnings alone.
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="kd_det").propagate = True
     if comm.is_main_process():
         check_datasets(cfg)
     comm.synchronize()

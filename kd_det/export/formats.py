@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -16,70 +15,100 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultPredictor
 from detectron2.export.flatten import TracingAdapter
 from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.modeling.roi_heads import CascadeROIHeads
+from detectron2.structures import Instances
 from torch import Tensor
 
 from kd_det.common.config_merge import merge_config
 from kd_det.common.errors import SetupError
-from kd_det.common.files import write_atomically
+from kd_det.common.files import write_atomically, write_json
 from kd_det.config import TIMM_BACKBONE, add_kd_config, plain_config
+from kd_det.export.description import OUTPUTS, describe
 from kd_det.export.detections import Detections, Detector, detect
 
-# In this order, those that the student has.
-OUTPUTS = ("pred_boxes", "scores", "pred_classes", "pred_masks", "pred_keypoints")
 ONNX_OPSET = 16  # the first with the RoIAlign that Detectron2 means
+# What torch raises for a model that it cannot trace or save, and the model itself for what the trace puts in.
+TRACE_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
+REASON_LENGTH = 200
 
 
 def write_checkpoint(
-    cfg: CfgNode, model: GeneralizedRCNN, example: Tensor, folder: Path
+    cfg: CfgNode, model: GeneralizedRCNN, example: Tensor, folder: Path, final: Path
 ) -> tuple[list[Path], Detector]:
-    """``model.pth`` and ``config.yaml`` for plain Detectron2: ``DefaultPredictor`` of that configuration."""
+    """``model.pth`` and ``config.yaml`` for plain Detectron2: ``DefaultPredictor`` of that configuration.
+
+    Args:
+        cfg: the student's configuration.
+        model: the student.
+        example: (3, H, W), an image on which it finds something; not looked at here.
+        folder: where to write.
+        final: the folder that the files will be moved to.
+
+    Returns:
+        the files, and the student as read from them.
+    """
     del example
     weights, config = folder / "model.pth", folder / "config.yaml"
     buffer = io.BytesIO()
     torch.save({"model": model.state_dict()}, buffer)
-    write_atomically(str(weights), buffer.getbuffer())
+    write_atomically(weights, buffer.getbuffer())
     plain = plain_config(cfg)
-    plain.MODEL.WEIGHTS = os.path.abspath(weights)
-    write_atomically(str(config), plain.dump().encode())
+    plain.MODEL.WEIGHTS = os.path.abspath(final / weights.name)
+    write_atomically(config, plain.dump().encode())
 
     read = get_cfg()
     if needs_kd_det(cfg):
         add_kd_config(read)
     merge_config(read, str(config), (), source="config.yaml")
+    read.MODEL.WEIGHTS = str(weights)
     predictor = DefaultPredictor(read)
     return [weights, config], lambda image: detect(predictor.model, image)
 
 
 def write_torchscript(
-    cfg: CfgNode, model: GeneralizedRCNN, example: Tensor, folder: Path
+    cfg: CfgNode, model: GeneralizedRCNN, example: Tensor, folder: Path, final: Path
 ) -> tuple[list[Path], Detector]:
-    """``model.ts``, which needs torch and torchvision alone, and ``model.json``, which says what goes in and out."""
-    path = folder / "model.ts"
-    buffer = io.BytesIO()
-    with torch.no_grad(), _quiet():
-        traced = torch.jit.trace(_adapted(model, example), (example,), check_trace=False)
-        torch.jit.save(traced, buffer)
-    write_atomically(str(path), buffer.getbuffer())
+    """``model.ts``, which needs torch and torchvision alone, and ``model.json``, which says what goes in and out.
 
-    with _quiet():
-        loaded = torch.jit.load(str(path))
-    return [path, _describe(cfg, model, example, folder)], lambda image: _detections(loaded(image))
-
-
-def write_onnx(cfg: CfgNode, model: GeneralizedRCNN, example: Tensor, folder: Path) -> tuple[list[Path], Detector]:
-    """``model.onnx`` for images of any size, and ``model.json`` as for TorchScript.
+    Arguments and results are those of ``write_checkpoint``; the detector raises ``RuntimeError`` for an image that the
+    file does not take.
 
     Raises:
-        SetupError: torch's exporter does not take this student.
+        SetupError: torch cannot trace this student.
+    """
+    del final
+    path, description = folder / "model.ts", folder / "model.json"
+    buffer = io.BytesIO()
+    try:
+        with torch.no_grad(), _quiet(), _traceable(model):
+            traced = torch.jit.trace(_adapted(model, example), (example,), check_trace=False)
+            torch.jit.save(traced, buffer)
+            write_atomically(path, buffer.getbuffer())
+            loaded = torch.jit.load(str(path))
+    except TRACE_ERRORS as error:
+        raise SetupError(
+            f"--format torchscript: torch cannot trace this student ({first_line(error)}). Take --format checkpoint."
+        ) from error
+    write_json(description, describe(cfg, _found(model, example)))
+    return [path, description], lambda image: _detections(loaded(image))
+
+
+def write_onnx(
+    cfg: CfgNode, model: GeneralizedRCNN, example: Tensor, folder: Path, final: Path
+) -> tuple[list[Path], Detector]:
+    """``model.onnx`` for images of any size, and ``model.json`` as for TorchScript.
+
+    Arguments, results and errors are those of ``write_torchscript``.
     """
     import onnxruntime
 
-    path = folder / "model.onnx"
-    description = _describe(cfg, model, example, folder)
-    names = json.loads(description.read_text())["outputs"]
+    del final
+    path, description = folder / "model.onnx", folder / "model.json"
+    content = describe(cfg, _found(model, example))
+    names = content["outputs"]
     buffer = io.BytesIO()
     try:
-        with _quiet():
+        with _quiet(), _traceable(model):
             # The exporter on torch.export does not take the detector's data-dependent shapes; the one on tracing does.
             torch.onnx.export(
                 _adapted(model, example),
@@ -91,16 +120,21 @@ def write_onnx(cfg: CfgNode, model: GeneralizedRCNN, example: Tensor, folder: Pa
                 output_names=names,
                 dynamic_axes={"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in names}},
             )
-    except Exception as error:  # the exporter raises many kinds for what it does not know
+        session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
+    except Exception as error:  # both raise many kinds, without a common base, for what they do not know
         raise SetupError(
-            f"--format onnx: torch's exporter does not take this student ({error}). Take torchscript instead."
+            f"--format onnx: torch's exporter does not take this student ({first_line(error)}). Take --format "
+            "torchscript or checkpoint."
         ) from error
-    write_atomically(str(path), buffer.getbuffer())
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    write_atomically(path, buffer.getbuffer())
+    write_json(description, content)
 
     def run(image: Tensor) -> Detections:
-        return _detections([torch.as_tensor(output) for output in session.run(None, {"image": image.numpy()})])
+        try:
+            outputs = session.run(None, {"image": image.numpy()})
+        except Exception as error:  # onnxruntime's own errors have no common base
+            raise RuntimeError(first_line(error)) from error
+        return _detections([torch.as_tensor(output) for output in outputs])
 
     return [path, description], run
 
@@ -112,6 +146,29 @@ def check_onnx_packages() -> None:
         raise SetupError(f"--format onnx needs {' and '.join(lacking)}. Install: pip install {' '.join(lacking)}")
 
 
+def needs_kd_det(cfg: CfgNode) -> bool:
+    """Whether the student has a part that plain Detectron2 cannot build."""
+    return cfg.MODEL.BACKBONE.NAME == TIMM_BACKBONE
+
+
+def first_line(error: Exception) -> str:
+    """What an error says before the traces and graphs that torch adds to it."""
+    return _shortened([*_lines(error), type(error).__name__][0])
+
+
+def last_line(error: Exception) -> str:
+    """What an error says after the code that TorchScript puts before it."""
+    return _shortened([type(error).__name__, *_lines(error)][-1])
+
+
+def _lines(error: Exception) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()]
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= REASON_LENGTH else f"{line[:REASON_LENGTH]}..."
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     # Tracing warns of every branch it takes and of its own age. What it makes is compared with the model instead.
@@ -120,9 +177,24 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def needs_kd_det(cfg: CfgNode) -> bool:
-    """Whether the student has a part that plain Detectron2 cannot build."""
-    return cfg.MODEL.BACKBONE.NAME == TIMM_BACKBONE
+@contextmanager
+def _traceable(model: GeneralizedRCNN) -> Iterator[None]:
+    """Lets a Cascade be traced: in Detectron2 0.6 its stages scale their gradients by a Python function, which no trace
+    can hold. Upstream's main branch does so in training alone."""
+    heads = model.roi_heads
+    if not isinstance(heads, CascadeROIHeads):
+        yield
+        return
+
+    def run_stage(features: list[Tensor], proposals: list[Instances], stage: int) -> tuple[Tensor, Tensor]:
+        pooled = heads.box_pooler(features, [instances.proposal_boxes for instances in proposals])
+        return heads.box_predictor[stage](heads.box_head[stage](pooled))
+
+    heads._run_stage = run_stage
+    try:
+        yield
+    finally:
+        del heads._run_stage
 
 
 def _adapted(model: GeneralizedRCNN, example: Tensor) -> TracingAdapter:
@@ -134,21 +206,10 @@ def _adapted(model: GeneralizedRCNN, example: Tensor) -> TracingAdapter:
     return TracingAdapter(model, [{"image": example}], infer).eval()
 
 
-def _describe(cfg: CfgNode, model: GeneralizedRCNN, example: Tensor, folder: Path) -> Path:
-    with torch.no_grad():
-        (instances,) = model.inference([{"image": example}], do_postprocess=False)
-    path = folder / "model.json"
-    description = {
-        "input": "(3, height, width), float32, values 0-255, resized but not normalised",
-        "channels": cfg.INPUT.FORMAT,
-        "shortest_edge": cfg.INPUT.MIN_SIZE_TEST,
-        "longest_edge": cfg.INPUT.MAX_SIZE_TEST,
-        "device": cfg.MODEL.DEVICE,
-        "outputs": [name for name in OUTPUTS if instances.has(name)],
-        "boxes": "x0, y0, x1, y1 in pixels of the input",
-    }
-    write_atomically(str(path), (json.dumps(description, indent=2) + "\n").encode())
-    return path
+@torch.no_grad()
+def _found(model: GeneralizedRCNN, example: Tensor) -> Instances:
+    (instances,) = model.inference([{"image": example}], do_postprocess=False)
+    return instances
 
 
 def _detections(outputs: list[Tensor] | tuple[Tensor, ...]) -> Detections:

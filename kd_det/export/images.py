@@ -43,5 +43,5 @@ def _read(channels: str, paths: Sequence[str]) -> list[np.ndarray]:
         return [convert_PIL_to_numpy(Image.fromarray(photograph), channels) for photograph in photographs]
     try:
         return [read_image(path, channels) for path in paths]
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for damaged files
         raise SetupError(f"--image: {error}. Give image files.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -11,12 +12,14 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from kd_det.cells import Cells
 from kd_det.common.errors import SetupError
 from kd_det.config import PLAIN_ROI_HEADS
+from kd_det.modeling.balance import BalanceWatch
 from kd_det.modeling.drawing import draw_teacher_and_student
 from kd_det.modeling.finite import check_finite, naming_the_batch
 from kd_det.modeling.regions import DistillationInputs, SharedRegions, StudentRegions, on_shared_classes
@@ -54,6 +57,7 @@ class DistillRCNN(GeneralizedRCNN):
         super().__init__(**kwargs)
         self.class_names = class_names
         self.terms = nn.ModuleDict(terms)
+        self._balance = BalanceWatch({name: _weight(term) for name, term in terms.items()})
         self._make_teacher = teacher
         self.teacher: FrozenTeacher | None = None
 
@@ -61,13 +65,18 @@ class DistillRCNN(GeneralizedRCNN):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         if cfg.KD.TERMS:
             _check_heads(cfg)
-        parts = super().from_config(cfg)
         cfg = cfg.clone()
+        if not comm.is_main_process():  # which alone writes pictures: another's event storage would keep them for ever
+            cfg.defrost()
+            cfg.VIS_PERIOD = 0
+        parts = super().from_config(cfg)
         terms = build_terms(cfg, Maps(parts["backbone"].output_shape(), partial(teacher_maps, cfg)))
         _check_cells(terms)
         names = class_names(cfg)
         names = names if names and len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES else None
-        return {**parts, "terms": terms, "teacher": partial(load_teacher, cfg), "class_names": names}
+        needs_logits = any(term.needs_logits for term in terms.values())
+        teacher = partial(load_teacher, cfg, needs_logits=needs_logits)
+        return {**parts, "terms": terms, "teacher": teacher, "class_names": names}
 
     def load_teacher(self) -> None:
         """Loads the teacher if there are terms and it is not there yet.
@@ -87,11 +96,17 @@ class DistillRCNN(GeneralizedRCNN):
         if not self.training:
             return self.inference(batched_inputs)
         with naming_the_batch(batched_inputs):
-            losses = self._distill(batched_inputs) if self.terms else super().forward(batched_inputs)
+            own, of_terms = self._distill(batched_inputs) if self.terms else (super().forward(batched_inputs), {})
+        losses = dict(own)
+        for part in of_terms.values():
+            losses.update(part)
         check_finite(losses, batched_inputs)
+        if of_terms:
+            self._balance.note(own, of_terms)
         return losses
 
-    def _distill(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _distill(self, batched_inputs: list[dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """The detector's own losses, and those of each term."""
         self.load_teacher()
         # The teacher first: its maps are small, and what it allocates on the way is free again before the student's
         # activations pile up.
@@ -108,9 +123,8 @@ class DistillRCNN(GeneralizedRCNN):
         self._visualize(batched_inputs, proposals, regions, shared)
 
         inputs = DistillationInputs(shared, features, teacher_features, targets, self._anchors(features))
-        for part in (head_losses, *(term(inputs) for term in self.terms.values())):
-            losses.update(part)
-        return losses
+        losses.update(head_losses)
+        return losses, {name: term(inputs) for name, term in self.terms.items()}
 
     def _proposals(
         self, images: Any, features: dict[str, Tensor], batched_inputs: list[dict[str, Any]], targets: list[Instances]
@@ -160,6 +174,8 @@ class DistillRCNN(GeneralizedRCNN):
                 image, regions[0], shared[0], self.teacher.class_map, self.class_names
             )
             get_event_storage().put_image("teacher and student", picture)
+        # Figures refer to themselves. Left to Python's own time, dozens of them, several MiB each, wait to be freed.
+        gc.collect()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The student's entries, as those of the plain ``GeneralizedRCNN``."""
@@ -173,6 +189,11 @@ class DistillRCNN(GeneralizedRCNN):
         """Loads the student's entries; what the terms hold stays as it is."""
         kept = {TERMS_PREFIX + name: value for name, value in self.terms.state_dict().items()}
         return super().load_state_dict({**kept, **state_dict}, *args, **kwargs)
+
+
+def _weight(term: KDTerm) -> float | None:
+    weight = getattr(term, "weight", None)
+    return weight if isinstance(weight, (int, float)) else None
 
 
 def _check_cells(terms: Mapping[str, KDTerm]) -> None:

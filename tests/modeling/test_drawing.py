@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes
+from detectron2.utils import comm
+from matplotlib.figure import Figure
 
 from kd_det.class_map import class_map
 from kd_det.modeling import drawing
@@ -137,3 +141,18 @@ def test_without_a_logit_term_there_is_only_detectron2s_picture(teacher, storage
     monkeypatch.setattr(type(model.terms["dkd"]), "forward", lambda self, inputs: {})
     model(batch())
     assert len(images(storage)) == 1 and NAME not in images(storage)
+
+
+def test_figures_are_freed_with_their_picture(teacher, storage):
+    model = build(student_config(teacher, "VIS_PERIOD", 1))
+    for _ in range(2):
+        model(batch())
+        assert not any(type(thing) is Figure for thing in gc.get_objects())
+    assert len(storage._vis_data) == 4
+
+
+@pytest.mark.parametrize("terms", [("dkd",), ()])
+def test_a_process_that_writes_no_pictures_keeps_none(teacher, storage, monkeypatch, terms):
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    build(student_config(teacher, "VIS_PERIOD", 1, "MODEL.MASK_ON", True, terms=terms))(batch())
+    assert not storage._vis_data

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import export_student
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from kd_det.export.detections import detect
 from kd_det.export.images import inputs
 from tests.conftest import ROOT, command_environment
 from tests.losses.test_imports import BLOCKED
-from tests.tiny import build, student_config, teacher_files
+from tests.tiny import TINY, build, student_config, teacher_files
 
 TIMM = ["MODEL.BACKBONE.NAME", "build_timm_fpn_backbone", "MODEL.BACKBONE.FREEZE_AT", 0]
 SIZES = ["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 160, "INPUT.FORMAT", "RGB"]
@@ -125,12 +126,33 @@ def test_the_block_works(exported):
         elsewhere("import kd_det.modeling", exported[2], "kd_det")
 
 
-def test_another_students_checkpoint_is_refused(exported, coco, torch_home):
+def test_another_students_checkpoint_is_refused(exported, monkeypatch, capsys):
     *_, folder, _ = exported
     arguments = ["--config-file", "student.yaml", "--weights", "model_final.pth", "--output", "none"]
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "export_student.py"), *arguments, "MODEL.FPN.OUT_CHANNELS", "32"],
-        cwd=folder, env=command_environment(coco, torch_home, folder), capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert result.returncode == 2 and not (folder / "none").exists()
-    assert result.stderr.splitlines()[-1].startswith("error: --weights: 'model_final.pth' does not fit the model")
+    line, _ = ended(folder, monkeypatch, capsys, *arguments, "MODEL.FPN.OUT_CHANNELS", "32")
+    assert line.startswith("error: --weights: 'model_final.pth' does not fit the model")
+    assert not (folder / "none").exists()
+
+
+def ended(folder, monkeypatch, capsys, *arguments):
+    """The one line on stderr and what is on stdout of a command that ends with a user's error, run in ``folder``."""
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as exited:
+        export_student.main(arguments)
+    out, err = capsys.readouterr()
+    assert exited.value.code == 2 and len(err.splitlines()) == 1, err
+    return err, out
+
+
+def test_a_trace_for_one_size_alone_is_refused_and_the_checkpoint_kept(tmp_path, monkeypatch, capsys):
+    """The overrides stand behind an option of several values."""
+    cfg = load_config("", [*TINY, *TIMM, *SIZES, "MODEL.TIMM.NAME", "mobilevit_xxs"])
+    torch.save({"model": build(cfg).state_dict()}, tmp_path / "model_final.pth")
+    (tmp_path / "student.yaml").write_text(cfg.dump())
+    arguments = ["--config-file", "student.yaml", "--weights", "model_final.pth", "--output", "export"]
+    arguments += ["--format", "checkpoint", "torchscript", "INPUT.MIN_SIZE_TEST", "64"]
+    error, output = ended(tmp_path, monkeypatch, capsys, *arguments)
+    assert error.startswith("error: --format torchscript: the trace is bound to the size of the image")
+    assert "one of 32 x 48 fails" in error
+    assert output.startswith("checkpoint: export/model.pth, export/config.yaml\n") and "backbone is timm's" in output
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {"model.pth", "config.yaml"}

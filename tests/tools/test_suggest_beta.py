@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import suggest_beta
 import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
@@ -18,7 +19,7 @@ from kd_det.config import load_config
 from kd_det.teacher_confidence import detector_gaps
 from tests.mini_coco import annotation_file
 from tests.tiny import student_config, teacher_files
-from tests.tools.commands import error_of, run_tool
+from tests.tools.commands import run_tool
 
 SIZE = ["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 200]
 
@@ -74,9 +75,11 @@ def test_the_gap_is_that_of_plain_detectron2(setup, coco):
     assert f"{(expected < 0).mean():.1%} of the boxes" in text
     told = [float(value) for value in re.findall(r"\d+% (-?[\d.]+)", text.split("quantiles")[1].splitlines()[0])]
     np.testing.assert_allclose(told, np.quantile(expected, [0.05, 0.25, 0.5, 0.75, 0.95]), atol=0.006)
-    assert "suggested beta        2.0" in text and "keep 0.25" in text and "KD.DKD.BETA" in text
+    assert "suggested beta        0.25 for KD.DKD.BETA (T = 1)" in text
+    assert not any(word in text for word in ("classifier", "CIFAR", "T = 4"))
     written = json.loads((setup[0] / "gaps" / "gaps.json").read_text())
     assert written["mean_gap"] == pytest.approx(expected.mean(), abs=1e-4) and len(written["gaps"]) == 12
+    assert written["suggested_beta"] == 0.25
     assert {path.name for path in (setup[0] / "gaps").iterdir()} == {"gaps.json", "gaps.png", "gaps.svg"}
 
 
@@ -108,10 +111,14 @@ def test_refused_requests(setup, overrides, dataset, images, message):
     assert message in str(refused.value)
 
 
-def test_user_errors_are_one_line(setup):
-    arguments = ["--config-file", setup[0] / "student.yaml", "KD.TEACHER.CONFIG_FILE", ""]
-    assert "KD.TEACHER.CONFIG_FILE is empty" in error_of(run_tool("suggest_beta", *arguments))
+def test_user_errors_are_one_line(setup, capsys):
+    with pytest.raises(SystemExit) as exited:
+        suggest_beta.main(["--config-file", str(setup[0] / "student.yaml"), "KD.TEACHER.CONFIG_FILE", ""])
+    line = capsys.readouterr().err
+    assert exited.value.code == 2 and line.count("\n") == 1 and "error: KD.TEACHER.CONFIG_FILE is empty" in line
 
 
-def test_help_has_an_example():
-    assert "python tools/suggest_beta.py --config-file" in run_tool("suggest_beta", "--help").stdout
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit):
+        suggest_beta.main(["--help"])
+    assert "python tools/suggest_beta.py --config-file" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import visualize as visualize_tool
 
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
@@ -13,7 +14,7 @@ from kd_det.panels import GAP
 from kd_det.visualization import image_files, visualize
 from tests.mini_coco import annotation_file
 from tests.tiny import build, student_config, teacher_files
-from tests.tools.commands import error_of, run_tool
+from tests.tools.commands import run_tool
 
 
 @pytest.fixture(scope="module")
@@ -85,23 +86,48 @@ def test_refused_requests(student, coco, tmp_path, changed, message):
     assert message in str(refused.value)
 
 
-def test_user_errors_are_one_line(student, tmp_path):
-    options = ["--config-file", student / "student.yaml", "--output", tmp_path]
-    assert "there is no 'nowhere.jpg'" in error_of(run_tool("visualize", *options, "--input", "nowhere.jpg"))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "nowhere.jpg", "MODEL.DEVICE", "cpu"], "there is no 'nowhere.jpg'"),  # the override is no image
+        (["--input", "setup.py", "--output", "setup.py"], "--output 'setup.py' cannot be made: File exists"),
+    ],
+)
+def test_user_errors_are_one_line(student, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as exited:
+        visualize_tool.main(["--config-file", str(student / "student.yaml"), "--output", str(tmp_path), *arguments])
+    line = capsys.readouterr().err
+    assert exited.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1 and message in line
+
+
+def images_in(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / name), np.full((60, 80, 3), 90, np.uint8))
 
 
 def test_images_of_folders(tmp_path):
-    for name in ("b.JPG", "a.png", "notes.txt"):
-        (tmp_path / name).touch()
+    images_in(tmp_path, "b.JPG", "a.png", "sub/deeper/a.png", "sub/c.jpg")
+    (tmp_path / "notes.txt").touch()
     (tmp_path / "empty.png").mkdir()
-    assert [path.name for path in image_files([str(tmp_path), str(tmp_path / "notes.txt")])] == [
-        "a.png",
-        "b.JPG",
-        "notes.txt",
-    ]
-    with pytest.raises(SetupError, match=r"the folder '.*empty\.png' has no image"):
+    found = [str(path.relative_to(tmp_path)) for path in image_files([str(tmp_path), str(tmp_path / "notes.txt")])]
+    assert found == ["a.png", "b.JPG", "sub/c.jpg", "sub/deeper/a.png", "notes.txt"]
+    with pytest.raises(SetupError, match=r"the folder '.*empty\.png' and its sub-folders have no image"):
         image_files([str(tmp_path / "empty.png")])
 
 
-def test_help_has_an_example():
-    assert "python tools/visualize.py --config-file" in run_tool("visualize", "--help").stdout
+def test_pictures_of_sub_folders_stand_in_sub_folders_and_are_no_inputs_of_the_next_call(student, tmp_path):
+    folder, out = tmp_path / "images", tmp_path / "images" / "pictures"
+    images_in(folder, "a.png", "a.jpg", "a_2.jpg", "sub/a.png")
+    cfg = load_config(str(student / "student.yaml"), ["KD.TEACHER.CONFIG_FILE", ""])
+    expected = ["a.png", "a_2.png", "a_2_2.png", "sub/a.png"]  # of a.jpg, a.png, a_2.jpg, sub/a.png
+    for _ in range(2):
+        written = visualize(cfg, "", [str(folder)], str(out), 1.0)
+        assert [str(path.relative_to(out)) for path in written] == expected
+        assert sorted(path for path in out.rglob("*") if path.is_file()) == sorted(written)
+
+
+def test_help_has_an_example(capsys):
+    with pytest.raises(SystemExit):
+        visualize_tool.main(["--help"])
+    assert "python tools/visualize.py --config-file" in capsys.readouterr().out
