@@ -50,15 +50,24 @@ def in_range(key: str, value: float, low: float, high: float) -> float:
     return value
 
 
+def below_one(key: str, value: float) -> float:
+    """``value`` if it is a number, 0 or more and below 1; otherwise a ``SetupError`` that names ``key``."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise SetupError(f"{key} is {value!r}; it must be a number, 0 or more and below 1.")
+    return value
+
+
 def temperature(key: str, value: float) -> float:
     """``value`` if the losses take it as a temperature; otherwise a ``SetupError`` that names ``key``."""
     return in_range(key, value, *TEMPERATURES)
 
 
-def whole_number(key: str, value: int, least: int) -> int:
-    """``value`` if it is an integer of at least ``least``; otherwise a ``SetupError`` that names ``key``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise SetupError(f"{key} is {value!r}; it must be a whole number, {least} or more.")
+def whole_number(key: str, value: int, least: int, most: int | None = None) -> int:
+    """``value`` if it is an integer from ``least`` to ``most`` (None: no limit); otherwise a ``SetupError`` that names
+    ``key``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        limits = f", {least} or more" if most is None else f" from {least} to {most}"
+        raise SetupError(f"{key} is {value!r}; it must be a whole number{limits}.")
     return value
 
 

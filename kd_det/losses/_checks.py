@@ -20,7 +20,7 @@ def check_logits(s: Tensor, t: Tensor) -> None:
     if s.shape != t.shape or s.ndim != 2 or s.shape[1] < 2:
         raise ValueError(
             "student and teacher logits must both be (B, C) with C >= 2; "
-            f"got {tuple(s.shape)} and {tuple(t.shape)}. Give both models the same classes."
+            f"got {tuple(s.shape)} and {tuple(t.shape)}. {_remedy(s, t)}"
         )
     if s.dtype not in FLOATS or t.dtype not in FLOATS:
         raise ValueError(
@@ -28,6 +28,21 @@ def check_logits(s: Tensor, t: Tensor) -> None:
         )
     if s.device != t.device:
         raise ValueError(f"student logits are on {s.device}, the teacher's on {t.device}; move one.")
+
+
+def _remedy(s: Tensor, t: Tensor) -> str:
+    """What to do about logits of these shapes."""
+    if s.ndim != t.ndim:
+        return "Give both the same layout: one row a sample, one column a class."
+    if s.ndim > 2:
+        return "Flatten the positions into the batch: logits.movedim(1, -1).flatten(0, -2), and the labels alike."
+    if s.ndim < 2:
+        return "Add the dimension that is missing: one row a sample, one column a class."
+    if s.shape[0] != t.shape[0]:
+        return "Give both the same samples."
+    if s.shape[1] != t.shape[1]:
+        return "Give both models the same classes."
+    return "Count the background, or what is not the class, as a class of its own."
 
 
 def check_labels(y: Tensor, s: Tensor) -> None:
