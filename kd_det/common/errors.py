@@ -107,5 +107,5 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _end(message: str, code: int) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print(" ".join(map(str.strip, message.splitlines())), file=sys.stderr, flush=True)
     sys.exit(code)

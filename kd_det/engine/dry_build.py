@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import DeformConv, ModulatedDeformConv
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from torch import nn
@@ -58,7 +59,17 @@ def _build(cfg: CfgNode, device: str) -> nn.Module:
         check_maps(cfg, build_backbone(cfg).output_shape())
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)  # build_model would move it
     _check_size(model)
+    if cfg.MODEL.DEVICE == "cpu":
+        _check_convolutions(model)
     return model
+
+
+def _check_convolutions(model: nn.Module) -> None:
+    if any(isinstance(part, (DeformConv, ModulatedDeformConv)) for part in model.modules()):
+        raise SetupError(
+            "MODEL.DEVICE is 'cpu', but the model has deformable convolutions (MODEL.RESNETS.DEFORM_ON_PER_STAGE), "
+            "which Detectron2 has for GPUs only. Take a GPU, or set all four to False."
+        )
 
 
 def _check_size(model: nn.Module) -> None:

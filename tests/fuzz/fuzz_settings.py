@@ -35,8 +35,9 @@ ODD_NUMBERS = (
     1e30, 1e308, float("inf"), float("-inf"), float("nan"),
 )  # fmt: skip
 ODD_TEXTS = (
-    "", " ", "x", "None", "RPN", "GN", "BN", "p9", "p3=", "=p3", "p2=p3", "res5", "../..", "\0", "a\nb", "ü", "(1,", "[]",
-    "{}", "{1: 2}", "1e9", "RetinaNet", "PanopticFPN", "ProposalNetwork", "SemanticSegmentor", "PrecomputedProposals",
+    "", " ", "x", "None", "RPN", "GN", "BN", "p9", "p3=", "=p3", "p2=p3", "res5", "../..", "\0", "a\nb", "ü", "(1,",
+    "[]", "{}", "{1: 2}", "1e9", "RetinaNet", "PanopticFPN", "ProposalNetwork", "SemanticSegmentor",
+    "PrecomputedProposals",
     "build_resnet_backbone", "build_retinanet_resnet_fpn_backbone", "build_timm_fpn_backbone", "Res5ROIHeads", "cuda:7",
     "RROIHeads", "RRPN", "absolute", "vertical", "giou", "WarmupCosineLR", "__import__('os')", "x" * 10000,
 )  # fmt: skip
@@ -130,7 +131,7 @@ def read(overrides: list[Any]) -> None:
         DefaultTrainer.build_lr_scheduler(cfg, DefaultTrainer.build_optimizer(cfg, model))
     if not cfg.MODEL.KEYPOINT_ON:  # that needs the keypoints of a data set
         DatasetMapper(cfg, True)
-    DatasetMapper(cfg, False)
+        DatasetMapper(cfg, False)
 
 
 TARGET = Target("settings", make, read)

@@ -115,6 +115,6 @@ def build_terms(cfg: CfgNode, maps: Maps) -> dict[str, KDTerm]:
             )
         if names.count(name) > 1:
             raise SetupError(f"KD.TERMS: {name!r} stands twice in {names}; name it once and set its WEIGHT.")
-    for term in TERMS.values():  # one may read another's keys
-        check_keys(cfg, term.checks)
+    for name in (*names, *TERMS):  # a term may read another's keys
+        check_keys(cfg, TERMS[name].checks)
     return {name: TERMS[name](cfg, maps) for name in names}
