@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
-import re
 from typing import Any
 from urllib.parse import parse_qs
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
@@ -17,33 +14,10 @@ from torch import nn
 
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_atomically
+from kd_det.common.tensor_files import UnreadableError, check_weights, read_tensor_file
 
-_NUMPY_CORE = "numpy.core" if np.__version__.startswith("1.") else "numpy._core"
-
-# What a pickled dict of NumPy arrays names, under NumPy 1 and 2.
-_ADMITTED = {
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *(
-        (module, name)
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-        for name in ("_reconstruct", "scalar")
-    ),
-    *((module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits NumPy arrays and plain containers; anything else could run code and is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which is neither an array nor a plain container"
-            )
-        return super().find_class(re.sub(r"^numpy\._?core", _NUMPY_CORE, module), name)
+# What Detectron2 raises where it matches names of another library with the model's.
+MATCHING_ERRORS = (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 def read_checkpoint(path: str, key: str = "checkpoint") -> dict[str, Any]:
@@ -54,26 +28,30 @@ def read_checkpoint(path: str, key: str = "checkpoint") -> dict[str, Any]:
         key: the configuration key that named it, for the messages.
 
     Returns:
-        A dict with the key "model" (name to tensor or array), and "matching_heuristics" for files whose names are
-        not Detectron2's own.
+        A dict with the key "model" (name to tensor), and "matching_heuristics" for files whose names are not
+        Detectron2's own.
 
     Raises:
-        SetupError: the file is missing, truncated, or holds anything but tensors, arrays and plain containers.
+        SetupError: the file is missing, truncated, or holds anything but tensors, arrays and plain containers; or
+            the weights are not all finite tensors.
     """
     local = local_path(path, key)
+    source = f"{key} {path!r}"
     try:
-        data = (
-            _read_arrays(local) if local.endswith(".pkl") else torch.load(local, map_location="cpu", weights_only=True)
-        )
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        data = read_tensor_file(local)
+    except UnreadableError as error:
         raise SetupError(
-            f"{key} {path!r} cannot be read: {reason}. It is truncated, or no checkpoint of tensors; "
+            f"{source} cannot be read: {error}. It is truncated, or no checkpoint of tensors; "
             "fetch it again or give another file."
         ) from error
     if not isinstance(data, dict):
-        raise SetupError(f"{key} {path!r} holds a {type(data).__name__}, not a dict of weights; give another file.")
-    return _as_detectron2(data)
+        raise SetupError(f"{source} holds a {type(data).__name__}, not a dict of weights; give another file.")
+    checkpoint = _as_detectron2(data)
+    checkpoint["model"] = check_weights(checkpoint["model"], source)
+    for entry, kind in (("__author__", str), ("matching_heuristics", bool)):
+        if not isinstance(checkpoint.get(entry, kind()), kind):
+            raise SetupError(f"{source}: {entry!r} is no {kind.__name__}; fetch the file again or give another.")
+    return checkpoint
 
 
 def load_strictly(model: nn.Module, path: str, key: str) -> None:
@@ -138,7 +116,13 @@ class KDCheckpointer(DetectionCheckpointer):
         source = checkpoint.get("__author__")
         if source == "timm":
             checkpoint = {"model": _for_timm_backbone(self.model, checkpoint["model"])}
-        incompatible = super()._load_model(checkpoint)
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except MATCHING_ERRORS as error:
+            raise SetupError(
+                f"MODEL.WEIGHTS: the names in the checkpoint cannot be matched with the model's ({error!r:.200}). "
+                "Give a checkpoint of this model."
+            ) from error
         if source == "torchvision":
             _check_backbone_covered(incompatible)
         return incompatible
@@ -151,15 +135,11 @@ def local_path(path: str, key: str) -> str:
     except SetupError:
         raise
     except Exception as error:  # every handler (file, http, s3, ...) has its own
-        raise SetupError(f"{key} {path!r} cannot be fetched: {error}. Give a path or URL that can.") from error
+        reason = " ".join(str(error).split())
+        raise SetupError(f"{key} {path!r} cannot be fetched: {reason:.300}. Give a path or URL that can.") from error
     if not os.path.isfile(local):
         raise SetupError(f"{key} {path!r}: no such file. Give the path or URL of a checkpoint.")
     return local
-
-
-def _read_arrays(path: str) -> Any:
-    with open(path, "rb") as file:
-        return _ArrayUnpickler(file, encoding="latin1").load()
 
 
 def _as_detectron2(data: dict[str, Any]) -> dict[str, Any]:
@@ -169,9 +149,9 @@ def _as_detectron2(data: dict[str, Any]) -> dict[str, Any]:
     if "model_state" in data:
         return {"model": data["model_state"], "__author__": "pycls", "matching_heuristics": True}
     blobs = data.get("blobs", data)
-    if any(isinstance(value, torch.Tensor) for value in blobs.values()):
-        return {"model": dict(blobs)}
-    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+    if not isinstance(blobs, dict) or any(isinstance(value, torch.Tensor) for value in blobs.values()):
+        return {"model": dict(blobs) if isinstance(blobs, dict) else blobs}
+    weights = {name: value for name, value in blobs.items() if not str(name).endswith("_momentum")}
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 

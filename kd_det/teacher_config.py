@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from kd_det.common.config_merge import merge_config
 from kd_det.common.errors import SetupError, did_you_mean
+from kd_det.common.yaml_files import refuse_python
 from kd_det.config import add_kd_config, plain_config
 from kd_det.data.coco_json import use_datasets
 from kd_det.settings import check_model, check_model_settings
@@ -59,6 +60,7 @@ def _locate(config_file: str, weights: str) -> tuple[str, str]:
             "KD.TEACHER.CONFIG_FILE is empty but KD.TERMS asks for a teacher. Give a model-zoo name such as "
             "'COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml', or the path of the teacher's configuration."
         )
+    refuse_python(config_file, "KD.TEACHER.CONFIG_FILE")
     if os.path.isfile(config_file):
         if not weights:
             raise SetupError(

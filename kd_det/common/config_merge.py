@@ -2,38 +2,109 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import yaml
 from fvcore.common.config import CfgNode
 
 from kd_det.common.errors import SetupError, did_you_mean
+from kd_det.common.yaml_files import one_line, read_config_file
+
+MAX_OVERRIDE = 100_000  # characters
+# What yacs and Detectron2's conversion of old versions raise for content that does not fit. Python's parser of values
+# takes a stack, or all memory, for one that is nested deeply.
+MERGE_ERRORS = (AssertionError, AttributeError, KeyError, MemoryError, RecursionError, TypeError, ValueError)
 
 
 def merge_config(cfg: CfgNode, config_file: str, overrides: Sequence[object], source: str) -> None:
-    """Merges a file and overrides into ``cfg``; ``source`` is the option or key that named the file, for errors."""
-    if config_file and not os.path.isfile(config_file):
-        raise SetupError(f"{source}: no file {config_file!r}. Give the path of a YAML configuration.")
-    if len(overrides) % 2:
-        raise SetupError(f"overrides come as KEY VALUE pairs, got {list(overrides)}: one has no partner.")
+    """Merges a file and overrides into ``cfg``.
+
+    Args:
+        config_file: a path; empty for none.
+        overrides: KEY VALUE ...
+        source: the option or key that named the file, for errors.
+
+    Raises:
+        SetupError: see ``read_config_file``; or a key does not exist, or a value is of another type.
+    """
+    overrides = list(overrides)
+    _check_overrides(overrides)
+    content = read_config_file(config_file, source, type(cfg)) if config_file else {}
     try:
-        if config_file:
-            cfg.merge_from_file(config_file)
-        cfg.merge_from_list(list(overrides))
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
+        _merge_content(cfg, content, config_file)
+        _check_keys(cfg, overrides[::2])
+        cfg.merge_from_list(overrides)
+    except SetupError:
+        raise
+    except (*MERGE_ERRORS, yaml.YAMLError) as error:
         raise SetupError(_explain(error, cfg, config_file)) from error
 
 
+def _merge_content(cfg: CfgNode, content: dict[str, Any], config_file: str) -> None:
+    _check_sections(cfg, content, config_file)
+    latest, version = cfg.get("VERSION"), content.get("VERSION")
+    if version == latest or not config_file:
+        cfg.merge_from_other_cfg(type(cfg)(content))
+        return
+    if latest is not None and version is not None and version not in range(1, latest):
+        raise SetupError(
+            f"configuration {config_file!r}: VERSION is {version!r:.100}; Detectron2 reads 1 to {latest}. Correct it."
+        )
+    cfg.merge_from_file(config_file, allow_unsafe=False)  # Detectron2 guesses a version, and converts old ones
+
+
+def _check_overrides(overrides: list[object]) -> None:
+    if len(overrides) % 2:
+        raise SetupError(f"overrides come as KEY VALUE pairs, got {overrides!r:.300}: one has no partner.")
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        if not isinstance(key, str):
+            raise SetupError(f"overrides come as KEY VALUE pairs, got {key!r:.100} as a key; keys are text.")
+        if isinstance(value, str) and len(value) > MAX_OVERRIDE:
+            raise SetupError(
+                f"the override of {key!r:.200} has {len(value)} characters; {MAX_OVERRIDE} are allowed. "
+                "Write it in a configuration file."
+            )
+
+
+def _check_sections(cfg: CfgNode, content: dict[str, Any], config_file: str, above: str = "") -> None:
+    for key, value in content.items():
+        if isinstance(cfg.get(key), CfgNode):
+            if not isinstance(value, dict):
+                raise SetupError(
+                    f"configuration {config_file!r}: {above}{key} is {value!r:.100}, but it is a section. "
+                    "Write its keys below it, indented."
+                )
+            _check_sections(cfg[key], value, config_file, f"{above}{key}.")
+
+
+def _check_keys(cfg: CfgNode, keys: list[Any]) -> None:
+    for key in keys:
+        node: Any = cfg
+        for part in key.split("."):
+            if not isinstance(node, CfgNode):
+                raise KeyError(f"Non-existent key: {key}")
+            node = node.get(part)
+        if isinstance(node, CfgNode):
+            raise SetupError(f"configuration (overrides): {key} is a section. Give a key of it: {_some(node, key)}.")
+
+
+def _some(node: CfgNode, above: str) -> str:
+    names = [f"{above}.{name}" for name in list(node)[:3]]
+    return ", ".join(names) + (", ..." if len(node) > 3 else "")
+
+
 def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
-    text = str(error.args[0]) if error.args else str(error)
+    text = one_line(error.args[0] if isinstance(error, KeyError) else error)
     prefix = f"configuration {config_file or '(overrides)'}: "
+    if isinstance(error, (MemoryError, RecursionError)):
+        return f"{prefix}a value is nested too deeply. Write it as a plain number, text or list."
     if "Non-existent" in text:
         key = text.rsplit(":", 1)[-1].strip()
         return f"{prefix}there is no key {key!r}.{did_you_mean(key, _keys(cfg))}"
     if "Type mismatch" in text:
         return f"{prefix}{text}. Write the value in the key's own type (a float as 8.0, a list as ['a'])."
-    return prefix + text
+    return f"{prefix}{text.rstrip('.!')}."
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -18,6 +18,7 @@ from detectron2.export.flatten import TracingAdapter
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from torch import Tensor
 
+from kd_det.common.config_merge import merge_config
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_atomically
 from kd_det.config import TIMM_BACKBONE, add_kd_config, plain_config
@@ -44,7 +45,7 @@ def write_checkpoint(
     read = get_cfg()
     if needs_kd_det(cfg):
         add_kd_config(read)
-    read.merge_from_file(str(config))
+    merge_config(read, str(config), (), source="config.yaml")
     predictor = DefaultPredictor(read)
     return [weights, config], lambda image: detect(predictor.model, image)
 

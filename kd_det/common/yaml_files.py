@@ -1,0 +1,213 @@
+"""Reading YAML configurations without running code from them.
+
+Detectron2 obeys a YAML file that asks it to run code, and relies on it in its own model zoo. Here no file can.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import yaml
+from fvcore.common.config import BASE_KEY, CfgNode
+
+from kd_det.common.errors import SetupError
+
+MAX_CHARACTERS = 2**18  # of a file; Detectron2's largest has 16,000
+MAX_VALUES = 100_000  # of a file, those that stand in several places counted in each
+MAX_DEPTH = 30
+MAX_FILES = 100  # that a configuration and its bases are made of
+MAX_MESSAGE = 500
+# The one expression in Detectron2's model zoo (Base-RetinaNet.yaml).
+EVAL = "tag:yaml.org,2002:python/object/apply:eval"
+RETINANET_SIZES = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
+TAG = "tag:yaml.org,2002:"
+MERGE, TEXT = f"{TAG}merge", f"{TAG}str"
+
+
+def read_config_file(config_file: str, source: str, kind: type[CfgNode] = CfgNode) -> dict[str, Any]:
+    """The content of a YAML configuration, merged over that of its ``_BASE_`` files. No code of theirs is run.
+
+    Args:
+        source: the option or key that named the file, for errors.
+        kind: the class of configurations that it is for; it knows how to open ``_BASE_`` files by URL.
+
+    Raises:
+        SetupError: a file is missing, no YAML mapping of keys to plain values, or its own base; it is not a YAML file
+            but a Python program.
+    """
+    refuse_python(config_file, source)
+    if not os.path.isfile(config_file):
+        raise SetupError(f"{source}: no file {config_file!r}. Give the path of a YAML configuration.")
+    try:
+        return _Reader(kind).read(config_file, ())
+    except SetupError as error:
+        raise SetupError(f"{source}: {error}") from error
+
+
+def refuse_python(config_file: str, source: str) -> None:
+    """Raises ``SetupError`` for a ``.py`` file: Detectron2's LazyConfig, which runs it."""
+    if config_file.endswith(".py"):
+        raise SetupError(
+            f"{source} {config_file!r} is a Python configuration (LazyConfig), which is not supported. Give a YAML "
+            "configuration: the model zoo has them for most models, and one of your own can begin with _BASE_."
+        )
+
+
+class _Reader:
+    """Reads a file and its bases."""
+
+    def __init__(self, kind: type[CfgNode]) -> None:
+        self.kind = kind
+        self.files = 0
+
+    def read(self, path: str, above: tuple[str, ...]) -> dict[str, Any]:
+        """``above``: the files that this one is a base of."""
+        if os.path.realpath(path) in map(os.path.realpath, above):
+            raise SetupError(f"configuration {path!r} is its own {BASE_KEY}: {' -> '.join([*above, path]):.400}.")
+        self.files += 1
+        if self.files > MAX_FILES:
+            raise SetupError(f"configuration {above[0]!r} has more than {MAX_FILES} {BASE_KEY} files; leave some out.")
+        content = _parse(self._text(path, above), path)
+        bases = content.pop(BASE_KEY, [])
+        merged: dict[str, Any] = {}
+        for base in bases if isinstance(bases, list) else [bases]:
+            if not isinstance(base, str):
+                raise SetupError(f"configuration {path!r}: {BASE_KEY} is {base!r:.100}; give the path of a file.")
+            merged = _merged(merged, self.read(_base_path(base, path), (*above, path)), path)
+        return _merged(merged, content, path)
+
+    def _text(self, path: str, above: tuple[str, ...]) -> str:
+        if above and not _is_url(path) and not os.path.isfile(path):
+            raise SetupError(f"configuration {above[-1]!r}: its {BASE_KEY} {path!r} is no file. Correct the path.")
+        try:
+            with self.kind._open_cfg(path) as file:
+                text = file.read(MAX_CHARACTERS + 1)
+        except UnicodeDecodeError as error:
+            raise SetupError(f"configuration {path!r} is no text ({error.reason}). Give a YAML file.") from error
+        except (OSError, ValueError) as error:  # of the file, or of the network
+            named = f" ({BASE_KEY} of {above[-1]!r})" if above else ""
+            raise SetupError(f"configuration {path!r}{named} cannot be read: {one_line(error)}.") from error
+        if len(text) > MAX_CHARACTERS:
+            raise SetupError(f"configuration {path!r} has over {MAX_CHARACTERS} characters; give a YAML configuration.")
+        return text
+
+
+def _base_path(base: str, path: str) -> str:
+    base = os.path.expanduser(base)
+    return base if os.path.isabs(base) or _is_url(base) else os.path.join(os.path.dirname(path), base)
+
+
+def _is_url(path: str) -> bool:
+    return path.startswith(("https://", "http://"))
+
+
+def _merged(base: dict[str, Any], content: dict[str, Any], path: str) -> dict[str, Any]:
+    """``base`` with ``content`` written over it, key by key."""
+    merged = dict(base)  # a copy: two keys can share a section by an alias
+    for key, value in content.items():
+        if isinstance(value, dict) and key in base:
+            if not isinstance(base[key], dict):
+                raise SetupError(f"configuration {path!r}: {key!r} is a section here and a value in its {BASE_KEY}.")
+            value = _merged(base[key], value, path)
+        merged[key] = value
+    return merged
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values, and the model zoo's one expression."""
+
+
+def _construct_sizes(loader: yaml.SafeLoader, node: yaml.Node) -> list[list[float]]:
+    return [[x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in (32, 64, 128, 256, 512)]
+
+
+_Loader.add_constructor(EVAL, _construct_sizes)
+
+
+def _parse(text: str, path: str) -> dict[str, Any]:
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        raise SetupError(_no_yaml(error, path)) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise SetupError(f"configuration {path!r}, line {line}: this is no YAML: {error.reason}.") from error
+    except RecursionError as error:
+        raise SetupError(f"configuration {path!r} is nested too deeply; give a YAML configuration.") from error
+    _check_root(node, path)
+    _NodeCheck(path).visit(node, 1)
+    try:
+        return loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        raise SetupError(_no_yaml(error, path)) from error
+    except (ValueError, OverflowError) as error:  # a date or number that is none
+        raise SetupError(f"configuration {path!r} has a value that cannot be read: {one_line(error)}.") from error
+
+
+def _no_yaml(error: yaml.MarkedYAMLError, path: str) -> str:
+    mark = error.problem_mark or error.context_mark
+    line = f", line {mark.line + 1}" if mark else ""
+    return f"configuration {path!r}{line}: this is no YAML: {one_line(error.problem or error.context)}."
+
+
+def _check_root(node: yaml.Node | None, path: str) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        what = {type(None): "is empty", yaml.SequenceNode: "is a list"}.get(type(node), "is plain text")
+        raise SetupError(f"configuration {path!r} {what}; give a YAML file of keys and values.")
+
+
+class _NodeCheck:
+    """Refuses what is no plain configuration, before anything is made of it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.values = 0
+
+    def visit(self, node: yaml.Node, depth: int) -> None:
+        self.values += 1
+        if self.values > MAX_VALUES:  # aliases of aliases can make millions of a few lines
+            self._refuse(node, f"more than {MAX_VALUES} values; give a YAML configuration")
+        if depth > MAX_DEPTH:
+            self._refuse(node, "nested too deeply; give a YAML configuration")
+        if node.tag not in yaml.SafeLoader.yaml_constructors and not _is_retinanet(node):
+            tag = f"!!{node.tag.removeprefix(TAG)}" if node.tag.startswith(TAG) else node.tag
+            self._refuse(
+                node,
+                f"the tag {tag!r:.200} is refused, as it could run code. Write the value itself: text, a number, "
+                "True, a list or keys",
+            )
+        if isinstance(node, yaml.MappingNode):
+            self._visit_mapping(node, depth)
+        elif isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                self.visit(item, depth + 1)
+
+    def _visit_mapping(self, node: yaml.MappingNode, depth: int) -> None:
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.tag != MERGE:
+                if key.tag != TEXT or not isinstance(key, yaml.ScalarNode):
+                    self._refuse(key, f"the key {str(key.value)!r:.100} is not text. Put it in quotes")
+                if key.value in seen:
+                    self._refuse(key, f"the key {key.value!r:.100} is listed twice. Remove one")
+                seen.add(key.value)
+            self.visit(value, depth + 1)
+
+    def _refuse(self, node: yaml.Node, what: str) -> None:
+        raise SetupError(f"configuration {self.path!r}, line {node.start_mark.line + 1}: {what}.")
+
+
+def _is_retinanet(node: yaml.Node) -> bool:
+    return (
+        node.tag == EVAL
+        and isinstance(node, yaml.SequenceNode)
+        and [getattr(item, "value", None) for item in node.value] == [RETINANET_SIZES]
+    )
+
+
+def one_line(text: object) -> str:
+    """``text`` in one line, its middle left out where it is long."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE // 2]} ... {line[-MAX_MESSAGE // 2 :]}"
