@@ -19,6 +19,7 @@ from kd_det.checkpoint import KDCheckpointer, load_strictly, local_path
 from kd_det.common.errors import SetupError
 from kd_det.config import plain_config
 from kd_det.data.checks import check_datasets
+from kd_det.data.proposals import check_proposals
 from kd_det.engine.setup import one_line_errors, read_setup
 from kd_det.engine.startup import check_evaluation_run, check_training_run
 from kd_det.engine.trainer import DistillTrainer
@@ -51,6 +52,7 @@ def _setup(args: argparse.Namespace) -> CfgNode:
     default_setup(cfg, args)
     if comm.is_main_process():
         check_datasets(cfg)
+        check_proposals(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     comm.synchronize()
     return cfg
 

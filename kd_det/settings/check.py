@@ -40,9 +40,9 @@ def _check_leaves(values: Mapping[str, Any], table: Mapping[str, Check], section
         _check_type(key, values[key], default)
     for key, value in values.items():
         if isinstance(value, str) and "\0" in value:
-            raise SetupError(f"{key} is {value!r}, which has a null character in it; remove it.")
+            raise SetupError(f"{key} is {value!r:.200}, which has a null character in it; remove it.")
         if key not in table and isinstance(value, float) and not abs(value) < float("inf"):
-            raise SetupError(f"{key} is {value!r}; it must be a finite number.")
+            raise SetupError(f"{key} is {value!r:.200}; it must be a finite number.")
     _apply(table, values)
 
 
@@ -78,7 +78,7 @@ def _check_type(key: str, value: Any, default: Any) -> None:
         alike = (int, float)
     if not isinstance(value, alike) or isinstance(value, bool) != isinstance(default, bool):
         raise SetupError(
-            f"{key} is {value!r}; it must be a {type(default).__name__}, as its default {_short(default)} is."
+            f"{key} is {value!r:.200}; it must be a {type(default).__name__}, as its default {_short(default)} is."
         )
 
 

@@ -57,7 +57,7 @@ def choice(*allowed: Any) -> Check:
         if isinstance(value, bool) or value not in allowed:
             known = [each for each in allowed if isinstance(each, str)]
             raise SetupError(
-                f"{key} is {value!r}; it must be one of {', '.join(str(each) or repr(each) for each in allowed)}."
+                f"{key} is {value!r:.200}; it must be one of {', '.join(str(each) or repr(each) for each in allowed)}."
                 f"{did_you_mean(str(value), known)}"
             )
 
@@ -93,10 +93,10 @@ def each(check: Check, *, least: int = 0, lengths: Collection[int] = ()) -> Chec
 
     def checked(key: str, value: Any) -> None:
         if not isinstance(value, (list, tuple)):
-            raise SetupError(f"{key} is {value!r}; it must be a list.")
+            raise SetupError(f"{key} is {value!r:.200}; it must be a list.")
         if len(value) < least or (lengths and len(value) not in lengths):
             wanted = " or ".join(map(str, lengths)) if lengths else f"{least} or more"
-            raise SetupError(f"{key} is {value!r}, of length {len(value)}; it must have {wanted} entries.")
+            raise SetupError(f"{key} is {value!r:.200}, of length {len(value)}; it must have {wanted} entries.")
         for number_, entry in enumerate(value):
             check(f"{key}[{number_}]", entry)
 
@@ -106,7 +106,7 @@ def each(check: Check, *, least: int = 0, lengths: Collection[int] = ()) -> Chec
 def string(key: str, value: Any) -> None:
     """A string that is not empty."""
     if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise SetupError(f"{key} is {value!r}; it must be a string that is not empty.")
+        raise SetupError(f"{key} is {value!r:.200}; it must be a string that is not empty.")
 
 
 def registered(registry: Registry, *others: str) -> Check:
@@ -116,7 +116,7 @@ def registered(registry: Registry, *others: str) -> Check:
         known = [*(name for name, _ in registry), *others]
         if not isinstance(value, str) or value not in known:
             raise SetupError(
-                f"{key} is {value!r}, which nothing is registered as.{did_you_mean(str(value), known)} "
+                f"{key} is {value!r:.200}, which nothing is registered as.{did_you_mean(str(value), known)} "
                 f"Known: {', '.join(sorted(filter(None, known)))}."
             )
 
@@ -133,7 +133,7 @@ def name_pair(key: str, entry: Any) -> tuple[str, str]:
     pair = (ours.strip(), theirs.strip() if sign else ours.strip())
     if not all(pair):
         raise SetupError(
-            f"{key}: {entry!r} names nothing on one side; write \"name\" or \"student's name=teacher's name\"."
+            f"{key}: {entry!r:.200} names nothing on one side; write \"name\" or \"student's name=teacher's name\"."
         )
     return pair
 
@@ -147,6 +147,6 @@ def overrides(key: str, value: Sequence[Any]) -> None:
     """KEY, VALUE, KEY, VALUE, ...: an even number of entries, every other one a string."""
     if len(value) % 2 or not all(isinstance(name, str) and name for name in value[::2]):
         raise SetupError(
-            f"{key} is {list(value)!r}; it must be keys and values by turns, as in "
+            f"{key} is {list(value)!r:.200}; it must be keys and values by turns, as in "
             "['MODEL.ROI_HEADS.NUM_CLASSES', 20]."
         )

@@ -51,7 +51,7 @@ def thresholds(key: str, value: Any) -> None:
     """IoUs in ascending order."""
     each(fraction, least=1)(key, value)
     if value[0] <= 0 or any(low > high for low, high in pairwise(value)):
-        raise SetupError(f"{key} is {value!r}; it must be IoUs above 0 in ascending order.")
+        raise SetupError(f"{key} is {value!r:.200}; it must be IoUs above 0 in ascending order.")
 
 
 def per_level(check: Check) -> Check:
@@ -67,7 +67,7 @@ def per_level(check: Check) -> Check:
 def switch(key: str, value: Any) -> None:
     """True or False."""
     if not isinstance(value, bool):
-        raise SetupError(f"{key} is {value!r}; it must be True or False.")
+        raise SetupError(f"{key} is {value!r:.200}; it must be True or False.")
 
 
 MODEL: dict[str, Check] = {

@@ -42,7 +42,9 @@ def expected_result(key: str, value: Any) -> None:
     """[task, metric, value, tolerance]."""
     whole = isinstance(value, (list, tuple)) and len(value) == 4
     if not whole or not all(map(_is_number, value[2:])) or not all(isinstance(name, str) for name in value[:2]):
-        raise SetupError(f"{key} is {value!r}; it must be [task, metric, value, tolerance], as ['bbox', 'AP', 38, 1].")
+        raise SetupError(
+            f"{key} is {value!r:.200}; it must be [task, metric, value, tolerance], as ['bbox', 'AP', 38, 1]."
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -53,8 +55,8 @@ def version(key: str, value: Any) -> None:
     """The version of Detectron2's keys that this Detectron2 has."""
     if value != 2:
         raise SetupError(
-            f"{key} is {value!r}; this Detectron2 has the keys of version 2. Set it to 2. A file of version 1 says so "
-            "itself, and is converted."
+            f"{key} is {value!r:.200}; this Detectron2 has the keys of version 2. Set it to 2. A file of version 1 says "
+            "so itself, and is converted."
         )
 
 

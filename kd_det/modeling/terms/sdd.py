@@ -37,8 +37,8 @@ def _scales(key: str, value: Any) -> None:
         fits = min(sides) >= 1 and max(sides) <= FINEST
     if not fits:
         raise SetupError(
-            f"{key} is {tuple(value)}; it must be 1, the whole proposal, and then different whole numbers of cells "
-            f"along a side, 2 to {FINEST}: (1, 2)."
+            f"{key} is {tuple(value)!s:.200}; it must be 1, the whole proposal, and then different whole numbers of "
+            f"cells along a side, 2 to {FINEST}: (1, 2)."
         )
 
 
