@@ -55,8 +55,8 @@ def version(key: str, value: Any) -> None:
     """The version of Detectron2's keys that this Detectron2 has."""
     if value != 2:
         raise SetupError(
-            f"{key} is {value!r:.200}; this Detectron2 has the keys of version 2. Set it to 2. A file of version 1 says "
-            "so itself, and is converted."
+            f"{key} is {value!r:.200}; this Detectron2 has the keys of version 2. Set it to 2. A file of version 1 "
+            "says so itself, and is converted."
         )
 
 
