@@ -15,6 +15,8 @@ from detectron2.structures import Boxes
 from torch import Tensor
 
 KINDS = ("grid", "interleaved")
+# The most cells along a side: with more, the cells of a batch take the memory of thousands of images.
+FINEST = 8
 
 
 @dataclass(frozen=True)

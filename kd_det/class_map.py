@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_det.common.errors import SetupError, did_you_mean
+from kd_det.settings.checks import name_pair
 
 KEY = "KD.TEACHER.CLASS_MAP"
 ALL_COMMON = "*"
@@ -71,7 +72,7 @@ def class_map(entries: Sequence[str], student: Sequence[str], teacher: Sequence[
         SetupError: a name is unknown, or stands twice, or nothing is paired.
     """
     pairs: dict[str, str] = {}
-    explicit = [_split(entry) for entry in entries if entry != ALL_COMMON]
+    explicit = [name_pair(KEY, entry) for entry in entries if entry != ALL_COMMON]
     for ours, theirs in explicit:
         _check_known(ours, student, "student")
         _check_known(theirs, teacher, "teacher")
@@ -91,11 +92,6 @@ def class_map(entries: Sequence[str], student: Sequence[str], teacher: Sequence[
     return ClassMap(
         tuple(index for index, _ in ordered), tuple(index for _, index in ordered), len(student), len(teacher)
     )
-
-
-def _split(entry: str) -> tuple[str, str]:
-    ours, _, theirs = entry.partition("=")
-    return ours.strip(), (theirs or ours).strip()
 
 
 def _check_known(name: str, known: Sequence[str], side: str) -> None:

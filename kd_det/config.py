@@ -78,7 +78,7 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.SDD.WEIGHT = 1.0
     # The loss of one region: "kd", "dkd" or "nkd", with that term's settings (KD.DKD.ALPHA, ...) except its weight.
     cfg.KD.SDD.BASE = "dkd"
-    # 1 for the whole proposal, then m for its m x m cells.
+    # 1 for the whole proposal, then m, 2 to 8, for its m x m cells: each is pooled and classified like a proposal.
     cfg.KD.SDD.SCALES = (1, 2)
     # What a cell is: "grid", a part of the proposal, pooled like a box; "interleaved", every m-th sample of the whole
     # proposal pooled m times as finely.
@@ -123,8 +123,13 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.PKD.FEATURES = ()
 
 
-def load_config(config_file: str, overrides: Sequence[object] = ()) -> CfgNode:
+def load_config(config_file: str, overrides: Sequence[object] = (), *, device: str = "cuda") -> CfgNode:
     """Detectron2's defaults and the ``KD.*`` keys, then ``config_file``, then ``overrides`` (KEY VALUE ...).
+
+    Args:
+        config_file: a path; empty for the defaults.
+        overrides: KEY VALUE ...
+        device: MODEL.DEVICE where neither of them names it; the default is Detectron2's.
 
     Raises:
         SetupError: the file does not exist or is not YAML, a key does not exist (the nearest is suggested), or a value
@@ -132,6 +137,7 @@ def load_config(config_file: str, overrides: Sequence[object] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_kd_config(cfg)
+    cfg.MODEL.DEVICE = device
     merge_config(cfg, config_file, overrides, source="--config-file")
     return cfg
 

@@ -12,6 +12,7 @@ from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.common.yaml_files import refuse_python
 from kd_det.config import add_kd_config, plain_config
 from kd_det.data.coco_json import use_datasets
+from kd_det.settings import check_model, check_model_settings
 
 
 def teacher_config(cfg: CfgNode) -> CfgNode:
@@ -27,11 +28,20 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     teacher_cfg = get_cfg()
     add_kd_config(teacher_cfg)  # a distilled student can be the next one's teacher
     merge_config(teacher_cfg, path, node.OPTS, source="KD.TEACHER.CONFIG_FILE")
+    teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
+    _check_settings(teacher_cfg, node.CONFIG_FILE)
     _use_datasets(teacher_cfg, node.CONFIG_FILE)
     teacher_cfg = plain_config(teacher_cfg)
     teacher_cfg.MODEL.WEIGHTS = weights
-    teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
     return teacher_cfg
+
+
+def _check_settings(teacher_cfg: CfgNode, config_file: str) -> None:
+    try:
+        check_model_settings(teacher_cfg)
+        check_model(teacher_cfg)
+    except SetupError as error:
+        raise SetupError(f"KD.TEACHER.CONFIG_FILE {config_file!r}, with KD.TEACHER.OPTS: {error}") from error
 
 
 def _use_datasets(teacher_cfg: CfgNode, config_file: str) -> None:

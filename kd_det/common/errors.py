@@ -39,21 +39,28 @@ def one_line(text: object) -> str:
 def positive(key: str, value: float) -> float:
     """``value`` if it is a finite number above 0; otherwise a ``SetupError`` that names ``key``."""
     if not _is_number(value) or not 0 < value < math.inf:
-        raise SetupError(f"{key} is {value!r}; it must be a finite number above 0.")
+        raise SetupError(f"{key} is {value!r:.200}; it must be a finite number above 0.")
     return value
 
 
 def non_negative(key: str, value: float) -> float:
     """``value`` if it is a finite number, 0 or more; otherwise a ``SetupError`` that names ``key``."""
     if not _is_number(value) or not 0 <= value < math.inf:
-        raise SetupError(f"{key} is {value!r}; it must be a finite number, 0 or more.")
+        raise SetupError(f"{key} is {value!r:.200}; it must be a finite number, 0 or more.")
     return value
 
 
 def in_range(key: str, value: float, low: float, high: float) -> float:
     """``value`` if it is a number from ``low`` to ``high``; otherwise a ``SetupError`` that names ``key``."""
     if not _is_number(value) or not low <= value <= high:
-        raise SetupError(f"{key} is {value!r}; it must be a number from {low:g} to {high:g}.")
+        raise SetupError(f"{key} is {value!r:.200}; it must be a number from {low:g} to {high:g}.")
+    return value
+
+
+def below_one(key: str, value: float) -> float:
+    """``value`` if it is a number, 0 or more and below 1; otherwise a ``SetupError`` that names ``key``."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise SetupError(f"{key} is {value!r:.200}; it must be a number, 0 or more and below 1.")
     return value
 
 
@@ -62,10 +69,12 @@ def temperature(key: str, value: float) -> float:
     return in_range(key, value, *TEMPERATURES)
 
 
-def whole_number(key: str, value: int, least: int) -> int:
-    """``value`` if it is an integer of at least ``least``; otherwise a ``SetupError`` that names ``key``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise SetupError(f"{key} is {value!r}; it must be a whole number, {least} or more.")
+def whole_number(key: str, value: int, least: int, most: int | None = None) -> int:
+    """``value`` if it is an integer from ``least`` to ``most`` (None: no limit); otherwise a ``SetupError`` that names
+    ``key``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least or (most is not None and value > most):
+        limits = f", {least} or more" if most is None else f" from {least} to {most}"
+        raise SetupError(f"{key} is {value!r:.200}; it must be a whole number{limits}.")
     return value
 
 
@@ -74,7 +83,7 @@ def one_of(key: str, value: str, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     if value not in allowed:
         raise SetupError(
-            f"{key} is {value!r}; it must be one of {', '.join(allowed)}.{did_you_mean(str(value), allowed)}"
+            f"{key} is {value!r:.200}; it must be one of {', '.join(allowed)}.{did_you_mean(str(value), allowed)}"
         )
     return value
 
@@ -105,5 +114,5 @@ def one_line_errors() -> Iterator[None]:
 
 
 def _end(message: str, code: int) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print(" ".join(map(str.strip, message.splitlines())), file=sys.stderr, flush=True)
     sys.exit(code)

@@ -9,7 +9,6 @@ import zlib
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.modeling import build_model
@@ -21,7 +20,9 @@ from kd_det.checkpoint import KDCheckpointer, load_strictly, local_path
 from kd_det.common.errors import SetupError
 from kd_det.config import plain_config
 from kd_det.data.checks import check_datasets
+from kd_det.data.proposals import check_proposals
 from kd_det.engine.setup import one_line_errors, read_setup
+from kd_det.engine.startup import check_evaluation_run, check_training_run
 from kd_det.engine.trainer import DistillTrainer
 
 logger = logging.getLogger(__name__)
@@ -43,16 +44,18 @@ def run(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
 
 
 def _setup(args: argparse.Namespace) -> CfgNode:
-    cfg = read_setup(args.config_file, args.opts, getattr(args, "dataset", ()))
-    wanted, there = args.num_gpus, torch.cuda.device_count()
-    if wanted > max(1, there) and cfg.MODEL.DEVICE.startswith("cuda"):
-        raise SetupError(f"--num-gpus is {wanted} but there are {there} GPUs.")
+    cfg = read_setup(args.config_file, args.opts, getattr(args, "dataset", ()), processes=args.num_gpus)
+    if args.eval_only:
+        check_evaluation_run(cfg)
+    else:
+        check_training_run(cfg, comm.get_world_size())
     cfg.freeze()
     default_setup(cfg, args)
     # default_setup shows and keeps what Detectron2 logs, of kd_det's lines the warnings alone.
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="kd_det").propagate = True
     if comm.is_main_process():
         check_datasets(cfg)
+        check_proposals(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     comm.synchronize()
     return cfg
 

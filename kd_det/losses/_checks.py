@@ -21,10 +21,26 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
     if student_logits.shape != teacher_logits.shape or student_logits.ndim != 2 or student_logits.shape[1] < 2:
         raise ValueError(
             "student_logits and teacher_logits must both be (B, C) with C >= 2; "
-            f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}. Give both models the same classes."
+            f"got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}. "
+            f"{_remedy(student_logits, teacher_logits)}"
         )
     _check_dtypes("logits", student_logits, teacher_logits)
     check_one_device("logits", student_logits, teacher_logits)
+
+
+def _remedy(student: Tensor, teacher: Tensor) -> str:
+    """What to do about logits of these shapes."""
+    if student.ndim != teacher.ndim:
+        return "Give both the same layout: one row a sample, one column a class."
+    if student.ndim > 2:
+        return "Flatten the positions into the batch: logits.movedim(1, -1).flatten(0, -2), and the labels alike."
+    if student.ndim < 2:
+        return "Add the dimension that is missing: one row a sample, one column a class."
+    if student.shape[0] != teacher.shape[0]:
+        return "Give both the same samples."
+    if student.shape[1] != teacher.shape[1]:
+        return "Give both models the same classes."
+    return "Count the background, or what is not the class, as a class of its own."
 
 
 def check_labels(labels: Tensor, logits: Tensor) -> None:

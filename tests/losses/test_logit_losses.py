@@ -359,6 +359,31 @@ def assert_refused(loss, s_shape, t_shape):
 
 
 @LOSSES
+@pytest.mark.parametrize(
+    "s_shape, t_shape, remedy",
+    [
+        ((2, 3, 4, 5), (2, 3, 4, 5), r"Flatten the positions into the batch: logits\.movedim\(1, -1\)\.flat"),
+        ((3,), (3,), "Add the dimension that is missing"),
+        ((2, 3), (2, 3, 4), "Give both the same layout"),
+        ((2, 3), (4, 3), "Give both the same samples"),
+        ((2, 3), (2, 4), "Give both models the same classes"),
+        ((2, 1), (2, 1), "as a class of its own"),
+    ],
+)
+def test_shapes_that_make_no_sense_come_with_a_remedy_that_fits(loss, s_shape, t_shape, remedy):
+    with pytest.raises(ValueError, match=remedy):
+        loss(torch.randn(s_shape), torch.randn(t_shape), torch.zeros(2, dtype=torch.int64))
+
+
+def test_the_remedy_for_logits_of_positions_works():
+    s, t, y = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5))
+    flat_s, flat_t = (logits.movedim(1, -1).flatten(0, -2) for logits in (s, t))
+    places = [(row, column) for row in range(4) for column in range(5)]
+    expected = torch.stack([dkd_loss(s[..., r, c], t[..., r, c], y[:, r, c]) for r, c in places]).mean()
+    torch.testing.assert_close(dkd_loss(flat_s, flat_t, y.flatten()), expected)
+
+
+@LOSSES
 def test_logits_that_are_not_floats(loss):
     floats, y = torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64)
     for dtype in (torch.int64, torch.bool, torch.complex64):

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from kd_det.cells import Cells
 from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.modeling.regions import DistillationInputs, SharedRegions
+from kd_det.settings import check_keys
+from kd_det.settings.checks import Check
 
 Term = TypeVar("Term", bound="type[KDTerm]")
 
@@ -31,6 +33,8 @@ class KDTerm(nn.Module, ABC):
     name: ClassVar[str]
     # Whether the term looks at box logits; where none does, the teacher's box head is not run.
     needs_logits: ClassVar[bool] = False
+    # Keys that the term reads, each with the check of its value: ``build_terms`` and every command line apply them.
+    checks: ClassVar[Mapping[str, Check]] = {}
     # Whether the term looks at the student's RPN anchors.
     needs_anchors: ClassVar[bool] = False
     # The cells of the proposals whose logits the term looks at.
@@ -104,11 +108,13 @@ def build_terms(cfg: CfgNode, maps: Maps) -> dict[str, KDTerm]:
     """
     names = list(cfg.KD.TERMS)
     for name in names:
-        if name not in TERMS:
+        if not isinstance(name, str) or name not in TERMS:
             raise SetupError(
                 f"KD.TERMS: there is no term {name!r}.{did_you_mean(str(name), TERMS)} "
                 f"Known: {', '.join(sorted(TERMS))}."
             )
         if names.count(name) > 1:
             raise SetupError(f"KD.TERMS: {name!r} stands twice in {names}; name it once and set its WEIGHT.")
+    for name in (*names, *TERMS):  # a term may read another's keys
+        check_keys(cfg, TERMS[name].checks)
     return {name: TERMS[name](cfg, maps) for name in names}

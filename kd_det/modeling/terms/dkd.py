@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from kd_det.common.errors import non_negative, positive
+from kd_det.common.errors import non_negative, temperature
 from kd_det.losses import dkd_loss
 from kd_det.modeling.regions import SharedRegions
 from kd_det.modeling.terms.base import LogitTerm, Maps, register_term
+from kd_det.settings.checks import Check
 
 
 @register_term("dkd")
@@ -19,6 +21,13 @@ class DKDTerm(LogitTerm):
 
     The target class of a proposal is its label, the background (class K) included.
     """
+
+    checks: ClassVar[Mapping[str, Check]] = {
+        "KD.DKD.WEIGHT": non_negative,
+        "KD.DKD.ALPHA": non_negative,
+        "KD.DKD.BETA": non_negative,
+        "KD.DKD.TEMPERATURE": temperature,
+    }
 
     @configurable
     def __init__(self, *, weight: float, alpha: float, beta: float, temperature: float) -> None:
@@ -30,10 +39,10 @@ class DKDTerm(LogitTerm):
         del maps
         node = cfg.KD.DKD
         return {
-            "weight": non_negative("KD.DKD.WEIGHT", node.WEIGHT),
-            "alpha": non_negative("KD.DKD.ALPHA", node.ALPHA),
-            "beta": non_negative("KD.DKD.BETA", node.BETA),
-            "temperature": positive("KD.DKD.TEMPERATURE", node.TEMPERATURE),
+            "weight": node.WEIGHT,
+            "alpha": node.ALPHA,
+            "beta": node.BETA,
+            "temperature": node.TEMPERATURE,
         }
 
     def region_loss(self, regions: SharedRegions) -> Tensor:

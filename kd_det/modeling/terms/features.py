@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.modeling.regions import DistillationInputs
 from kd_det.modeling.terms.base import KDTerm, Maps
+from kd_det.settings.checks import name_pair
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def feature_pairs(
     Raises:
         SetupError: a name is unknown, a map stands twice, or no name is common.
     """
-    chosen = [_split(entry) for entry in entries] or [
+    chosen = [name_pair(key, entry) for entry in entries] or [
         (name, name) for name in maps.student if name in maps.teacher and (admitted is None or name in admitted)
     ]
     if not chosen:
@@ -147,11 +148,6 @@ def feature_pairs(
         _check_names(key, side, names, known, maps)
     pairs = [Pair(ours, theirs, maps.student[ours], maps.teacher[theirs]) for ours, theirs in chosen]
     return sorted(pairs, key=lambda pair: pair.student_shape.stride)
-
-
-def _split(entry: str) -> tuple[str, str]:
-    ours, _, theirs = str(entry).partition("=")
-    return ours.strip(), (theirs or ours).strip()
 
 
 def _check_names(key: str, side: str, names: list[str], known: Mapping[str, ShapeSpec], maps: Maps) -> None:

@@ -6,18 +6,19 @@ Shape legend: N images, G objects of an image, H and W of a map, A anchors at ea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
-from kd_det.common.errors import SetupError, non_negative
+from kd_det.common.errors import SetupError, below_one, non_negative
 from kd_det.losses import fgfi_loss
 from kd_det.modeling.regions import DistillationInputs
 from kd_det.modeling.terms.base import Maps, register_term
 from kd_det.modeling.terms.features import Adapters, FeatureTerm, Pair, align, feature_pairs
+from kd_det.settings.checks import Check, name_pairs
 
 
 @register_term("fgfi")
@@ -30,6 +31,11 @@ class FGFITerm(FeatureTerm):
     """
 
     needs_anchors = True
+    checks: ClassVar[Mapping[str, Check]] = {
+        "KD.FGFI.WEIGHT": non_negative,
+        "KD.FGFI.FEATURES": name_pairs,
+        "KD.FGFI.THRESHOLD": below_one,
+    }
 
     @configurable
     def __init__(self, *, threshold: float, **kwargs: Any) -> None:
@@ -39,8 +45,6 @@ class FGFITerm(FeatureTerm):
     @classmethod
     def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
         node = cfg.KD.FGFI
-        if not 0 <= node.THRESHOLD < 1:
-            raise SetupError(f"KD.FGFI.THRESHOLD is {node.THRESHOLD}; it must be 0 or more and below 1.")
         if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
             raise SetupError(
                 'KD.TERMS: "fgfi" looks at the anchors of an RPN, but MODEL.PROPOSAL_GENERATOR.NAME is '
@@ -49,7 +53,7 @@ class FGFITerm(FeatureTerm):
         pairs = feature_pairs("KD.FGFI.FEATURES", node.FEATURES, maps, admitted=cfg.MODEL.RPN.IN_FEATURES)
         _check_anchored(pairs, cfg.MODEL.RPN.IN_FEATURES)
         return {
-            "weight": non_negative("KD.FGFI.WEIGHT", node.WEIGHT),
+            "weight": node.WEIGHT,
             "pairs": pairs,
             "adapt": Adapters(pairs, where_equal=True),
             "threshold": node.THRESHOLD,

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from kd_det.common.errors import non_negative, positive
+from kd_det.common.errors import non_negative, temperature
 from kd_det.losses import kd_loss
 from kd_det.modeling.regions import SharedRegions
 from kd_det.modeling.terms.base import LogitTerm, Maps, register_term
+from kd_det.settings.checks import Check
 
 
 @register_term("kd")
 class KDLossTerm(LogitTerm):
     """``loss_kd``: ``kd_loss`` (Hinton et al. 2015) averaged over the batch's proposals."""
+
+    checks: ClassVar[Mapping[str, Check]] = {
+        "KD.KD.WEIGHT": non_negative,
+        "KD.KD.TEMPERATURE": temperature,
+    }
 
     @configurable
     def __init__(self, *, weight: float, temperature: float) -> None:
@@ -27,8 +34,8 @@ class KDLossTerm(LogitTerm):
         del maps
         node = cfg.KD.KD
         return {
-            "weight": non_negative("KD.KD.WEIGHT", node.WEIGHT),
-            "temperature": positive("KD.KD.TEMPERATURE", node.TEMPERATURE),
+            "weight": node.WEIGHT,
+            "temperature": node.TEMPERATURE,
         }
 
     def region_loss(self, regions: SharedRegions) -> Tensor:

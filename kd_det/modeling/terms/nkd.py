@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from kd_det.common.errors import non_negative, positive
+from kd_det.common.errors import non_negative, temperature
 from kd_det.losses import nkd_loss
 from kd_det.modeling.regions import SharedRegions
 from kd_det.modeling.terms.base import LogitTerm, Maps, register_term
+from kd_det.settings.checks import Check
 
 
 @register_term("nkd")
@@ -19,6 +21,12 @@ class NKDTerm(LogitTerm):
 
     The target class of a proposal is its label, the background (class K) included.
     """
+
+    checks: ClassVar[Mapping[str, Check]] = {
+        "KD.NKD.WEIGHT": non_negative,
+        "KD.NKD.GAMMA": non_negative,
+        "KD.NKD.TEMPERATURE": temperature,
+    }
 
     @configurable
     def __init__(self, *, weight: float, gamma: float, temperature: float) -> None:
@@ -30,9 +38,9 @@ class NKDTerm(LogitTerm):
         del maps
         node = cfg.KD.NKD
         return {
-            "weight": non_negative("KD.NKD.WEIGHT", node.WEIGHT),
-            "gamma": non_negative("KD.NKD.GAMMA", node.GAMMA),
-            "temperature": positive("KD.NKD.TEMPERATURE", node.TEMPERATURE),
+            "weight": node.WEIGHT,
+            "gamma": node.GAMMA,
+            "temperature": node.TEMPERATURE,
         }
 
     def region_loss(self, regions: SharedRegions) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode
 from torch import Tensor
@@ -12,6 +13,7 @@ from kd_det.losses import pkd_loss
 from kd_det.modeling.regions import DistillationInputs
 from kd_det.modeling.terms.base import Maps, register_term
 from kd_det.modeling.terms.features import Adapters, FeatureTerm, feature_pairs
+from kd_det.settings.checks import Check, name_pairs
 
 
 @register_term("pkd")
@@ -21,12 +23,17 @@ class PKDTerm(FeatureTerm):
     As in the paper there is no adapter, except where the numbers of channels differ.
     """
 
+    checks: ClassVar[Mapping[str, Check]] = {
+        "KD.PKD.WEIGHT": non_negative,
+        "KD.PKD.FEATURES": name_pairs,
+    }
+
     @classmethod
     def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
         node = cfg.KD.PKD
         pairs = feature_pairs("KD.PKD.FEATURES", node.FEATURES, maps)
         return {
-            "weight": non_negative("KD.PKD.WEIGHT", node.WEIGHT),
+            "weight": node.WEIGHT,
             "pairs": pairs,
             "adapt": Adapters(pairs, where_equal=False),
         }

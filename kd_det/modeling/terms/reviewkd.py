@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from kd_det.common.errors import SetupError, non_negative
+from kd_det.common.errors import non_negative
 from kd_det.losses import ReviewKDFusion, hcl_loss
 from kd_det.modeling.regions import DistillationInputs
 from kd_det.modeling.terms.base import Maps, register_term
 from kd_det.modeling.terms.features import FeatureTerm, feature_pairs
+from kd_det.settings.checks import Check, channels, name_pairs
 
 
 @register_term("reviewkd")
@@ -21,18 +23,22 @@ class ReviewKDTerm(FeatureTerm):
     Chen et al. 2021: every map is compared after the smaller maps of the student were fused into it.
     """
 
+    checks: ClassVar[Mapping[str, Check]] = {
+        "KD.REVIEWKD.WEIGHT": non_negative,
+        "KD.REVIEWKD.FEATURES": name_pairs,
+        "KD.REVIEWKD.MID_CHANNELS": channels,
+    }
+
     @classmethod
     def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
         node = cfg.KD.REVIEWKD
-        if node.MID_CHANNELS < 1:
-            raise SetupError(f"KD.REVIEWKD.MID_CHANNELS is {node.MID_CHANNELS}; it must be 1 or more.")
         pairs = feature_pairs("KD.REVIEWKD.FEATURES", node.FEATURES, maps)
         fusion = ReviewKDFusion(
             [pair.student_shape.channels for pair in pairs],
             [pair.teacher_shape.channels for pair in pairs],
             node.MID_CHANNELS,
         )
-        return {"weight": non_negative("KD.REVIEWKD.WEIGHT", node.WEIGHT), "pairs": pairs, "adapt": fusion}
+        return {"weight": node.WEIGHT, "pairs": pairs, "adapt": fusion}
 
     def map_loss(self, student: list[Tensor], teacher: list[Tensor], inputs: DistillationInputs) -> Tensor:
         del inputs

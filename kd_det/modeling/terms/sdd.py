@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from kd_det.cells import KINDS, Cells
-from kd_det.common.errors import SetupError, did_you_mean, non_negative
+from kd_det.cells import FINEST, KINDS, Cells
+from kd_det.common.errors import SetupError, non_negative
 from kd_det.losses import dkd_loss, kd_loss, nkd_loss, sdd_loss
 from kd_det.modeling.regions import SharedRegions
 from kd_det.modeling.terms.base import LogitTerm, Maps, register_term
 from kd_det.modeling.terms.dkd import DKDTerm
 from kd_det.modeling.terms.kd import KDLossTerm
 from kd_det.modeling.terms.nkd import NKDTerm
+from kd_det.settings.checks import Check, choice, count
 
 # The loss of a region by its name in KD.SDD.BASE, and the term whose settings it takes.
 BASES: dict[str, tuple[Callable[..., Tensor], type[LogitTerm]]] = {
@@ -25,6 +26,20 @@ BASES: dict[str, tuple[Callable[..., Tensor], type[LogitTerm]]] = {
     "dkd": (dkd_loss, DKDTerm),
     "nkd": (nkd_loss, NKDTerm),
 }
+
+
+def _scales(key: str, value: Any) -> None:
+    """1 and then different sides of 2 to ``FINEST``."""
+    sides = list(value)
+    if not all(type(side) is int for side in sides) or sides[:1] != [1] or len(set(sides)) < len(sides):
+        fits = False
+    else:
+        fits = min(sides) >= 1 and max(sides) <= FINEST
+    if not fits:
+        raise SetupError(
+            f"{key} is {tuple(value)!s:.200}; it must be 1, the whole proposal, and then different whole numbers of "
+            f"cells along a side, 2 to {FINEST}: (1, 2)."
+        )
 
 
 @register_term("sdd")
@@ -41,6 +56,15 @@ class SDDTerm(LogitTerm):
         complementary_weight: of a region that the teacher judges otherwise than the whole.
         cells: how proposals are divided; None leaves the whole alone.
     """
+
+    checks: ClassVar[Mapping[str, Check]] = {
+        "KD.SDD.WEIGHT": non_negative,
+        "KD.SDD.BASE": choice(*BASES),
+        "KD.SDD.SCALES": _scales,
+        "KD.SDD.CELLS": choice(*KINDS),
+        "KD.SDD.PROPOSALS": count(0),
+        "KD.SDD.COMPLEMENTARY_WEIGHT": non_negative,
+    }
 
     @configurable
     def __init__(
@@ -59,18 +83,13 @@ class SDDTerm(LogitTerm):
     @classmethod
     def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
         node = cfg.KD.SDD
-        if node.BASE not in BASES:
-            raise SetupError(
-                f"KD.SDD.BASE is {node.BASE!r}; it must be one of {', '.join(BASES)}.{did_you_mean(node.BASE, BASES)}"
-            )
         base, term = BASES[node.BASE]
-        weight = non_negative("KD.SDD.WEIGHT", node.WEIGHT)
         settings = term.from_config(cfg, maps)
         return {
-            "weight": weight,
+            "weight": node.WEIGHT,
             "base": base,
             "base_settings": {name: value for name, value in settings.items() if name != "weight"},
-            "complementary_weight": non_negative("KD.SDD.COMPLEMENTARY_WEIGHT", node.COMPLEMENTARY_WEIGHT),
+            "complementary_weight": node.COMPLEMENTARY_WEIGHT,
             "cells": _cells(node.SCALES, node.CELLS, node.PROPOSALS),
         }
 
@@ -97,15 +116,4 @@ def _only(regions: SharedRegions, rows: Tensor) -> SharedRegions:
 
 
 def _cells(scales: Sequence[int], kind: str, proposals: int) -> Cells | None:
-    if proposals < 0:
-        raise SetupError(f"KD.SDD.PROPOSALS is {proposals}; it must be 0, for all, or a number of proposals.")
-    if kind not in KINDS:
-        raise SetupError(f"KD.SDD.CELLS is {kind!r}; it must be one of {', '.join(KINDS)}.{did_you_mean(kind, KINDS)}")
-    finer = tuple(scales[1:])
-    whole_numbers = all(type(side) is int for side in scales)
-    if not whole_numbers or tuple(scales[:1]) != (1,) or len(set(scales)) < len(scales) or min(scales) < 1:
-        raise SetupError(
-            f"KD.SDD.SCALES is {tuple(scales)}; it must be 1, the whole proposal, and then different whole numbers of "
-            "cells along a side, 2 or more: (1, 2)."
-        )
-    return Cells(finer, kind, proposals or None) if finer else None
+    return Cells(tuple(scales[1:]), kind, proposals or None) if len(scales) > 1 else None
