@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pycocotools.mask as mask_util
@@ -62,11 +63,11 @@ def _numbers(ids: Iterable[Any]) -> dict[Any, int]:
 
 
 def _numbered(coco: COCO, images: dict[Any, int], categories: dict[Any, int]) -> FasterCOCO:
-    kept = (item for item in coco.dataset["annotations"] if item["image_id"] in images)
+    kept = (i for i in coco.dataset["annotations"] if i["image_id"] in images and i["category_id"] in categories)
     numbered = FasterCOCO()
     numbered.dataset = {
         "images": [{**coco.imgs[each], "id": number} for each, number in images.items()],
-        "categories": [{**coco.cats[each], "id": number} for each, number in categories.items()],
+        "categories": [{"id": number} for number in categories.values()],
         "annotations": [
             {**item, "id": number, "image_id": images[item["image_id"]], "category_id": categories[item["category_id"]]}
             for number, item in enumerate(kept, 1)
@@ -78,7 +79,8 @@ def _numbered(coco: COCO, images: dict[Any, int], categories: dict[Any, int]) ->
 
 def _complete(coco: COCO, name: str) -> None:
     """Puts in what the evaluation takes for granted, in place."""
-    coco.dataset.pop("info", None)  # copied at every evaluation, for nothing
+    coco.dataset.pop("info", None)  # it and the categories are copied, whatever is in them, at every evaluation
+    coco.dataset["categories"] = [{"id": each["id"], "name": each["name"]} for each in coco.dataset["categories"]]
     for image in coco.dataset["images"]:
         image.update(height=int(image["height"]), width=int(image["width"]))  # from 3.0, say
     annotations = coco.dataset.get("annotations", [])
@@ -89,7 +91,7 @@ def _complete(coco: COCO, name: str) -> None:
     for item in unsized:
         item["area"] = _area(coco, item)
     if unsized:
-        logger.info('%s: %d objects have no "area"; it is that of their masks, or else boxes', name, len(unsized))
+        _say_once(f'{name}: {len(unsized)} objects have no "area"; it is that of their masks, or else of their boxes')
     _complete_keypoints(annotations, name)
 
 
@@ -110,7 +112,12 @@ def _complete_keypoints(annotations: list[dict[str, Any]], name: str) -> None:
     for item in uncounted:
         item["num_keypoints"] = sum(visibility > 0 for visibility in item["keypoints"][2::3])
     if uncounted:
-        logger.info('%s: %d objects have no "num_keypoints"; their visible ones are counted', name, len(uncounted))
+        _say_once(f'{name}: {len(uncounted)} objects have no "num_keypoints"; their visible keypoints are counted')
+
+
+@cache  # there may be an evaluation every few iterations
+def _say_once(message: str) -> None:
+    logger.warning(message)
 
 
 @contextmanager
