@@ -115,7 +115,8 @@ def test_what_a_json_lacks_is_worked_out_and_said(register, caplog):
     FasterCOCOEvaluator(name, **options)
     assert not caplog.text
     whole = completed(copy.deepcopy(content))
-    assert_same(evaluated(evaluator, content), evaluated(FasterCOCOEvaluator(register(whole, "whole"), **options), whole))
+    expected = evaluated(FasterCOCOEvaluator(register(whole, "whole"), **options), whole)
+    assert_same(evaluated(evaluator, content), expected)
 
 
 def test_the_area_without_a_mask_is_the_boxs(register):

@@ -88,7 +88,8 @@ def test_half_a_file_is_refused(picture, tmp_path, suffix):
 
 def test_what_is_no_image_is_refused_by_name(tmp_path):
     (tmp_path / "text.png").write_text("no\nimage")
-    (tmp_path / "drawing.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # would start Ghostscript
+    postscript = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"  # Pillow starts Ghostscript for it
+    (tmp_path / "drawing.png").write_text(postscript)
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")  # reading it would wait for ever
     for name in ("text.png", "drawing.png", "folder.png", "pipe.png", "missing.png"):

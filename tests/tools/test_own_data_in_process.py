@@ -125,6 +125,20 @@ def test_what_the_data_lack_is_said_at_start_up(train, capsys, overrides, edits,
     assert line.startswith("error: DATASETS.") and expected in line
 
 
+def test_faults_of_the_json_are_listed_at_start_up(train, capsys):
+    def damage(content):
+        content["annotations"][1]["bbox"] = [float("nan"), 1, 2, 3]
+        content["annotations"][4]["bbox"][3] = 1e308
+        content["images"][2]["id"] = [3]
+
+    with pytest.raises(SystemExit) as raised:
+        train(edit=damage)
+    assert raised.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: DATASETS.TRAIN 'mine_train': ") and "1 images have no id" in line
+    assert "2 annotations have no bbox of four numbers within ±100000 (annotations[1]: [nan, 1, 2, 3]; annot" in line
+
+
 def half_an_image(folder):
     path = folder / "train" / "images" / "2.png"
     path.write_bytes(path.read_bytes()[:3000])
