@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 
 from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.data.coco_schema import CheckedCoco, check_items, read_coco_json, refuse
@@ -67,6 +68,30 @@ def check_named(key: str, name: str) -> None:
         )
 
 
+def checked_records(key: str, name: str) -> list[dict[str, Any]]:
+    """The records of a registered set, in Detectron2's format; its JSON, if it has one, has been checked.
+
+    Args:
+        key: what named the set, for the messages.
+
+    Raises:
+        SetupError: there is no such set, or its JSON is missing, damaged or has faults.
+    """
+    check_named(key, name)
+    metadata = _made(name)
+    if metadata.get("json_file") is not None:
+        check_coco_json(metadata.json_file, f"{key} {name!r}")
+    return DatasetCatalog.get(name)
+
+
+def _made(name: str) -> Metadata:
+    """What is known of a set; its files are there if it is one that we make."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("make") is not None:
+        metadata.make()
+    return metadata
+
+
 def _check_dataset(cfg: CfgNode, split: str, name: str) -> CheckedCoco | None:
     """What a set holds; None if it is not in COCO format."""
     key = f"DATASETS.{split}"
@@ -75,8 +100,7 @@ def _check_dataset(cfg: CfgNode, split: str, name: str) -> CheckedCoco | None:
     if metadata.get("json_file") is None:
         logger.info("%s: %s is not in COCO format; it is not checked", key, name)
         return None
-    if metadata.get("make") is not None:
-        metadata.make()
+    _made(name)
     where = f"{key} {name!r}"
     if not os.path.isdir(metadata.image_root):
         raise SetupError(
