@@ -15,7 +15,7 @@ from kd_det.common.errors import SetupError
 
 logger = logging.getLogger(__name__)
 
-# Pixels in a file of one of these decoders, all of them Pillow's own code. It has others that start programs: EPS.
+# What Pillow decodes by itself. It knows other formats, whatever a file's name; for EPS it starts Ghostscript.
 FORMATS = (
     "JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO", "JPEG2000", "AVIF", "TGA", "PCX", "SGI", "ICO", "DIB",
 )  # fmt: skip

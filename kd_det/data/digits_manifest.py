@@ -56,9 +56,10 @@ def remove_made(folder: Path) -> None:
     """Removes what the manifest names and nothing else, the manifest last: what a killed process leaves is still known
     as ours. For a folder that ``check_removable`` passes, or none."""
     ours = _made(folder)
-    paths = sorted(folder.rglob("*"), reverse=True)  # a folder after what is in it
-    for path in (path for path in paths if path.relative_to(folder).as_posix() in ours - {MANIFEST}):
-        path.rmdir() if path.is_dir() else path.unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):  # a folder after what is in it
+        if path.relative_to(folder).as_posix() in ours - {MANIFEST}:
+            remove = path.rmdir if path.is_dir() else path.unlink
+            remove()
     if folder.is_dir():
         (folder / MANIFEST).unlink(missing_ok=True)
         folder.rmdir()

@@ -59,6 +59,7 @@ class NamingDatasetMapper(DatasetMapper):
                 f"the image {record['file_name']!r} is {pixels.shape[1]}x{pixels.shape[0]}, its annotations say "
                 f"{record['width']}x{record['height']}. tools/check_dataset.py --sizes lists all such."
             ) from error
+        record["height"], record["width"] = pixels.shape[:2]  # the same, but never 480.0
         regions = record.pop("sem_seg_file_name", None)
         seen = T.AugInput(pixels, sem_seg=None if regions is None else read_image(regions, "L").squeeze(2))
         transforms = self.augmentations(seen)

@@ -38,6 +38,12 @@ def test_records_are_detectron2s(records, is_train):
     assert "annotations" in records[0]  # the record itself is as it was
 
 
+def test_sizes_are_whole_numbers(records):
+    mapper = NamingDatasetMapper(load_config(""), is_train=False)
+    seen = mapper({**records[0], "height": 96.0, "width": 128.0})
+    assert (seen["height"], seen["width"]) == (96, 128) and isinstance(seen["height"], int)
+
+
 def test_16_bit_images_are_not_white(records):
     grey = np.linspace(0, 255, 96 * 128).reshape(96, 128).astype(np.uint8)
     Image.fromarray(grey.astype(np.uint16) * 257).save(records[0]["file_name"])
