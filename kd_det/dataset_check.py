@@ -11,6 +11,7 @@ from kd_det.class_map import KEY as CLASS_MAP
 from kd_det.common.errors import SetupError
 from kd_det.data.checks import check_named
 from kd_det.data.class_comparison import compare_classes
+from kd_det.data.model_needs import missing_for_model
 from kd_det.data.report import CocoReport, Finding, compare_sets, examine, format_findings, format_report
 from kd_det.modeling.terms import TERMS
 from kd_det.teacher_classes import class_names, shared_classes, unpaired_classes
@@ -23,7 +24,7 @@ def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, with_model: b
     Args:
         cfg: with the sets registered; its ``KD.TEACHER`` is compared, if it names one.
         names: of registered sets with a COCO JSON.
-        sizes: open every image to compare its size with the JSON's.
+        sizes: decode every image, and compare its size with the JSON's.
         with_model: whether the sets must have what ``cfg.MODEL`` asks for: its number of classes, masks, keypoints.
 
     Returns:
@@ -58,16 +59,11 @@ def _report(name: str, sizes: bool) -> CocoReport:
 
 
 def _model_findings(cfg: CfgNode, reports: Sequence[CocoReport]) -> Iterator[Finding]:
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     for report in reports:
-        name, found = report.name, len(report.classes)
-        if found != count:
-            text = f"{name} has {found} classes, MODEL.ROI_HEADS.NUM_CLASSES is {count}; set it to {found}"
-            yield Finding(text, stops=True)
-        if cfg.MODEL.MASK_ON and report.unmasked:
-            yield Finding(f"{name}: {report.unmasked} objects have no segmentation; MODEL.MASK_ON must be False", True)
-        if cfg.MODEL.KEYPOINT_ON and report.unposed:
-            yield Finding(f"{name}: {report.unposed} objects have no keypoints; MODEL.KEYPOINT_ON must be False", True)
+        evaluates = report.name in cfg.DATASETS.TEST
+        trains = report.name in cfg.DATASETS.TRAIN or not evaluates
+        for missing in missing_for_model(cfg, report.name, report.coco, trains=trains, evaluates=evaluates):
+            yield Finding(missing, stops=True)
 
 
 def _teacher_findings(cfg: CfgNode, report: CocoReport) -> list[Finding]:

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
 from torch import Tensor
 
 from kd_det.analysis import DETECTION_BETA, confidence_gap
 from kd_det.common.errors import SetupError
-from kd_det.data.checks import check_named
+from kd_det.data.checks import check_named, checked_records
+from kd_det.data.mapper import NamingDatasetMapper
 from kd_det.gap_report import MeasuredGaps
 from kd_det.teacher import FrozenTeacher, load_teacher
 
@@ -45,7 +46,7 @@ def detector_gaps(cfg: CfgNode, dataset: str, images: int) -> MeasuredGaps:
     key, name = ("--on", dataset) if dataset else ("DATASETS.TRAIN", cfg.DATASETS.TRAIN[0])
     _check(cfg, key, name)
     teacher = load_teacher(cfg)
-    gaps = [confidence_gap(*_compared(teacher, *part)) for part in _answers(cfg, teacher, _spread(name, images))]
+    gaps = [confidence_gap(*_compared(teacher, *part)) for part in _answers(cfg, teacher, _spread(key, name, images))]
     gap = torch.cat(gaps) if gaps else torch.zeros(0)
     if len(gap) == 0:
         raise SetupError(f"{key} {name!r}: none of the images looked at has an object of the teacher's classes.")
@@ -64,11 +65,11 @@ def _check(cfg: CfgNode, key: str, name: str) -> None:
         )
 
 
-def _spread(name: str, images: int) -> list[dict[str, Any]]:
+def _spread(key: str, name: str, images: int) -> list[dict[str, Any]]:
     """Up to ``images`` of the set's records with objects, evenly spread."""
     records = [
         record
-        for record in DatasetCatalog.get(name)
+        for record in checked_records(key, name)
         if any(not item.get("iscrowd", 0) for item in record["annotations"])
     ]
     step = max(1.0, len(records) / images)
@@ -78,7 +79,8 @@ def _spread(name: str, images: int) -> list[dict[str, Any]]:
 def _answers(cfg: CfgNode, teacher: FrozenTeacher, records: list[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
     """The teacher's logits on an image's ground-truth boxes, and their classes in the student's numbering."""
     resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-    mapper = DatasetMapper(is_train=True, augmentations=[resize], image_format=cfg.INPUT.FORMAT)  # True: with its boxes
+    # is_train: with its boxes.
+    mapper = NamingDatasetMapper(is_train=True, augmentations=[resize], image_format=cfg.INPUT.FORMAT)
     if not records:
         return
     device = torch.device(cfg.MODEL.DEVICE)

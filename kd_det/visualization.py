@@ -11,8 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
 from matplotlib import colormaps
@@ -23,7 +22,8 @@ from kd_det.command_line import output_folder
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_atomically
 from kd_det.config import plain_config
-from kd_det.data.checks import check_named
+from kd_det.data.checks import checked_records
+from kd_det.data.mapper import read_image
 from kd_det.panels import Panel, side_by_side
 from kd_det.teacher import check_heads
 from kd_det.teacher_classes import class_names
@@ -171,8 +171,7 @@ def _ground_truth(datasets: Sequence[str]) -> dict[str, tuple[dict[str, Any], Se
     """An image's real path to its record and the class names of its set."""
     known = {}
     for name in datasets:
-        check_named("DATASETS.TEST or --dataset", name)
-        records = DatasetCatalog.get(name)
+        records = checked_records("DATASETS.TEST or --dataset", name)
         names = MetadataCatalog.get(name).get("thing_classes")
         known.update({os.path.realpath(record["file_name"]): (record, names) for record in records})
     return known

@@ -34,5 +34,5 @@ def _what_is_wrong(path: str) -> str:
     try:
         read_image(path)
     except UnreadableImageError as error:
-        return str(error.__cause__) or type(error.__cause__).__name__
+        return " ".join(str(error.__cause__).split()) or type(error.__cause__).__name__
     return ""

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from PIL import Image
 
-
-class UnreadableImageError(OSError):
-    """An image file is missing, damaged, or no image; the message names it."""
+from kd_det.common import images
+from kd_det.common.images import UnreadableImageError
 
 
 def read_image(path: str) -> Image.Image:
-    """The image as RGB, decoded to the end.
+    """The image as RGB, decoded to the end, as it is stored: see ``kd_det.common.images.read_image``.
 
     Raises:
         UnreadableImageError: it cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as error:  # decoders raise nearly anything for damaged bytes
-        raise UnreadableImageError(f"cannot read the image {path!r}: {error}. --check-data lists all such.") from error
+        return images.read_image(path, upright=False)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"{error} --check-data lists all such.") from error.__cause__

@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from kd_det.common.errors import SetupError
-from kd_det.data.checks import read_coco_json
+from kd_det.data.coco_schema import read_coco_json
 
 KEY = "DATASETS.COCO_JSON"
 OPTION = "--dataset"

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from filelock import FileLock
 
-from .digits_manifest import matches_manifest, write_manifest
+from .digits_manifest import check_removable, matches_manifest, remove_made, write_manifest
 from .digits_rendering import PastedDigit, SceneSettings, draw_scene
 from .digits_sources import SPLITS, check_split, photographs, scans
 
@@ -61,12 +61,15 @@ def annotation_file(root: str | Path, split: str) -> Path:
 def make_digits_det(root: str | Path, settings: DigitsDetSettings | None = None) -> None:
     """Make the data set in ``root/digits_det`` unless it is there, whole and made with these settings.
 
-    Safe to call from many processes at once. A set that is half-written, edited or made otherwise is
+    Safe to call from many processes at once. A set of ours that is half-written, edited or made otherwise is
     replaced. The same settings give the same files, byte for byte, under the same NumPy, Pillow and OpenCV.
 
     Args:
         root: folder of data sets, as in ``DETECTRON2_DATASETS``; created if it does not exist.
         settings: what to generate; ``DigitsDetSettings()`` by default.
+
+    Raises:
+        SetupError: the folder has files that this function did not make; nothing is removed.
     """
     settings = settings or DigitsDetSettings()
     recipe = {"generator": GENERATOR_VERSION, "settings": asdict(settings)}
@@ -80,6 +83,7 @@ def make_digits_det(root: str | Path, settings: DigitsDetSettings | None = None)
 
 
 def _build(target: Path, settings: DigitsDetSettings, recipe: dict[str, Any]) -> None:
+    check_removable(target)
     partial = target.with_name(f".{NAME}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "annotations").mkdir(parents=True)
@@ -88,8 +92,8 @@ def _build(target: Path, settings: DigitsDetSettings, recipe: dict[str, Any]) ->
         coco = _draw_split(partial / split, split, settings, np.random.default_rng((settings.seed, number)))
         (partial / "annotations" / f"{split}.json").write_text(json.dumps(coco))
     write_manifest(partial, recipe)
-    if target.exists():
-        shutil.rmtree(target)
+    check_removable(target)  # again: drawing takes seconds
+    remove_made(target)
     partial.rename(target)
 
 

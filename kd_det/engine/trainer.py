@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import AMPTrainer, TrainerBase
 from detectron2.evaluation import DatasetEvaluator
@@ -19,6 +19,7 @@ from torch import nn
 
 from kd_det.checkpoint import KDCheckpointer
 from kd_det.common.errors import SetupError
+from kd_det.data.mapper import NamingDatasetMapper
 from kd_det.engine.stopping import StopOnSignal, StopRequested
 from kd_det.evaluation import FasterCOCOEvaluator
 from kd_det.memory import peak_memory_mib
@@ -82,7 +83,16 @@ class DistillTrainer(DefaultTrainer):
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         if MetadataCatalog.get(dataset_name).get("evaluator_type", "coco") != "coco":
             raise SetupError(f"DATASETS.TEST: {dataset_name!r} is not evaluated by COCO's rules.")
-        return FasterCOCOEvaluator(dataset_name, output_dir=folder)
+        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+        return FasterCOCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return build_detection_train_loader(cfg, mapper=NamingDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return build_detection_test_loader(cfg, dataset_name, mapper=NamingDatasetMapper(cfg, is_train=False))
 
     def build_hooks(self) -> list[HookBase]:
         built = super().build_hooks()

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import convert_PIL_to_numpy, read_image
+from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image
 from torch import Tensor
 
 from kd_det.common.errors import SetupError
+from kd_det.data.mapper import read_image
 
 
 def inputs(cfg: CfgNode, paths: Sequence[str] = ()) -> Iterator[Tensor]:
@@ -43,5 +44,5 @@ def _read(channels: str, paths: Sequence[str]) -> list[np.ndarray]:
         return [convert_PIL_to_numpy(Image.fromarray(photograph), channels) for photograph in photographs]
     try:
         return [read_image(path, channels) for path in paths]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for damaged files
+    except (OSError, SetupError) as error:
         raise SetupError(f"--image: {error}. Give image files.") from error

@@ -10,6 +10,8 @@ import cv2
 import pytest
 from pycocotools.coco import COCO
 
+from kd_det.common.errors import SetupError
+from kd_det.data.digits_manifest import remove_made
 from kd_det.data.digits_scenes import DigitsDetSettings, annotation_file, image_root, make_digits_det
 
 SMALL = DigitsDetSettings(seed=3, train_images=6, val_images=4)
@@ -50,9 +52,7 @@ def test_a_whole_set_is_left_alone(made):
         lambda folder: (folder / "val" / "000002.png").write_bytes(b"half"),
         lambda folder: (folder / "train" / "000003.png").unlink(),
         lambda folder: (folder / "annotations" / "train.json").write_text("{}"),
-        lambda folder: (folder / "manifest.json").unlink(),
-        lambda folder: (folder / "manifest.json").write_text('{"recipe": '),
-        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: [path.unlink() for path in (folder / "train").iterdir()],
     ],
 )
 def test_a_damaged_set_is_made_again(made, damage):
@@ -61,6 +61,66 @@ def test_a_damaged_set_is_made_again(made, damage):
     assert contents(made) != whole
     make_digits_det(made, SMALL)
     assert contents(made) == whole
+
+
+def unlink(path):
+    path.unlink()
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "train" / "mine.png").write_bytes(b"mine"),
+        lambda folder: (folder / "mine").mkdir(),
+        lambda folder: (folder / "mine").symlink_to(folder.parent),
+        lambda folder: unlink(folder / "manifest.json"),
+        lambda folder: (folder / "manifest.json").write_text('{"recipe": '),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "manifest.json").write_text('{"recipe": {}, "files": {"train/000001.png": ""}}'),
+        lambda folder: folder.rename(folder.with_name("elsewhere")) and folder.symlink_to("elsewhere"),
+        lambda folder: folder.rename(folder.with_name("elsewhere")) and folder.write_text("a file"),
+    ],
+)
+@pytest.mark.parametrize("damaged", [True, False])
+def test_what_we_did_not_make_is_never_removed(made, change, damaged):
+    folder = made / "digits_det"
+    change(folder)
+    if damaged and folder.is_dir():
+        (folder / "val" / "000002.png").write_bytes(b"half")
+    before = contents(made)
+    with pytest.raises(SetupError, match=r"DETECTRON2_DATASETS: .*digits_det'.* Nothing was removed\. Move it away"):
+        make_digits_det(made, DigitsDetSettings(seed=4, train_images=1, val_images=1))
+    assert contents(made) == before
+    assert {path.name for path in made.iterdir()} - {"elsewhere"} == {".digits_det.lock", "digits_det"}
+
+
+def test_a_users_own_folder_of_that_name_is_left_alone(tmp_path):
+    own = tmp_path / "digits_det" / "train" / "mine.png"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    with pytest.raises(SetupError, match=r"it has 'train.*', which no manifest of ours names"):
+        make_digits_det(tmp_path, SMALL)
+    assert own.read_bytes() == b"mine"
+
+
+def test_a_killed_removal_is_gone_on_with(made, monkeypatch):
+    folder = made / "digits_det"
+    removed = []
+    original = Path.unlink
+
+    def killed(self, **options):
+        if len(removed) == 4:
+            raise KeyboardInterrupt
+        removed.append(self)
+        original(self, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", killed)
+        remove_made(folder)
+    assert len(removed) == 4 and (folder / "manifest.json").exists()
+    make_digits_det(made, SMALL)
+    assert len(list(image_root(made, "train").iterdir())) == 6
 
 
 def test_other_settings_replace_the_set(made):

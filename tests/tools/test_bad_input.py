@@ -165,7 +165,7 @@ def test_damaged_annotations(refused, copied):
 def test_annotations_of_an_unknown_image(refused, copied):
     edit_annotations(copied, "train2017", lambda content: content["annotations"][0].update(image_id=99))
     line = refused(datasets=copied)
-    assert "1 annotations have a image_id that the file does not define (99 1 times)" in line
+    assert "1 annotations have a image_id that the file does not define (annotations[0]: 99)" in line
 
 
 def test_annotations_of_an_unknown_category(refused, copied):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import shutil
 
+import check_dataset
+import numpy as np
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from tests.mini_coco import THINGS, annotation_file, edit_annotations
 from tests.tiny import student_config, teacher_files
@@ -24,6 +28,27 @@ def own(coco, tmp_path):
     return tmp_path, annotation_file(tmp_path, "train2017"), tmp_path / "coco" / "train2017"
 
 
+@pytest.fixture
+def check(capsys):
+    """``check(*arguments)`` is the command in this process: its exit code, and what it wrote."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            check_dataset.main([*map(str, arguments)])
+        return ended.value.code, capsys.readouterr()
+
+    yield run
+    if "mine" in DatasetCatalog.list():
+        DatasetCatalog.remove("mine")
+        MetadataCatalog.remove("mine")
+
+
+@pytest.fixture
+def mine(own):
+    _, json_file, folder = own
+    return "--dataset", f"mine={json_file},{folder}"
+
+
 def test_a_sound_set(own):
     _, json_file, folder = own
     result = run_tool("check_dataset", "--dataset", f"mine={json_file},{folder}", "--sizes")
@@ -32,14 +57,14 @@ def test_a_sound_set(own):
     assert "fault" not in result.stdout
 
 
-def test_faults_of_the_images(own):
-    root, json_file, folder = own
+def test_faults_of_the_images(own, mine, check):
+    root, _, folder = own
     (folder / "000000000002.jpg").unlink()
     edit_annotations(root, "train2017", lambda content: content["images"][0].update(width=1000))
-    result = run_tool("check_dataset", "--dataset", f"mine={json_file},{folder}", "--sizes")
-    assert result.returncode == 1, result.stderr[-2000:]
-    assert "fault: 1 image files are missing" in result.stdout and "000000000002.jpg" in result.stdout
-    assert "is 128x96, the JSON says 1000x96" in result.stdout
+    code, written = check(*mine, "--sizes")
+    assert code == 1
+    assert "fault: 1 image files are missing" in written.out and "000000000002.jpg" in written.out
+    assert "is 128x96, the JSON says 1000x96" in written.out
 
 
 def test_configuration_with_a_teacher(own, teacher, tmp_path):
@@ -67,27 +92,69 @@ def test_configuration_with_a_teacher(own, teacher, tmp_path):
     assert f"CLASS_MAP pairs {len(THINGS)} of the 80 classes" in alone.stdout and "coco_2017_val" not in alone.stdout
 
 
-def test_masks_that_the_model_needs_and_the_set_lacks(own, teacher, tmp_path):
-    root, json_file, folder = own
-    edit_annotations(root, "train2017", lambda content: content["annotations"][0].pop("segmentation"))
+def test_masks_that_the_model_needs_and_the_set_lacks(own, mine, check, teacher, tmp_path):
+    edit_annotations(own[0], "train2017", lambda content: content["annotations"][0].pop("segmentation"))
     settings = ["MODEL.ROI_HEADS.NUM_CLASSES", 80, "KD.TEACHER.CONFIG_FILE", ""]
     config = tmp_path / "student.yaml"
     config.write_text(student_config(teacher, *settings).dump())
-    command = ["--config-file", config, "--dataset", f"mine={json_file},{folder}"]
-    boxes = run_tool("check_dataset", *command)
-    masks = run_tool("check_dataset", *command, "--opts", "MODEL.MASK_ON", True)
-    assert (boxes.returncode, masks.returncode) == (0, 1), masks.stderr[-2000:]
-    assert "mine: 1 objects have no segmentation; MODEL.MASK_ON must be False" in masks.stdout
+    assert check("--config-file", config, *mine)[0] == 0
+    code, written = check("--config-file", config, *mine, "--opts", "MODEL.MASK_ON", True)
+    assert code == 1 and "mine: 1 objects have no segmentation; MODEL.MASK_ON must be False" in written.out
 
 
-def test_user_errors(own):
-    _, json_file, folder = own
+def test_user_errors(own, mine, check):
     assert "form name=json,folder" in error_of(run_tool("check_dataset", "--dataset", "mine"))
-    json_file.write_text("{")
-    line = error_of(run_tool("check_dataset", "--dataset", f"mine={json_file},{folder}"))
-    assert "DATASETS.COCO_JSON 'mine'" in line and "is no JSON" in line
-    assert "Did you mean 'coco_2017_val'?" in error_of(run_tool("check_dataset", "coco_2017_vla"))
+    own[1].write_text("{")
+    code, written = check(*mine)
+    assert code == 2 and "DATASETS.COCO_JSON 'mine'" in written.err and "is no JSON" in written.err
+    code, written = check("coco_2017_vla")
+    assert code == 2 and "Did you mean 'coco_2017_val'?" in written.err
 
 
-def test_help_has_an_example():
-    assert "python tools/check_dataset.py --dataset" in run_tool("check_dataset", "--help").stdout
+def test_help_has_an_example(check):
+    code, written = check("--help")
+    assert code == 0 and "python tools/check_dataset.py --dataset" in written.out
+
+
+def test_faults_of_the_annotations_are_listed_by_index(own, mine, check):
+    def damage(content):
+        first, second, third, fourth, *_ = content["annotations"]
+        del first["bbox"]
+        second["bbox"][2] = float("inf")
+        third["category_id"] = None
+        fourth["iscrowd"] = 1
+        content["images"][1]["height"] = "96"
+
+    edit_annotations(own[0], "train2017", damage)
+    code, written = check(*mine)
+    assert code == 1
+    assert "fault: 1 images have no height and width of 1 to 100000 pixels (images[1]: ['96', 128])" in written.out
+    assert "fault: 2 annotations have no bbox of four numbers within ±100000 (annotations[0]: None; " in written.out
+    assert "fault: 1 annotations have no category_id (annotations[2]: None)" in written.out
+    assert "1 crowds" in written.out
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"images": 3}', "\x00", ""])
+def test_damaged_files_are_one_line(own, mine, check, content):
+    own[1].write_text(content)
+    code, written = check(*mine)
+    assert code == 2 and written.err.startswith("error: DATASETS.COCO_JSON 'mine': ") and written.err.count("\n") == 1
+
+
+def test_nothing_but_crowds(own, mine, check):
+    edit_annotations(own[0], "train2017", lambda content: [item.update(iscrowd=1) for item in content["annotations"]])
+    code, written = check(*mine)
+    assert code == 1 and "fault: no image has an object to train on" in written.out and "12 crowds" in written.out
+
+
+def test_sizes_decodes_with_the_trainers_reader(own, mine, check):
+    _, _, folder = own
+    whole = folder / "000000000001.jpg"
+    whole.write_bytes(whole.read_bytes()[:-400])
+    assert Image.open(whole).size == (128, 96)  # its header is intact
+    Image.fromarray(np.full((96, 128), 500, dtype=np.int32)).save(folder / "deep.tif")
+    (folder / "deep.tif").replace(folder / "000000000003.jpg")
+    code, written = check(*mine, "--sizes")
+    assert code == 1 and "fault: 2 images cannot be read or have another size than the JSON says" in written.out
+    assert "000000000001.jpg': image file is truncated" in written.out
+    assert check(*mine)[0] == 0

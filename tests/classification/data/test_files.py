@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from classification import train
 from classification.data import build_data, check_images
 from classification.data.image_file import UnreadableImageError
 from tests.classification.data.layouts import CUB_CLASSES, config, picture, write_cub, write_folders
@@ -143,3 +144,41 @@ def test_an_unreadable_image_is_named_in_training(folders, damaged, workers):
         list(data.train.epoch(0))
     with pytest.raises(UnreadableImageError, match=r"cow/0\.png"):
         list(data.val)
+
+
+def test_gifs_are_read_and_files_left_out_are_counted(folders, caplog):
+    picture(99).save(folders / "train" / "ant" / "extra.GIF")
+    for name in ("notes.txt", "more.txt", "phone.heic"):
+        (folders / "train" / "bee" / name).write_bytes(b"")
+    data = build_data(folder_config(folders), "cpu")
+    assert data.train.samples == 16 and check_images(folder_config(folders)) == []
+    assert "train: 3 files are left out, by their names no images (2 .txt, 1 .heic)" in caplog.text
+
+
+def test_16_bit_images_are_not_white(folders):
+    grey = np.array(picture(1).convert("L"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(folders / "val" / "ant" / "0.png")
+    Image.fromarray(grey).save(folders / "val" / "ant" / "1.png")
+    images = next(iter(build_data(folder_config(folders), "cpu").val)).images
+    assert torch.equal(images[0], images[1]) and images[0].std() > 0.1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_command_ends_with_one_line_that_names_the_image(folders, damaged, tmp_path, capsys, workers):
+    overrides = [
+        "DATA.NAME", "folder", "DATA.ROOT", str(folders), "DATA.IMAGE_SIZE", "32", "DATA.BATCH_SIZE", "4",
+        "DATA.WORKERS", str(workers), "DISTILLER", "none", "STUDENT.NAME", "resnet8", "SOLVER.EPOCHS", "1",
+        "OUTPUT_DIR", str(tmp_path / "run"),
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as raised:
+        train.main(overrides)
+    assert raised.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: cannot read the image '") and "bee/3.png'" in line
+    assert line.endswith("Replace or remove it. --check-data lists all such.")
+
+
+def test_decompression_bombs_are_named(folders, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(UnreadableImageError, match=r"ant/0\.png'.*1920 pixels.*Make it smaller, or cut it into tiles"):
+        next(iter(build_data(folder_config(folders), "cpu").val))

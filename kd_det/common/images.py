@@ -1,0 +1,128 @@
+"""Reading image files, for both packages: decoded to the end, 8 bits a channel, or one line that names the file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from functools import cache, lru_cache
+
+import numpy as np
+from PIL import Image
+
+from kd_det.common.errors import SetupError
+
+logger = logging.getLogger(__name__)
+
+# What Pillow decodes by itself. It knows other formats, whatever a file's name; for EPS it starts Ghostscript.
+FORMATS = (
+    "JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO", "JPEG2000", "AVIF", "TGA", "PCX", "SGI", "ICO", "DIB",
+)  # fmt: skip
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".jp2", ".j2k", ".avif", ".tga", ".pcx", ".sgi", ".ico",
+)  # fmt: skip
+EXIF_ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}  # modes that Pillow converts to one other only
+
+# Pillow's own words for a large image do not name it; ``_note_if_large`` does.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class UnreadableImageError(SetupError):
+    """An image file is missing, damaged, no image, or of pixels that have no 8-bit form; the message names it.
+
+    A data loader's worker process hands an error over as text, "Caught ... Original Traceback ...", with the message at
+    its end; what is made of that text has the message alone.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.rsplit(f"{type(self).__name__}: ", 1)[-1].split()))
+
+
+def read_image(path: str, mode: str = "RGB", *, upright: bool) -> Image.Image:
+    """An image in ``mode``, decoded to the end; of an animation the first picture.
+
+    Pixels of 8 bits are as Pillow converts them: palettes and grey become colour, transparency is left out. Of 16 bits
+    (grey; Pillow does so for colour) the upper 8 are taken. Grey of 32 bits, whole or floating, must hold values from 0
+    to 255.
+
+    Args:
+        path: of the file.
+        mode: as Pillow names it.
+        upright: turn the image as its EXIF orientation says. TIFF files are turned in any case, by Pillow.
+
+    Raises:
+        UnreadableImageError: there is none, it cannot be decoded, it is larger than Pillow allows (twice
+            ``PIL.Image.MAX_IMAGE_PIXELS``), or its pixels have values that 8 bits cannot hold.
+    """
+    try:
+        if not os.path.isfile(path):
+            raise FileNotFoundError("there is no such file")
+        with Image.open(path, formats=_formats()) as image:
+            _note_if_large(path, *image.size)
+            image.load()
+            turn = TURNS.get(_orientation(image)) if upright else None
+            image = _eight_bits(image)
+            return (image if turn is None else image.transpose(turn)).convert(mode)
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(
+            f"cannot read the image {path!r}: {_first_line(error)} Make it smaller, or cut it into tiles."
+        ) from error
+    except Exception as error:  # decoders raise nearly anything for damaged bytes
+        raise UnreadableImageError(
+            f"cannot read the image {path!r}: {_first_line(error).rstrip('.')}. Replace or remove it."
+        ) from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@lru_cache(maxsize=1000)  # each file once
+def _note_if_large(path: str, width: int, height: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        millions = width * height / 1e6
+        logger.warning("%s has %dx%d pixels, %.0f million: reading it takes long", path, width, height, millions)
+
+
+def _orientation(image: Image.Image) -> int:
+    with contextlib.suppress(Exception):  # damaged EXIF data make Pillow raise nearly anything
+        return image.getexif().get(EXIF_ORIENTATION, 1)
+    return 1
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # "I": before Pillow 10.3
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_bytes(np.asarray(image)))
+    return image.convert(PREMULTIPLIED[image.mode]) if image.mode in PREMULTIPLIED else image
+
+
+def _bytes(pixels: np.ndarray) -> np.ndarray:
+    """32-bit pixels as they are; to stretch others would be a guess, and a different one for each image."""
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= 255):
+        raise ValueError(f"its pixels have values from {low:g} to {high:g}; save it with 8 or 16 bits a channel")
+    if 0 < high <= 1 and pixels.dtype.kind == "f":
+        raise ValueError(f"its pixels have fractions up to {high:g}, black as bytes; save it with 8 or 16 bits")
+    return np.rint(pixels).astype(np.uint8)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
