@@ -28,11 +28,11 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     teacher_cfg = get_cfg()
     add_kd_config(teacher_cfg)  # a distilled student can be the next one's teacher
     merge_config(teacher_cfg, path, node.OPTS, source="KD.TEACHER.CONFIG_FILE")
-    teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
     _check_settings(teacher_cfg, node.CONFIG_FILE)
     _use_datasets(teacher_cfg, node.CONFIG_FILE)
     teacher_cfg = plain_config(teacher_cfg)
     teacher_cfg.MODEL.WEIGHTS = weights
+    teacher_cfg.MODEL.DEVICE = cfg.MODEL.DEVICE
     return teacher_cfg
 
 

@@ -17,7 +17,7 @@ import kd_det
 from kd_det.common.errors import SetupError
 from kd_det.settings import check_maps
 
-PACKAGE = str(Path(kd_det.__file__).parent)
+PACKAGE = str(Path(kd_det.__file__).parent) + os.sep
 
 
 def dry_build(cfg: CfgNode) -> nn.Module:
@@ -95,7 +95,7 @@ def _memory() -> float:
 def _explained(error: Exception, what: str) -> Exception:
     """``error`` as a ``SetupError``, unless it is a fault of this package."""
     frames = traceback.extract_tb(error.__traceback__)
-    if frames[-1].filename.startswith(PACKAGE) and "dry_build" not in frames[-1].filename:
+    if frames[-1].filename.startswith(PACKAGE):
         return error
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -21,8 +21,8 @@ from kd_det.common.errors import SetupError
 from kd_det.config import plain_config
 from kd_det.data.checks import check_datasets
 from kd_det.data.proposals import check_proposals
-from kd_det.engine.setup import one_line_errors, read_setup
-from kd_det.engine.startup import check_evaluation_run, check_training_run
+from kd_det.engine.setup import one_line_errors
+from kd_det.engine.startup import read_run
 from kd_det.engine.trainer import DistillTrainer
 
 logger = logging.getLogger(__name__)
@@ -44,11 +44,7 @@ def run(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
 
 
 def _setup(args: argparse.Namespace) -> CfgNode:
-    cfg = read_setup(args.config_file, args.opts, getattr(args, "dataset", ()), processes=args.num_gpus)
-    if args.eval_only:
-        check_evaluation_run(cfg)
-    else:
-        check_training_run(cfg, comm.get_world_size())
+    cfg = read_run(args)
     cfg.freeze()
     default_setup(cfg, args)
     # default_setup shows and keeps what Detectron2 logs, of kd_det's lines the warnings alone.

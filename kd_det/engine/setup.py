@@ -38,7 +38,7 @@ def read_setup(
     Raises:
         SetupError: the configuration is not valid, a data set cannot be registered, or there is no such device.
     """
-    whole_number("--num-gpus", processes, 0)
+    whole_number("--num-gpus", processes, 1)
     cfg = load_config(config_file, overrides, device=NOT_GIVEN)
     check_settings(cfg)
     for term in TERMS.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,29 @@ from torch import nn
 from kd_det.common.errors import SetupError
 from kd_det.config import plain_config
 from kd_det.engine.dry_build import dry_build, dry_build_solver
+from kd_det.engine.setup import read_setup
 from kd_det.modeling import DistillRCNN
 from kd_det.settings import check_proposal_files, check_training
 from kd_det.teacher import check_heads, check_image_formats
 from kd_det.teacher_config import teacher_config
+
+
+def read_run(args: argparse.Namespace) -> CfgNode:
+    """The configuration of a run that can start, as far as can be told without its data sets and weights.
+
+    Args:
+        args: of ``detectron2.engine.default_argument_parser``, and ``dataset``, if there is one, of
+            ``kd_det.data.coco_json.add_dataset_option``.
+
+    Raises:
+        SetupError: see ``read_setup``, ``check_training_run`` and ``check_evaluation_run``.
+    """
+    cfg = read_setup(args.config_file, args.opts, getattr(args, "dataset", ()), processes=args.num_gpus)
+    if args.eval_only:
+        check_evaluation_run(cfg)
+    else:
+        check_training_run(cfg, args.num_gpus * args.num_machines)
+    return cfg
 
 
 def check_training_run(cfg: CfgNode, processes: int = 1) -> nn.Module:

@@ -13,6 +13,11 @@ from kd_det.settings.checks import Check
 from kd_det.settings.model_keys import MODEL
 from kd_det.settings.other_keys import INPUT_FORMAT, OTHER
 
+# What a value must be, by the type of its default.
+TYPES = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list", tuple: "a list",
+}  # fmt: skip
+
 
 def check_settings(cfg: CfgNode) -> None:
     """Checks every key of ``cfg``: that it is there, that its value has the type of its default, and its value.
@@ -78,7 +83,8 @@ def _check_type(key: str, value: Any, default: Any) -> None:
         alike = (int, float)
     if not isinstance(value, alike) or isinstance(value, bool) != isinstance(default, bool):
         raise SetupError(
-            f"{key} is {value!r:.200}; it must be a {type(default).__name__}, as its default {_short(default)} is."
+            f"{key} is {value!r:.200}; it must be {TYPES.get(type(default), type(default).__name__)}, as its default "
+            f"{_short(default)} is."
         )
 
 

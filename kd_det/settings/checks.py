@@ -97,8 +97,8 @@ def each(check: Check, *, least: int = 0, lengths: Collection[int] = ()) -> Chec
         if len(value) < least or (lengths and len(value) not in lengths):
             wanted = " or ".join(map(str, lengths)) if lengths else f"{least} or more"
             raise SetupError(f"{key} is {value!r:.200}, of length {len(value)}; it must have {wanted} entries.")
-        for number_, entry in enumerate(value):
-            check(f"{key}[{number_}]", entry)
+        for index, entry in enumerate(value):
+            check(f"{key}[{index}]", entry)
 
     return checked
 

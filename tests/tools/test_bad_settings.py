@@ -97,7 +97,7 @@ CASCADE = ("MODEL.ROI_HEADS.NAME", "DistillCascadeROIHeads", "MODEL.ROI_BOX_HEAD
         (["TEST.EXPECTED_RESULTS", "['AP']"], "TEST.EXPECTED_RESULTS[0] is 'AP'"),
         (["VERSION", 1], "VERSION is 1; this Detectron2 has the keys of version 2"),
         # Types and sections.
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "None"], "MODEL.ROI_HEADS.NUM_CLASSES is None; it must be a int"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "None"], "NUM_CLASSES is None; it must be a whole number, as its default"),
         (["MODEL.WEIGHTS", "None"], "MODEL.WEIGHTS is None"),
         (["SOLVER", "{}"], "SOLVER"),
         # Names.
@@ -152,7 +152,7 @@ CASCADE = ("MODEL.ROI_HEADS.NAME", "DistillCascadeROIHeads", "MODEL.ROI_BOX_HEAD
         (["KD.TERMS", "[['dkd']]"], "KD.TERMS[0] is ['dkd']"),
         (["KD.TERMS", "('dkdd',)"], "Did you mean 'dkd'?"),
         (["KD.TERMS", "('kd', 'kd')"], "KD.TERMS: 'kd' stands twice"),
-        (["KD.DKD.WEIGHT", "None"], "KD.DKD.WEIGHT is None; it must be a float"),
+        (["KD.DKD.WEIGHT", "None"], "KD.DKD.WEIGHT is None; it must be a number, as its default 1.0 is"),
         (["KD.DKD.BETA", -1.0], "KD.DKD.BETA is -1.0; it must be a finite number, 0 or more"),
         (["KD.DKD.BETA", 8], "a float as 8.0"),
         (["DATASETS.TRAIN", "('coco_2017_trian',)"], "Did you mean 'coco_2017_train'?"),

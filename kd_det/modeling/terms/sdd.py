@@ -31,11 +31,8 @@ BASES: dict[str, tuple[Callable[..., Tensor], type[LogitTerm]]] = {
 def _scales(key: str, value: Any) -> None:
     """1 and then different sides of 2 to ``FINEST``."""
     sides = list(value)
-    if not all(type(side) is int for side in sides) or sides[:1] != [1] or len(set(sides)) < len(sides):
-        fits = False
-    else:
-        fits = min(sides) >= 1 and max(sides) <= FINEST
-    if not fits:
+    whole = all(type(side) is int and 1 <= side <= FINEST for side in sides)
+    if not whole or sides[:1] != [1] or len(set(sides)) < len(sides):
         raise SetupError(
             f"{key} is {tuple(value)!s:.200}; it must be 1, the whole proposal, and then different whole numbers of "
             f"cells along a side, 2 to {FINEST}: (1, 2)."
