@@ -32,7 +32,7 @@ ARCHIVE_ERRORS = (
     tarfile.TarError, zipfile.BadZipFile, EOFError, IndexError, NotImplementedError, OSError, OverflowError,
     RuntimeError, UnicodeDecodeError, lzma.LZMAError, struct.error, zlib.error,
 )  # fmt: skip
-COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 Files = Iterator[tuple[str, Callable[[], bytes]]]
@@ -77,9 +77,9 @@ def _folder_files(path: Path) -> Files:
 
 
 def _tar_members(path: Path) -> Files:
-    opened = next((method for magic, method in COMPRESSED.items() if _start(path).startswith(magic)), open)
+    opener = next((method for magic, method in COMPRESSED.items() if _start(path).startswith(magic)), open)
     total = 0
-    with _Bounded(opened(path, "rb")) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
+    with _Bounded(opener(path, "rb")) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         for member in archive:
             total += tarfile.BLOCKSIZE + member.size
             _check_total(path, total)

@@ -87,11 +87,13 @@ def _read(source: str) -> Mapping[str, Tensor]:
     except UnreadableError as error:
         raise SetupError(f"MODEL.WEIGHTS: {source!r} cannot be read: {error}. Fetch it again.") from error
     for layout in LAYOUTS:
-        if isinstance(content, dict) and layout in content:
+        if isinstance(content, dict) and content.get(layout) is not None:
             content = content[layout]
             break
-    weights = check_weights(content, f"MODEL.WEIGHTS {source!r}")
-    return {name.removeprefix("module."): value for name, value in weights.items()}  # of DataParallel
+    weights: dict[str, Tensor] = import_timm().models.clean_state_dict(
+        check_weights(content, f"MODEL.WEIGHTS {source!r}")
+    )
+    return weights
 
 
 def _read_safetensors(source: str) -> dict[str, Tensor]:

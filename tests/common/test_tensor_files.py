@@ -120,14 +120,20 @@ def legacy(count: int, shape: int) -> bytes:
 
 ARRAY = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR"
 FLOATS = b"cnumpy\ndtype\n(X\x02\x00\x00\x00f4\x89\x88tR"
+# Two objects at addresses out of the file, in fields of a kind that says of itself that it holds none.
+HIDDEN = (
+    b"cnumpy\ndtype\nq\x01(X\x03\x00\x00\x00V16\x89\x88tR(K\x03X\x01\x00\x00\x00|NX\x01\x00\x00\x00aX\x01\x00\x00\x00b\x86"
+    b"}(X\x01\x00\x00\x00ah\x01(X\x02\x00\x00\x00O8\x89\x88tRK\x00\x86"
+    b"X\x01\x00\x00\x00bh\x01(X\x02\x00\x00\x00O8\x89\x88tRK\x08\x86uK\x10K\x01K\x00tb"
+)
 HOSTILE = {
     "memo index": b"\x80\x02Nr\x00\x00\x00\x80.",
     "long bytes": b"\x80\x05\x8e" + struct.pack("<Q", 2**40) + b".",
     "long bytearray": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".",
     "long frame": b"\x80\x05\x95" + struct.pack("<Q", 2**40) + b".",
     "object array": b"\x80\x03" + ARRAY + b"(K\x01K\x01\x85cnumpy\ndtype\n(X\x02\x00\x00\x00O8\x89\x88tR\x89]Natb.",
-    "hidden object field": b"\x80\x03cnumpy\ndtype\n(X\x02\x00\x00\x00V8\x89\x88tR(K\x03X\x01\x00\x00\x00|N"
-    b"(X\x01\x00\x00\x00at}X\x01\x00\x00\x00a(cnumpy\ndtype\n(X\x02\x00\x00\x00O8\x89\x88tRK\x00tsK\x08K\x08K\x00tb.",
+    "hidden objects": b"\x80\x03ccollections\nOrderedDict\n(" + ARRAY + b"(K\x01K\x01\x85" + HIDDEN
+    + b"\x89C\x10" + b"A" * 16 + b"tbtR.",
     "buffer of an array": b"\x80\x03cnumpy\nndarray\n(K\x01\x85" + FLOATS + b"C\x04abcdtR.",
     "ordered dict of an array": b"\x80\x03ccollections\nOrderedDict\n(" + ARRAY + b"tR.",
     "shape beyond the content": b"\x80\x03" + ARRAY + b"(K\x01J\xff\xff\xff\x7f\x85" + FLOATS + b"\x89C\x04abcdtb.",
