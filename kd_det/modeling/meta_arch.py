@@ -86,7 +86,7 @@ class DistillRCNN(GeneralizedRCNN):
         """
         if not self.training:
             return self.inference(batched_inputs)
-        with naming_the_batch(batched_inputs):
+        with naming_the_batch(batched_inputs, self.device):
             losses = self._distill(batched_inputs) if self.terms else super().forward(batched_inputs)
         check_finite(losses, batched_inputs)
         return losses
