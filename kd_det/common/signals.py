@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -104,13 +104,13 @@ def end_at_once(number: int) -> NoReturn:
 
 
 @contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Holds SIGINT and SIGTERM back. A process that is started meanwhile begins with both held back, so that none can
-    end it before it has set itself up: see ``default_signals``."""
+def signals_blocked(numbers: Collection[int] = SIGNALS) -> Iterator[None]:
+    """Holds SIGINT and SIGTERM back, or only one. A process that is started meanwhile begins with them held back, so
+    that none can end it before it has set itself up: see ``protect_worker`` and ``default_signals``."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

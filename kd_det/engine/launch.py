@@ -83,7 +83,8 @@ def _run_processes(work: Work, args: argparse.Namespace, dist_url: str, received
     resource_tracker.ensure_running()  # started by the first process, it would end the blocking of signals
     queue = multiprocessing.get_context("spawn").SimpleQueue()
     with closing(queue):
-        with signals_blocked():
+        # A Ctrl-C would show a traceback of their imports. SIGTERM ends them silently.
+        with signals_blocked([signal.SIGINT]):
             given = (work, args, dist_url, queue, multiprocessing.get_start_method())
             processes = start_processes(_in_process, given, args.num_gpus, join=False).processes
         try:
@@ -127,6 +128,7 @@ def _wait(processes: Sequence[Any], received: Received, queue: Any) -> tuple[lis
             reports.append(queue.get())
         if received.number and not passed_on:
             _send(alive, received.number)
+            _send(alive, signal.SIGTERM)  # for those that block the other one yet; otherwise the same request
             passed_on = True
         failed = failed or {number: each.exitcode for number, each in enumerate(processes) if each.exitcode}
         if failed:
@@ -150,6 +152,8 @@ def _raise_what_happened(
     reports: Sequence[Report], failed: dict[int, int], processes: Sequence[Any], stopped: int
 ) -> None:
     for_user = [report.error for report in reports if report.error is not None]
+    if stopped:
+        for_user = [StopRequested(stopped) if isinstance(error, StopRequested) else error for error in for_user]
     for_user.sort(key=lambda error: isinstance(error, StopRequested))  # an error says more; otherwise the first one
     if for_user:
         raise for_user[0]

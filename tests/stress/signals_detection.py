@@ -25,10 +25,11 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from tests.mini_coco import make_mini_coco
+from tests.mini_coco import annotation_file, make_mini_coco
 from tests.tiny import TINY, teacher_files
 
 ROOT = Path(__file__).parent.parent.parent
+MANY = 100000  # steps: no run comes to its end
 PATIENCE = 600.0  # seconds, on a busy machine
 # Steps of some 50 ms, with a checkpoint after every seventh and an evaluation after every fifth.
 SETTINGS = [
@@ -36,7 +37,7 @@ SETTINGS = [
     "DATALOADER.NUM_WORKERS", 2, "MODEL.META_ARCHITECTURE", "DistillRCNN", "MODEL.ROI_HEADS.NAME", "DistillROIHeads",
     "MODEL.ROI_HEADS.NUM_CLASSES", 80, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.05, "SOLVER.BASE_LR", 1e-5,
     "KD.TERMS", "('dkd','fitnet')", "KD.FITNET.WEIGHT", 1e-9,
-    "DATASETS.TRAIN", "('coco_2017_train',)", "DATASETS.TEST", "('coco_2017_val',)",
+    "DATASETS.TRAIN", "('stage_train',)", "DATASETS.TEST", "('stage_val',)",
     "SOLVER.CHECKPOINT_PERIOD", 7, "TEST.EVAL_PERIOD", 5,
 ]  # fmt: skip
 
@@ -75,25 +76,29 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.data = make_mini_coco(folder / "data", images=8)
+        make_mini_coco(folder / "data", images=8)
         (folder / "teacher").mkdir()
         teacher = teacher_files(folder / "teacher", "MODEL.ROI_HEADS.NUM_CLASSES", 80)
-        self.settings = [*SETTINGS, "KD.TEACHER.CONFIG_FILE", teacher[0], "KD.TEACHER.WEIGHTS", teacher[1]]
+        sets = [
+            [f"stage_{name}", str(annotation_file(folder / "data", split)), str(folder / "data" / "coco" / split)]
+            for name, split in (("train", "train2017"), ("val", "val2017"))
+        ]
+        files = ["DATASETS.COCO_JSON", sets, "KD.TEACHER.CONFIG_FILE", teacher[0], "KD.TEACHER.WEIGHTS", teacher[1]]
+        self.settings = [*SETTINGS, *files]
 
     def start(self, output: Path, *options: object) -> subprocess.Popen[str]:
         """Starts a run in a process group of its own; what it prints goes to ``output``.log."""
-        added = {"DETECTRON2_DATASETS": self.data, "FINISHED": f"{output}.finished", "PYTHONPATH": ROOT}
-        command = [sys.executable, ROOT / "tests/stress/observed_training.py", *options]
+        environment = {**os.environ, "FINISHED": f"{output}.finished", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "tests/stress/observed_training.py", *map(str, options)]
         with open(f"{output}.log", "w") as log:
             return subprocess.Popen(
-                [*map(str, command)], cwd=ROOT, env={**os.environ, **{k: str(v) for k, v in added.items()}},
-                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def run(self, case: Case, name: str) -> Outcome:
         output = self.folder / name
         flags = ("--num-gpus", case.processes, "--dist-url", "auto") if case.processes > 1 else ()
-        process = self.start(output, *flags, *self.settings, "SOLVER.MAX_ITER", 100000, "OUTPUT_DIR", output)
+        process = self.start(output, *flags, *self.settings, "SOLVER.MAX_ITER", MANY, "OUTPUT_DIR", output)
         outcome = Outcome(case)
         try:
             if not case.early:
