@@ -6,24 +6,26 @@ python tools/train_net.py --config-file my_student.yaml --dataset mine_train=tra
     --dataset mine_val=val.json,images DATASETS.TRAIN "('mine_train',)" DATASETS.TEST "('mine_val',)"
 """
 
-from detectron2.engine import default_argument_parser, launch
+from __future__ import annotations
 
-from kd_det.data.coco_json import add_dataset_option
-from kd_det.engine import run
+from collections.abc import Sequence
+
+from kd_det.common.errors import one_line_errors
+from kd_det.common.signals import end_at_once, noting_signals
 
 
-def main() -> None:
-    parser = default_argument_parser(epilog=__doc__)
-    add_dataset_option(parser)
-    args = parser.parse_args()
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses ``arguments`` (None: the process's own) and trains or evaluates."""
+    with one_line_errors(), noting_signals(end_at_once):
+        # These take seconds, and a Ctrl-C meanwhile is to end with one line too.
+        from detectron2.engine import default_argument_parser
+
+        from kd_det.data.coco_json import add_dataset_option
+        from kd_det.engine import run
+
+        parser = default_argument_parser(epilog=__doc__)
+        add_dataset_option(parser)
+        run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

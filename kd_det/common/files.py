@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from kd_det.common.errors import SetupError
 logger = logging.getLogger(__name__)
 
 LOCK = ".kd_det.lock"
-TEMPORARY = re.compile(r".+\.\d+\.tmp")
+TEMPORARY = re.compile(r".+\.\d+\.kd_det\.tmp")
+# How long a run waits for another one to leave its folder: data workers of a killed run notice after 5 seconds that
+# they are alone, and may hold its lock until then.
+LOCK_SECONDS = 10.0
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
     """Writes ``content`` to a temporary name beside ``path``, then renames: readers see the old file or the new one."""
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    temporary = f"{os.fspath(path)}.{os.getpid()}.kd_det.tmp"
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -32,7 +35,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview) 
         error.filename = error.filename or os.fspath(path)  # a full disk names no file
         raise
     finally:
-        if os.path.exists(temporary):
+        with suppress(OSError):  # it has its name by now, or was never made
             os.remove(temporary)
 
 
@@ -55,7 +58,7 @@ def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
 def run_lock(folder: str | os.PathLike[str], key: str = "OUTPUT_DIR") -> Iterator[None]:
     """Keeps other runs out of ``folder``, which is made if it is not there, while the context lasts.
 
-    The operating system gives the lock back however the process ends.
+    The operating system gives the lock back however the process ends; it is waited for ``LOCK_SECONDS``.
 
     Args:
         key: the configuration key that named the folder, for the message.
@@ -68,7 +71,7 @@ def run_lock(folder: str | os.PathLike[str], key: str = "OUTPUT_DIR") -> Iterato
     path = os.path.join(os.fspath(folder), LOCK)
     try:
         os.makedirs(folder, exist_ok=True)
-        lock = FileLock(path, blocking=False)
+        lock = FileLock(path, timeout=LOCK_SECONDS)
         lock.acquire()
     except Timeout as error:
         raise SetupError(

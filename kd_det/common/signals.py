@@ -10,21 +10,27 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A repeated signal within this time is the same request, passed on by a launcher. After it, it ends the process.
 SAME_REQUEST_SECONDS = 3.0
 
+OnFirst = Callable[[int], None]
+
 
 class StopRequested(SystemExit):
-    """Training was asked to stop by a signal. Its exit code is 128 + the signal's number, as shells have it."""
+    """The process was asked to stop by a signal. Its exit code is 128 + the signal's number, as shells have it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.signal = signal.Signals(number)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (int(self.signal),)
 
 
 class Received:
@@ -33,59 +39,90 @@ class Received:
     def __init__(self) -> None:
         self.number = 0
         self._since = 0.0
+        self._on_first: OnFirst | None = None
+        self._process = os.getpid()
+        self._previous: dict[int, Any] = {}
 
-    def _note(self, number: int) -> bool:
-        """Whether this is the first signal, or the same request again."""
+    def _install(self) -> None:
+        for number in SIGNALS:
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if os.getpid() != self._process:  # a worker that was forked a moment ago: its parent decides when it ends
+            return
         if not self.number:
             self.number, self._since = number, time.monotonic()
-        return time.monotonic() - self._since < SAME_REQUEST_SECONDS
+            if self._on_first is not None:
+                self._on_first(number)
+        elif time.monotonic() - self._since >= SAME_REQUEST_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
+
+
+_received: Received | None = None  # of the outermost ``noting_signals``
 
 
 @contextmanager
-def noting_signals(on_first: Callable[[int], None] | None = None) -> Iterator[Received]:
+def noting_signals(on_first: OnFirst | None = None) -> Iterator[Received]:
     """Notes the first SIGINT or SIGTERM instead of ending the process. For the main thread.
 
-    Another signal ``SAME_REQUEST_SECONDS`` later or after ends the process at once.
+    Another signal ``SAME_REQUEST_SECONDS`` later or after ends the process at once. Such contexts can be nested: the
+    inner one notes to the same ``Received``, and its ``on_first`` stands for the outer one's while it lasts.
 
     Args:
         on_first: called with the number of the first signal, in the signal handler; it may raise ``StopRequested``.
     """
-    received = Received()
-    previous = {}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        del frame
-        first = not received.number
-        if not received._note(number):
-            restore()
-            signal.raise_signal(number)
-        elif first and on_first is not None:
-            on_first(number)
-
-    for number in SIGNALS:
-        previous[number] = signal.signal(number, note)
+    global _received
+    if _received is not None:
+        received = _received
+        outer, received._on_first = received._on_first, on_first
+        try:
+            yield received
+        finally:
+            received._on_first = outer
+        return
+    _received = received = Received()
+    received._on_first = on_first
+    received._install()
     try:
         yield received
     finally:
-        restore()
+        received._restore()
+        _received = None
+
+
+def end_at_once(number: int) -> NoReturn:
+    """An ``on_first`` for times when there is nothing to save, such as the start-up."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise StopRequested(number)
 
 
 @contextmanager
-def signals_blocked() -> Iterator[None]:
-    """Holds SIGINT and SIGTERM back. A worker process that is started meanwhile begins with both held back, so that
-    none can end it before ``protect_worker`` has run."""
+def signals_blocked(numbers: Collection[int] = SIGNALS) -> Iterator[None]:
+    """Holds SIGINT and SIGTERM back, or only one. A process that is started meanwhile begins with them held back, so
+    that none can end it before it has set itself up: see ``protect_worker`` and ``default_signals``."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def default_signals() -> None:
+    """Lets SIGINT and SIGTERM end this process at once, without a traceback; both may have been blocked."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def protect_worker(worker_id: int = 0) -> None:
@@ -106,3 +143,38 @@ def _end_with_the_parent(parent: int) -> None:
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
         pass
     os._exit(0)
+
+
+@contextmanager
+def worker_errors_deferred() -> Iterator[None]:
+    """Holds back the ``RuntimeError`` that PyTorch raises, wherever the main thread is, when a data worker dies: the
+    state of a half-made update could not be saved. It is raised at the end.
+
+    A loader that waits for a dead worker's data notices it by itself within seconds; its error is replaced by
+    PyTorch's other one, which tells the cause.
+    """
+    if not hasattr(signal, "SIGCHLD"):  # Windows
+        yield
+        return
+    errors: list[RuntimeError] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        try:
+            if callable(before):
+                before(number, frame)
+        except RuntimeError as error:
+            errors.append(error)
+
+    before = signal.signal(signal.SIGCHLD, note)
+    try:
+        yield
+    except RuntimeError:
+        if errors:
+            raise errors[0] from None
+        raise
+    finally:
+        # PyTorch puts its handler over ours when the first loader starts, once in a process.
+        if signal.getsignal(signal.SIGCHLD) is note:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
+    if errors:
+        raise errors[0]

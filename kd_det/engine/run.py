@@ -7,6 +7,7 @@ import logging
 import os
 import zlib
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -16,11 +17,14 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from kd_det.checkpoint import KDCheckpointer, load_strictly, local_path
+from kd_det.checkpoint import load_strictly, local_path
 from kd_det.common.errors import SetupError
+from kd_det.common.files import remove_temporary_files, run_lock
 from kd_det.config import plain_config
 from kd_det.data.checks import check_datasets
 from kd_det.data.proposals import check_proposals
+from kd_det.engine.launch import launch
+from kd_det.engine.resuming import last_checkpoint, new_run
 from kd_det.engine.setup import one_line_errors
 from kd_det.engine.startup import read_run
 from kd_det.engine.trainer import DistillTrainer
@@ -32,40 +36,56 @@ def run(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
     """Trains or evaluates as Detectron2's options say; errors of the user's end the process with one line, code 2.
 
     Args:
-        args: of ``detectron2.engine.default_argument_parser``: ``config_file``, ``eval_only``, ``resume``, ``opts``;
-            and ``dataset``, if there is one, of ``kd_det.data.coco_json.add_dataset_option``.
+        args: of ``detectron2.engine.default_argument_parser``: ``config_file``, ``eval_only``, ``resume``, ``opts``,
+            ``num_gpus`` and the others on processes; and ``dataset``, if there is one, of
+            ``kd_det.data.coco_json.add_dataset_option``.
+
+    Returns:
+        the evaluation's results; None with several processes.
+    """
+    with one_line_errors():
+        return launch(train_or_evaluate, args)
+
+
+def train_or_evaluate(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
+    """What each process does; the arguments are ``run``'s.
 
     Returns:
         the evaluation's results in the main process, None in others.
     """
-    with one_line_errors():
-        cfg = _setup(args)
-        return _evaluate(cfg, args.resume) if args.eval_only else _train(cfg, args.resume)
-
-
-def _setup(args: argparse.Namespace) -> CfgNode:
     cfg = read_run(args)
     cfg.freeze()
+    if args.eval_only:
+        _set_up(cfg, args)
+        return _evaluate(cfg, args.resume)
+    with run_lock(cfg.OUTPUT_DIR) if comm.is_main_process() else nullcontext():
+        if comm.is_main_process():
+            remove_temporary_files(cfg.OUTPUT_DIR)
+        _set_up(cfg, args)
+        return _train(cfg, args.resume)
+
+
+def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     default_setup(cfg, args)
-    # default_setup shows and keeps what Detectron2 logs, of kd_det's lines the warnings alone.
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="kd_det").propagate = True
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="kd_det")  # default_setup's is Detectron2's
+    logging.getLogger("kd_det").propagate = True
     if comm.is_main_process():
         check_datasets(cfg)
         check_proposals(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     comm.synchronize()
-    return cfg
 
 
 def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
-    if resume:
+    resuming = resume and last_checkpoint(cfg.OUTPUT_DIR) is not None
+    if resuming:
         _seed_anew(cfg)
-    trainer = DistillTrainer(cfg)
-    resuming = resume and trainer.checkpointer.has_checkpoint()
-    if resume and not resuming:
+    elif resume:
         logger.warning("--resume: no checkpoint in OUTPUT_DIR %r; starting from MODEL.WEIGHTS", cfg.OUTPUT_DIR)
-    if cfg.MODEL.WEIGHTS and not resuming:
-        local_path(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
-    trainer.resume_or_load(resume=resume)
+    with new_run(cfg.OUTPUT_DIR) if comm.is_main_process() and not resuming else nullcontext():
+        trainer = DistillTrainer(cfg)
+        if cfg.MODEL.WEIGHTS and not resuming:
+            local_path(cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS")
+        trainer.resume_or_load(resume=resuming)
     return trainer.train()
 
 
@@ -74,17 +94,15 @@ def _seed_anew(cfg: CfgNode) -> None:
 
     ``RandomSubsetTrainingSampler`` draws its subset from the same seed, and must find the same one.
     """
-    tag = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    if cfg.SEED < 0 or not os.path.isfile(tag) or cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
+    checkpoint = last_checkpoint(cfg.OUTPUT_DIR)
+    if cfg.SEED < 0 or checkpoint is None or cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
         return
-    with open(tag) as file:
-        seed_all_rng(zlib.crc32(f"{cfg.SEED} {file.read().strip()} {comm.get_rank()}".encode()))
+    seed_all_rng(zlib.crc32(f"{cfg.SEED} {os.path.basename(checkpoint)} {comm.get_rank()}".encode()))
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
     model = build_model(plain_config(cfg))  # the teacher's files need not be there
-    checkpointer = KDCheckpointer(model, cfg.OUTPUT_DIR)
-    weights = checkpointer.get_checkpoint_file() if resume else cfg.MODEL.WEIGHTS
+    weights = last_checkpoint(cfg.OUTPUT_DIR) if resume else cfg.MODEL.WEIGHTS
     if not weights:
         raise SetupError(
             f"--eval-only: there are no weights to evaluate ({'OUTPUT_DIR' if resume else 'MODEL.WEIGHTS'} is empty). "

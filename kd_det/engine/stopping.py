@@ -1,67 +1,161 @@
-"""Ctrl-C and SIGTERM end training between two steps, so that a whole checkpoint can be written."""
+"""When training ends between two steps at a signal, and of which iteration the state is that can be saved then."""
 
 from __future__ import annotations
 
-import signal
-from types import FrameType
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import distributed as dist
+from torch.utils.data import DataLoader
 
+from kd_det.common.signals import Received, StopRequested, noting_signals, protect_worker
 
-class StopRequested(SystemExit):
-    """Training was asked to stop by a signal. Its exit code is 128 + the signal's number, as shells have it."""
+logger = logging.getLogger(__name__)
 
-    def __init__(self, number: int) -> None:
-        super().__init__(128 + number)
-        self.signal = signal.Signals(number)
+# A data worker may die of a signal before the training process has noted its own.
+SIGNAL_AFTER_WORKER_SECONDS = 1.0
 
 
 class StopOnSignal(HookBase):
-    """Raises ``StopRequested`` after the step in which SIGINT or SIGTERM came; a second signal acts at once.
+    """Raises ``StopRequested`` after the step in which SIGINT or SIGTERM came, in all processes after the same one.
 
-    Between steps (in an evaluation, say) one process stops at once; several agree at the end of the next step.
-    Register it right after the hook that steps the learning rate, so that what is saved then is one state.
+    To be registered right after the hook that steps the learning rate: from there to the next update, weights,
+    optimiser and schedule are one state, that of iteration ``finished``.
+
+    Attributes:
+        finished: the last iteration that is done; the one before the first where none is yet.
+        whole: whether weights, optimiser and schedule are those of ``finished``.
+        agreed: whether all processes raised ``StopRequested`` together.
     """
 
     def __init__(self) -> None:
-        self._received = 0
-        self._in_step = False
-        self._previous: dict[int, Any] = {}
+        self.finished = -1
+        self.whole = True
+        self.agreed = False
+        self._received = Received()
+        self._at_once = False
+        self._observed: Any = None
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Signals are noted while this lasts; another one 3 seconds after the first ends the process at once."""
+        with noting_signals(self._note) as self._received:
+            yield
+
+    def stop_if_asked(self) -> None:
+        """Raises ``StopRequested`` in the main process if a signal has come.
+
+        The other processes may be in the middle of something that all have to take part in, and there is nothing for
+        them to save: they end when the main process is gone.
+        """
+        if self._received.number and comm.is_main_process():
+            raise StopRequested(self._received.number)
+
+    @contextmanager
+    def stopping_at_once(self) -> Iterator[None]:
+        """As ``stop_if_asked``, whenever the signal comes while this lasts."""
+        self._at_once = True
+        try:
+            self.stop_if_asked()
+            yield
+        finally:
+            self._at_once = False
 
     def before_train(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
-
-    def before_step(self) -> None:
-        self._in_step = True
+        self.finished = self.trainer.start_iter - 1
+        self._observed = self.trainer.optimizer.register_step_pre_hook(self._update_begins)
 
     def after_step(self) -> None:
-        self._in_step = False
-        number = self._agreed()
+        self.finished, self.whole = self.trainer.iter, True
+        number = self._over_all_processes(self._received.number)
         if number:
+            self.agreed = True
             raise StopRequested(number)
 
     def after_train(self) -> None:
-        self._restore()
+        if self._observed is not None:
+            self._observed.remove()
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self._received = number
-        self._restore()
-        if not self._in_step and comm.get_world_size() == 1:
-            raise StopRequested(number)
+    def signal_behind(self, error: Exception) -> int:
+        """The signal that ``error`` is a consequence of: the number of the one that came, otherwise 0.
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        Data workers and other processes get the same signal, and may go before this one is ready to stop.
+        """
+        if "DataLoader worker" in str(error):
+            deadline = time.monotonic() + SIGNAL_AFTER_WORKER_SECONDS
+            while not self._received.number and time.monotonic() < deadline:
+                time.sleep(0.02)
+        return self._received.number
 
-    def _agreed(self) -> int:
+    def _note(self, number: int) -> None:
+        del number
+        if self._at_once:
+            self.stop_if_asked()
+
+    def _update_begins(self, *_: Any) -> None:
+        self.whole = False
+
+    def _over_all_processes(self, number: int) -> int:
         if comm.get_world_size() == 1:
-            return self._received
-        received = torch.tensor(self._received, device=self.trainer.model.device)
+            return number
+        received = torch.tensor(number, device=self.trainer.model.device)
         dist.all_reduce(received, op=dist.ReduceOp.MAX)
         return int(received)
+
+
+class StoppableEvaluator(DatasetEvaluator):
+    """An evaluator that ends with ``StopRequested`` at a signal, after an image or in its last computations.
+
+    Args:
+        evaluator: does the work.
+        stop: knows of signals.
+    """
+
+    def __init__(self, evaluator: DatasetEvaluator, stop: StopOnSignal) -> None:
+        self._evaluator = evaluator
+        self._stop = stop
+
+    def reset(self) -> None:
+        self._evaluator.reset()
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        # Not whenever the signal comes: a data worker in the middle of handing over an image would show a traceback.
+        self._stop.stop_if_asked()
+        self._evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> Any:
+        with self._stop.stopping_at_once():
+            return self._evaluator.evaluate()
+
+
+def wait_for_the_others() -> None:
+    """Meets the other processes: what starts them may end them all when the first one ends, even one that saves."""
+    with suppress(RuntimeError):  # one has gone already
+        comm.synchronize()
+
+
+def protect_workers(loader: Any) -> Any:
+    """Lets the data workers of a loader outlive signals to the process group; returns the loader.
+
+    Args:
+        loader: a ``DataLoader``, or what Detectron2 wraps around one (its ``dataset``), not yet iterated over.
+    """
+    inner = loader
+    while not isinstance(inner, DataLoader):
+        inner = inner.dataset
+    inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)
+    return loader
+
+
+def _start_worker(then: Any, worker_id: int) -> None:
+    protect_worker()
+    if then is not None:
+        then(worker_id)

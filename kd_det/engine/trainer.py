@@ -6,6 +6,7 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,12 +16,16 @@ from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, create_dd
 from detectron2.engine.train_loop import AMPTrainer, TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from kd_det.checkpoint import KDCheckpointer
-from kd_det.common.errors import SetupError
+from kd_det.common.errors import NonFiniteLossError, SetupError
+from kd_det.common.signals import StopRequested, worker_errors_deferred
 from kd_det.data.mapper import NamingDatasetMapper
-from kd_det.engine.stopping import StopOnSignal, StopRequested
+from kd_det.engine.launch import is_user_error
+from kd_det.engine.resuming import config_leaves, last_checkpoint, read_resumable, set_learning_rate
+from kd_det.engine.stopping import StopOnSignal, StoppableEvaluator, protect_workers, wait_for_the_others
 from kd_det.evaluation import FasterCOCOEvaluator
 from kd_det.memory import peak_memory_mib
 from kd_det.modeling import DistillRCNN
@@ -36,6 +41,10 @@ class LogPeakMemory(HookBase):
         self.trainer.storage.put_scalar("peak_memory_mib", peak, smoothing_hint=False)
 
 
+def _position(built: list[HookBase], kind: type[HookBase]) -> int:
+    return next(number for number, hook in enumerate(built) if isinstance(hook, kind))
+
+
 class DistillTrainer(DefaultTrainer):
     """Detectron2's ``DefaultTrainer`` with these differences:
 
@@ -43,7 +52,7 @@ class DistillTrainer(DefaultTrainer):
     - checkpoints are written whole or not at all, and hold the student under "model" and what the KD terms learn under
       "kd_terms";
     - Ctrl-C, SIGTERM and a loss that is no number end the training after a checkpoint of the last good state;
-    - the optimiser's state is in the checkpoints, whatever the version of Detectron2;
+    - the optimiser's state and the configuration are in the checkpoints, and --resume checks them before it goes on;
     - several processes work without a GPU too (gloo).
     """
 
@@ -86,64 +95,166 @@ class DistillTrainer(DefaultTrainer):
         sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
         return FasterCOCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
 
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        return build_detection_train_loader(cfg, mapper=NamingDatasetMapper(cfg, is_train=True))
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return build_detection_test_loader(cfg, dataset_name, mapper=NamingDatasetMapper(cfg, is_train=False))
-
     def build_hooks(self) -> list[HookBase]:
         built = super().build_hooks()
-        position = next(i for i, hook in enumerate(built) if isinstance(hook, hooks.LRScheduler))
-        built.insert(position + 1, StopOnSignal())
+        position = _position(built, hooks.EvalHook)
+        built[position] = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        position = _position(built, hooks.LRScheduler)
+        self._stopping = StopOnSignal()
+        built.insert(position + 1, self._stopping)
         built.insert(position, LogPeakMemory())
         return built
 
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        return protect_workers(build_detection_train_loader(cfg, mapper=NamingDatasetMapper(cfg, is_train=True)))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        mapper = NamingDatasetMapper(cfg, is_train=False)
+        return protect_workers(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Goes on from the last checkpoint in ``OUTPUT_DIR``, or loads ``MODEL.WEIGHTS`` where there is none.
+
+        Learning rate and schedule are always those of the configuration.
+
+        Raises:
+            SetupError: the checkpoint cannot be gone on from: see ``kd_det.engine.resuming``.
+        """
+        path = last_checkpoint(self.cfg.OUTPUT_DIR) if resume else None
+        if len(set(comm.all_gather(path))) > 1:
+            raise SetupError(
+                f"--resume: not every machine has the same last checkpoint in OUTPUT_DIR {self.cfg.OUTPUT_DIR!r}; give "
+                "a folder that all of them share."
+            )
+        if path is None:
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            return
+        logger.info("Going on from %s", path)
+        terms = self.checkpointer.checkpointables.get("kd_terms")
+        checkpoint = read_resumable(path, self.cfg, self.checkpointer.model, terms, self.optimizer)
+        self.checkpointer.model.load_state_dict(checkpoint["model"], strict=False)
+        if terms is not None:
+            terms.load_state_dict(checkpoint["kd_terms"])
+        learning_rates = list(self.scheduler.base_lrs)
+        self.load_state_dict(checkpoint["trainer"])
+        set_learning_rate(self.optimizer, self.scheduler, learning_rates)
+        self.start_iter = self.iter + 1
+
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state too, under "_trainer", as on upstream's main branch; Detectron2 0.6 leaves it out."""
-        return {**TrainerBase.state_dict(self), "_trainer": self._trainer.state_dict()}
+        """The optimiser's state and the configuration too; Detectron2 0.6 leaves out both."""
+        state = TrainerBase.state_dict(self)
+        return {**state, "_trainer": self._trainer.state_dict(), "config": config_leaves(self.cfg)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what ``state_dict`` gave. A checkpoint of Detectron2 0.6's own has no momentum: a warning says so."""
+        """Takes what ``state_dict`` gave."""
         TrainerBase.load_state_dict(self, state_dict)
-        if "_trainer" in state_dict:
-            self._trainer.load_state_dict(state_dict["_trainer"])
-        else:
-            logger.warning("--resume: the checkpoint has no optimiser state; its momentum starts from zero.")
+        self._trainer.load_state_dict(state_dict["_trainer"])
 
     def train(self) -> OrderedDict[str, Any] | None:
         """Trains to ``SOLVER.MAX_ITER``; returns the results of the last evaluation (main process, else None).
 
         Raises:
             StopRequested: a signal asked for it; the state is saved.
-            FloatingPointError: a loss is no number; the last good state is saved.
+            NonFiniteLossError: a loss is no number; the last good state is saved.
         """
-        try:
-            TrainerBase.train(self, self.start_iter, self.max_iter)
-        except StopRequested as stop:
-            saved = self._save_state(self.iter)
-            logger.warning(
-                "Stopped by %s after iteration %d. %s; go on with --resume.", stop.signal.name, self.iter, saved
-            )
-            raise
-        except FloatingPointError:
-            logger.error("%s; go on from there with --resume and another setting.", self._save_last_good())
-            raise
+        logger.info("Starting training from iteration %d", self.start_iter)
+        self.iter = self.start_iter
+        with self._stopping.noting(), EventStorage(self.start_iter) as self.storage:
+            try:
+                self._take_steps()
+            finally:
+                self._end_data_workers()
+                self.after_train()
         return getattr(self, "_last_eval_results", None)
 
-    def _save_state(self, iteration: int) -> str:
-        self.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        return f"Saved {self.checkpointer.get_checkpoint_file()}"
+    def _take_steps(self) -> None:
+        """As ``TrainerBase.train``, which would run the hooks' ``after_train`` before there is anything saved."""
+        try:
+            self.before_train()
+            for iteration in range(self.start_iter, self.max_iter):
+                self.iter = iteration
+                with worker_errors_deferred():
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+            self.iter += 1  # == max_iter: tells after_train that training has come to its end
+        except StopRequested as stop:
+            self._end_stopped(stop)
+            raise
+        except FloatingPointError as error:
+            self._end_diverged(error)
+            raise NonFiniteLossError(str(error)) from error
+        except Exception as error:
+            number = self._stopping.signal_behind(error)
+            if number:
+                stop = StopRequested(number)
+                self._end_stopped(stop)
+                raise stop from error
+            if not is_user_error(error):
+                logger.exception("Exception during training:")
+            raise
 
-    def _save_last_good(self) -> str:
-        """Saves the state that the failed step started from, unless it is damaged itself."""
-        if all(torch.isfinite(value).all() for value in self.checkpointer.model.state_dict().values()):
-            self.iter -= 1  # the last iteration whose update was applied; --resume starts after it
-            return self._save_state(self.iter)
+    def _end_data_workers(self) -> None:
+        """Otherwise PyTorch waits five seconds for each of them when the process ends."""
+        for name in ("_data_loader_iter", "_data_loader_iter_obj"):  # Detectron2 0.6, and upstream's main branch
+            if name in vars(self._trainer):
+                setattr(self._trainer, name, None)
+
+    def after_train(self) -> None:
+        """The last evaluation is for a training that has come to its end, not for one that was stopped or failed."""
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            if self.iter >= self.max_iter or not isinstance(hook, hooks.EvalHook):
+                hook.after_train()
+
+    def _evaluate(self) -> OrderedDict[str, Any] | None:
+        evaluators = [
+            StoppableEvaluator(self.build_evaluator(self.cfg, name), self._stopping) for name in self.cfg.DATASETS.TEST
+        ]
+        try:
+            self._last_eval_results = self.test(self.cfg, self.model, evaluators)
+        except StopRequested:
+            if self.iter >= self.max_iter:
+                logger.warning("Stopped in the last evaluation; training is complete, and --resume evaluates it.")
+            raise
+        return self._last_eval_results
+
+    def _end_stopped(self, stop: StopRequested) -> None:
+        if comm.is_main_process():
+            finished = self._stopping.finished
+            when = f"after iteration {finished}" if finished >= self.start_iter else "before its first step was done"
+            logger.warning("Stopped by %s %s. %s", stop.signal.name, when, self._save_finished())
+        if self._stopping.agreed:
+            wait_for_the_others()
+
+    def _end_diverged(self, error: FloatingPointError) -> None:
+        if comm.is_main_process():
+            if all(torch.isfinite(value).all() for value in self._weights()):
+                saved = self._save_finished()
+            else:
+                saved = f"The weights are no numbers any more. {self._last_saved()}"
+            logger.error("%s Give another setting, such as a lower SOLVER.BASE_LR.", saved)
+        if isinstance(error, NonFiniteLossError):  # which all processes raise together
+            wait_for_the_others()
+
+    def _weights(self) -> Iterator[torch.Tensor]:
+        for part in (self.checkpointer.model, *self.checkpointer.checkpointables.values()):
+            if isinstance(part, nn.Module):
+                yield from part.state_dict().values()
+
+    def _save_finished(self) -> str:
+        """Saves the state after the last step that was done in this run, if one was; says how to go on."""
+        finished = self._stopping.finished
+        if not self._stopping.whole or finished < self.start_iter:
+            return self._last_saved()
+        self.iter = finished  # is saved with the state: --resume starts after it
+        name = "model_final" if finished + 1 == self.max_iter else f"model_{finished:07d}"
+        self.checkpointer.save(name, iteration=finished)
+        return f"Saved {self.checkpointer.get_checkpoint_file()}; go on with --resume."
+
+    def _last_saved(self) -> str:
         if self.checkpointer.has_checkpoint():
-            return (
-                f"The weights are no numbers any more; the last good state is {self.checkpointer.get_checkpoint_file()}"
-            )
-        return "The weights are no numbers any more, and no checkpoint was due yet (SOLVER.CHECKPOINT_PERIOD)"
+            return f"The last good state is {self.checkpointer.get_checkpoint_file()}; go on with --resume."
+        return "There is no checkpoint yet: start again."

@@ -95,7 +95,7 @@ class DistillRCNN(GeneralizedRCNN):
         """
         if not self.training:
             return self.inference(batched_inputs)
-        with naming_the_batch(batched_inputs):
+        with naming_the_batch(batched_inputs, self.device):
             own, of_terms = self._distill(batched_inputs) if self.terms else (super().forward(batched_inputs), {})
         losses = dict(own)
         for part in of_terms.values():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from detectron2.data.samplers import TrainingSampler
@@ -15,8 +17,8 @@ def images(cfg, checkpoint=None):
     """The first images that training draws, after ``checkpoint`` if one is there."""
     seed_all_rng(cfg.SEED)  # as Detectron2's default_setup
     if checkpoint:
-        with open(f"{cfg.OUTPUT_DIR}/last_checkpoint", "w") as file:
-            file.write(checkpoint)
+        Path(cfg.OUTPUT_DIR, checkpoint).touch()
+        Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text(checkpoint)
     _seed_anew(cfg)
     sampler = iter(TrainingSampler(1000, seed=int(np.random.randint(2**31))))
     return [next(sampler) for _ in range(20)]

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.command import kept_loggers, run_here
+from tests.stress.signals_detection import Stage
+
+
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory):
+    """A data set, a teacher and settings for runs of a few steps."""
+    return Stage(tmp_path_factory.mktemp("stage"))
+
+
+@pytest.fixture
+def train(stage, tmp_path):
+    """``train(*options)``: tools/train_net.py in this process, with its output in ``tmp_path``/output."""
+    with kept_loggers():
+        yield lambda *options: run_here(stage, tmp_path / "output", *options)
