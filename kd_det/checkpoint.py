@@ -116,9 +116,10 @@ class KDCheckpointer(DetectionCheckpointer):
         source = checkpoint.get("__author__")
         if source == "timm":
             checkpoint = {"model": _for_timm_backbone(self.model, checkpoint["model"])}
+        errors = MATCHING_ERRORS if checkpoint.get("matching_heuristics") else ()
         try:
             incompatible = super()._load_model(checkpoint)
-        except MATCHING_ERRORS as error:
+        except errors as error:
             raise SetupError(
                 f"MODEL.WEIGHTS: the names in the checkpoint cannot be matched with the model's ({one_line(error)}). "
                 "Give a checkpoint of this model."
