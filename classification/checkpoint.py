@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_atomically
+from kd_det.common.tensor_files import UnreadableError, check_weights, read_tensor_file
 
 STUDENT = "model.pth"
 STATES = "states"
@@ -46,11 +46,10 @@ def read_student(path: Path, key: str) -> dict[str, Any]:
     if not path.is_file():
         raise SetupError(f"{key}: no file {str(path)!r}. Give the path of a model.pth.")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        content = read_tensor_file(path)
+    except UnreadableError as error:
         raise SetupError(
-            f"{key}: {str(path)!r} cannot be read: {reason}. It is truncated, or no checkpoint of tensors; "
+            f"{key}: {str(path)!r} cannot be read: {error}. It is truncated, or no checkpoint of tensors; "
             "train or fetch it again."
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
@@ -59,11 +58,12 @@ def read_student(path: Path, key: str) -> dict[str, Any]:
 
 
 def load_strictly(model: nn.Module, path: Path, state: Mapping[str, Tensor], key: str) -> None:
-    """Loads ``state``, which must have the model's entries and no other, in the same shapes.
+    """Loads ``state``, which must have the model's entries and no other, in the same shapes, all finite.
 
     Raises:
         SetupError: it has not; the first entries that differ are named.
     """
+    state = check_weights(dict(state), f"{key}: {str(path)!r}")
     ours = model.state_dict()
     faults = [f"{name} is not in the file" for name in ours if name not in state]
     faults += [f"{name} is not in the model" for name in state if name not in ours]
@@ -75,7 +75,7 @@ def load_strictly(model: nn.Module, path: Path, state: Mapping[str, Tensor], key
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise SetupError(f"{key}: {str(path)!r} is of another model: {'; '.join(faults[:3])}{more}.")
-    model.load_state_dict(dict(state))
+    model.load_state_dict(state)
 
 
 def save_state(accelerator: Accelerator, output: Path, place: tuple[int, int], progress: Mapping[str, Any]) -> None:

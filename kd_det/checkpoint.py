@@ -12,7 +12,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from kd_det.common.errors import SetupError
+from kd_det.common.errors import SetupError, one_line
 from kd_det.common.files import write_atomically
 from kd_det.common.tensor_files import UnreadableError, check_weights, read_tensor_file
 
@@ -120,7 +120,7 @@ class KDCheckpointer(DetectionCheckpointer):
             incompatible = super()._load_model(checkpoint)
         except MATCHING_ERRORS as error:
             raise SetupError(
-                f"MODEL.WEIGHTS: the names in the checkpoint cannot be matched with the model's ({error!r:.200}). "
+                f"MODEL.WEIGHTS: the names in the checkpoint cannot be matched with the model's ({one_line(error)}). "
                 "Give a checkpoint of this model."
             ) from error
         if source == "torchvision":
@@ -135,8 +135,8 @@ def local_path(path: str, key: str) -> str:
     except SetupError:
         raise
     except Exception as error:  # every handler (file, http, s3, ...) has its own
-        reason = " ".join(str(error).split())
-        raise SetupError(f"{key} {path!r} cannot be fetched: {reason:.300}. Give a path or URL that can.") from error
+        reason = one_line(error)
+        raise SetupError(f"{key} {path!r} cannot be fetched: {reason}. Give a path or URL that can.") from error
     if not os.path.isfile(local):
         raise SetupError(f"{key} {path!r}: no such file. Give the path or URL of a checkpoint.")
     return local

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
-import yaml
 from fvcore.common.config import CfgNode
 
 from classification.building import build_accelerator, build_data, check_config
 from classification.teacher import build_teacher, train_teacher
 from kd_det.analysis import confidence_gap
 from kd_det.common.errors import SetupError
+from kd_det.common.yaml_files import read_config_file
 from kd_det.gap_report import MeasuredGaps
 
 # Sections and keys that classification's configurations have and Detectron2's have not.
@@ -27,12 +25,7 @@ def is_classification(config_file: str) -> bool:
     Raises:
         SetupError: there is no such file, or it is not YAML.
     """
-    if not os.path.isfile(config_file):
-        raise SetupError(f"--config-file: no file {config_file!r}. Give the path of a YAML configuration.")
-    try:
-        content = CfgNode.load_yaml_with_base(config_file)
-    except (yaml.YAMLError, TypeError, AssertionError) as error:  # TypeError: an empty file, or a lone word
-        raise SetupError(f"--config-file: {config_file!r} is no configuration in YAML: {error}") from error
+    content = read_config_file(config_file, "--config-file")
     return not set(OWN_KEYS).isdisjoint(content)
 
 

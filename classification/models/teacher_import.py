@@ -7,29 +7,25 @@ An archive's or folder's layout is ``.../<name>_vanilla/ckpt_epoch_240.pth``; a 
 from __future__ import annotations
 
 import io
-import pickle
 import re
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from classification.models.archive import archive_files
 from classification.models.factory import create_model, model_names
 from classification.models.names import short_name
 from classification.models.protocol import ClassificationModel
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_atomically
+from kd_det.common.tensor_files import UnreadableError, check_weights, read_tensor_file
 
 NUM_CLASSES = 100
 # Of the images, scaled to [0, 1], that the published networks were trained on.
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error)
 SHOWN_KEYS = 3
 
 
@@ -47,20 +43,18 @@ def published_teachers(path: Path) -> Iterator[Teacher]:
     A file is of the model that its folder, ``<name>_vanilla``, or its own name begins with; others are passed over.
 
     Raises:
-        SetupError: ``path`` is none of these; it has no file of a model, or two of one; a file is broken or unfit.
+        SetupError: ``path`` is none of these; it has no file of a model, or two of one; a file is broken or unfit, or
+            larger than a teacher can be.
     """
     found: dict[str, str] = {}
-    try:
-        for source, read in _files(path):
-            name = _model_of(source)
-            if name in found:
-                remedy = "unpack it and leave one of them"
-                raise SetupError(f"{path} has two files of {name}: {found[name]} and {source}; {remedy}.")
-            if name:
-                found[name] = source
-                yield Teacher(name, source, load_published(name, read(), f"{path}: {source}"))
-    except ARCHIVE_ERRORS as error:
-        raise SetupError(f"{path} is no .tar or .zip archive, or is truncated: {error}.") from error
+    for source, read in archive_files(path):
+        name = _model_of(source)
+        if name in found:
+            remedy = "unpack it and leave one of them"
+            raise SetupError(f"{path} has two files of {name}: {found[name]} and {source}; {remedy}.")
+        if name:
+            found[name] = source
+            yield Teacher(name, source, load_published(name, read(), f"{path}: {source}"))
     if not found:
         layout = "resnet32x4_vanilla/ckpt_epoch_240.pth"
         raise SetupError(f"{path} has no file of a known model, such as {layout}. Known: {', '.join(model_names())}.")
@@ -68,15 +62,14 @@ def published_teachers(path: Path) -> Iterator[Teacher]:
 
 def load_published(name: str, content: bytes, source: str) -> ClassificationModel:
     """The model ``name`` with the published file's weights, in evaluation mode. ``source`` is for errors."""
-    _admit_numpy_scalars()
     try:
-        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise SetupError(f"{source} is no checkpoint, or is truncated: {error}") from error
+        checkpoint = read_tensor_file(io.BytesIO(content))
+    except UnreadableError as error:
+        raise SetupError(f"{source} is no checkpoint, or is truncated: {error}.") from error
     weights = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise SetupError(f'{source} has no weights under "model", as published checkpoints do.')
-    weights = {key.removeprefix("module."): value for key, value in weights.items()}
+    weights = {key.removeprefix("module."): value for key, value in check_weights(weights, source).items()}
     model = create_model(name, NUM_CLASSES)
     _check_fit(name, model, weights, source)
     model.load_state_dict(weights)
@@ -117,31 +110,6 @@ def save_teacher(teacher: Teacher, output: Path) -> Path:
     return path
 
 
-def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Every file's path, and a function that reads it. Nothing is unpacked to disk."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        yield from ((file.relative_to(path).as_posix(), file.read_bytes) for file in files)
-    elif not path.is_file():
-        raise SetupError(f"{path} does not exist.")
-    else:
-        yield from _tar_members(path) if tarfile.is_tarfile(path) else _zip_members(path)
-
-
-def _tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    with tarfile.open(path) as archive:
-        for member in archive:
-            if member.isfile():
-                yield member.name, lambda member=member: archive.extractfile(member).read()
-
-
-def _zip_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if not member.is_dir():
-                yield member.filename, lambda member=member: archive.read(member)
-
-
 def _model_of(source: str) -> str | None:
     """The model that the file is of: "resnet8x4_vanilla/x.pth", "resnet8x4/student_best", "resnet8x4_best.pth"."""
     path = PurePosixPath(source)
@@ -168,17 +136,3 @@ def _check_fit(name: str, model: ClassificationModel, weights: dict[str, Tensor]
 
 def _is(shape: tuple[int, ...] | None) -> str:
     return "has none" if shape is None else f"has {'x'.join(map(str, shape)) or 'a scalar'}"
-
-
-def _admit_numpy_scalars() -> None:
-    """Lets ``weights_only`` read the accuracies that lie beside the weights; NumPy 1 and 2 pickle them differently."""
-    scalar: Any = np.float64(0).__reduce__()[0]
-    admitted: list[Any] = [np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")}]
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-
-        def numpy_scalar(*arguments: Any) -> Any:
-            return scalar(*arguments)
-
-        numpy_scalar.__module__, numpy_scalar.__name__, numpy_scalar.__qualname__ = module, "scalar", "scalar"
-        admitted.append(numpy_scalar)
-    torch.serialization.add_safe_globals(admitted)

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from kd_det.common.errors import SetupError, did_you_mean
-from kd_det.common.yaml_files import one_line, read_config_file
+from kd_det.common.errors import SetupError, did_you_mean, one_line
+from kd_det.common.yaml_files import read_config_file
 
 MAX_OVERRIDE = 100_000  # characters
 # What yacs and Detectron2's conversion of old versions raise for content that does not fit. Python's parser of values

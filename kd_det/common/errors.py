@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 # What a full disk, a quota, a read-only folder or a failing disk raises. Any other OSError is a fault of the program.
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+MAX_MESSAGE = 500  # characters of another library's message that are shown
 # What the losses take: see ``kd_det.losses``.
 TEMPERATURES = (1e-6, 1e6)
 
@@ -27,6 +28,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the known name nearest to ``name``, or "" where none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def one_line(text: object) -> str:
+    """``text`` in one line, its middle left out where it is long."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE // 2]} ... {line[-MAX_MESSAGE // 2 :]}"
 
 
 def positive(key: str, value: float) -> float:

@@ -15,14 +15,15 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
 # What is built from a file may take this many times the file's size, and SLACK bytes besides.
 FACTOR = 4
 SLACK = 2**20
-MAX_PARTS = 2_000_000  # instructions of a pickle, and parts of what it holds; the largest checkpoints have some 100,000
+MAX_PARTS = 1_000_000  # instructions of a pickle, and parts of what it holds; the largest checkpoints have some 100,000
+MAX_PARTS_SLACK = 100_000  # where parts stand in several places
 MAX_DEPTH = 64  # of containers within containers
 MAX_DIMENSIONS = 32
 MAX_INT_BITS = 256  # states of random number generators have 128
@@ -131,7 +132,7 @@ class SafeUnpickler(pickle._Unpickler):
         names: what (module, name) stands for: a ``Name`` or a value. To be extended.
     """
 
-    dispatch: dict[int, Any] = {  # noqa: RUF012  (as pickle has it; each reader has a copy of its own)
+    dispatch: ClassVar[dict[int, Any]] = {
         getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in OPCODES
     }
 
@@ -145,8 +146,8 @@ class SafeUnpickler(pickle._Unpickler):
         super().__init__(file, encoding="latin1")  # Caffe2's files are Python 2's
         self.file = file
         self.budget = budget
-        self.dispatch = _Opcodes(type(self).dispatch)
-        self._parts, self._text = MAX_PARTS, Budget(file.size)
+        vars(self)["dispatch"] = _Opcodes(type(self).dispatch)
+        self._parts, self._text = min(MAX_PARTS, FACTOR * file.size + MAX_PARTS_SLACK), Budget(file.size)
         self.names: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): Function(_ordered_dict),
             ("collections", "Counter"): Function(_counter),
@@ -262,7 +263,7 @@ class SafeUnpickler(pickle._Unpickler):
         elif isinstance(target, OrderedDict) and isinstance(state, dict):
             vars(target).update(state)
         else:
-            raise UnreadableError(f"it sets the attributes of a {type(target).__name__}")
+            raise UnreadableError("it sets attributes of something that has none")
 
     def load_append(self) -> None:
         item = self.stack.pop()
@@ -310,14 +311,14 @@ def check_shape(shape: Any) -> None:
 
 def _require(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise UnreadableError(f"it adds items to a {type(value).__name__}")
+        raise UnreadableError(f"it adds items to something that is no {kind.__name__}")
     return value
 
 
 def _fill(target: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
     for key, value in zip(items[::2], items[1::2], strict=True):
         if type(key) not in SIMPLE_KEYS:  # the hash of a nested tuple can take for ever
-            raise UnreadableError(f"it has a {type(key).__name__} as a key")
+            raise UnreadableError("it has a key that is no text or number")
         target[key] = value
     return target
 

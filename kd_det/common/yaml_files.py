@@ -11,13 +11,12 @@ from typing import Any
 import yaml
 from fvcore.common.config import BASE_KEY, CfgNode
 
-from kd_det.common.errors import SetupError
+from kd_det.common.errors import SetupError, one_line
 
-MAX_CHARACTERS = 2**18  # of a file; Detectron2's largest has 16,000
-MAX_VALUES = 100_000  # of a file, those that stand in several places counted in each
+MAX_CHARACTERS = 2**17  # of a file; one with all keys of Detectron2's and ours has 6,000
+MAX_VALUES = 20_000  # of a file, those that stand in several places counted in each
 MAX_DEPTH = 30
 MAX_FILES = 100  # that a configuration and its bases are made of
-MAX_MESSAGE = 500
 # The one expression in Detectron2's model zoo (Base-RetinaNet.yaml).
 EVAL = "tag:yaml.org,2002:python/object/apply:eval"
 RETINANET_SIZES = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
@@ -65,6 +64,7 @@ class _Reader:
         """``above``: the files that this one is a base of."""
         if os.path.realpath(path) in map(os.path.realpath, above):
             raise SetupError(f"configuration {path!r} is its own {BASE_KEY}: {' -> '.join([*above, path]):.400}.")
+        refuse_python(path, f"{BASE_KEY} of {above[-1]!r}:" if above else "configuration")
         self.files += 1
         if self.files > MAX_FILES:
             raise SetupError(f"configuration {above[0]!r} has more than {MAX_FILES} {BASE_KEY} files; leave some out.")
@@ -82,7 +82,7 @@ class _Reader:
             raise SetupError(f"configuration {above[-1]!r}: its {BASE_KEY} {path!r} is no file. Correct the path.")
         try:
             with self.kind._open_cfg(path) as file:
-                text = file.read(MAX_CHARACTERS + 1)
+                text: str = file.read(MAX_CHARACTERS + 1)
         except UnicodeDecodeError as error:
             raise SetupError(f"configuration {path!r} is no text ({error.reason}). Give a YAML file.") from error
         except (OSError, ValueError) as error:  # of the file, or of the network
@@ -139,7 +139,8 @@ def _parse(text: str, path: str) -> dict[str, Any]:
     _check_root(node, path)
     _NodeCheck(path).visit(node, 1)
     try:
-        return loader.construct_document(node)
+        content: dict[str, Any] = loader.construct_document(node)
+        return content
     except yaml.MarkedYAMLError as error:
         raise SetupError(_no_yaml(error, path)) from error
     except (ValueError, OverflowError) as error:  # a date or number that is none
@@ -205,9 +206,3 @@ def _is_retinanet(node: yaml.Node) -> bool:
         and isinstance(node, yaml.SequenceNode)
         and [getattr(item, "value", None) for item in node.value] == [RETINANET_SIZES]
     )
-
-
-def one_line(text: object) -> str:
-    """``text`` in one line, its middle left out where it is long."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE // 2]} ... {line[-MAX_MESSAGE // 2 :]}"

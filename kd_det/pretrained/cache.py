@@ -32,6 +32,8 @@ def cached(name: str, make: Callable[[], Mapping[str, Tensor]], **entries: objec
 
 def named_by_content(path: str) -> str:
     """The stem of a file's name and a hash of what is in it: "resnet18-f37072fd-0123456789abcdef"."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read()).hexdigest()
-    return f"{os.path.splitext(os.path.basename(path))[0]}-{digest[:16]}"
+        for part in iter(lambda: file.read(2**20), b""):
+            digest.update(part)
+    return f"{os.path.splitext(os.path.basename(path))[0]}-{digest.hexdigest()[:16]}"

@@ -13,10 +13,13 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 from torch import Tensor
 
-from kd_det.common.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean, one_line
+from kd_det.common.tensor_files import UnreadableError, check_weights, read_tensor_file
 from kd_det.pretrained.cache import cached, named_by_content
 
 PREFIX = "timm://"
+# Where timm and its training script put the weights in a file, the averaged ones first; else the file is the weights.
+LAYOUTS = ("state_dict_ema", "model_ema", "state_dict", "model")
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 
@@ -67,8 +70,8 @@ def _fetch(timm: Any, name: str) -> Mapping[str, Tensor]:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub's client and the network have many kinds
         raise SetupError(
-            f"MODEL.WEIGHTS '{PREFIX}{name}': timm cannot fetch the weights ({error}). Fetch the file elsewhere and "
-            f"give '{PREFIX}/path/to/model.safetensors'."
+            f"MODEL.WEIGHTS '{PREFIX}{name}': timm cannot fetch the weights ({one_line(error)}). Fetch the file "
+            f"elsewhere and give '{PREFIX}/path/to/model.safetensors'."
         ) from error
 
 
@@ -80,11 +83,26 @@ def _from_file(source: str) -> str:
 
 def _read(source: str) -> Mapping[str, Tensor]:
     try:
-        return import_timm().models.load_state_dict(source, weights_only=True)
-    except SetupError:
-        raise
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise SetupError(f"MODEL.WEIGHTS: {source!r} cannot be read ({error}); fetch it again.") from error
+        content = _read_safetensors(source) if source.endswith(".safetensors") else read_tensor_file(source)
+    except UnreadableError as error:
+        raise SetupError(f"MODEL.WEIGHTS: {source!r} cannot be read: {error}. Fetch it again.") from error
+    for layout in LAYOUTS:
+        if isinstance(content, dict) and content.get(layout) is not None:
+            content = content[layout]
+            break
+    weights: dict[str, Tensor] = import_timm().models.clean_state_dict(
+        check_weights(content, f"MODEL.WEIGHTS {source!r}")
+    )
+    return weights
+
+
+def _read_safetensors(source: str) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+
+        return load_file(source)
+    except Exception as error:  # its reader, and torch's, have many kinds for a damaged file
+        raise UnreadableError(one_line(error)) from error
 
 
 PathManager.register_handler(TimmHandler(), allow_override=True)

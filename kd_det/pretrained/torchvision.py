@@ -12,6 +12,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
 from kd_det.common.errors import SetupError, did_you_mean
+from kd_det.common.tensor_files import UnreadableError, check_weights, read_tensor_file
 from kd_det.pretrained.cache import cached, named_by_content
 
 NETWORKS = ("resnet18", "resnet34", "resnet50")
@@ -100,10 +101,10 @@ def _converted(source: str) -> str:
 
 def _read(source: str) -> dict[str, torch.Tensor]:
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+        return check_weights(read_tensor_file(source), f"MODEL.WEIGHTS {source!r}")
+    except UnreadableError as error:
         raise SetupError(
-            f"MODEL.WEIGHTS: {source!r} cannot be read ({error}); delete it and fetch it again."
+            f"MODEL.WEIGHTS: {source!r} cannot be read: {error}. Delete it and fetch it again."
         ) from error
 
 

@@ -1,23 +1,25 @@
 """Runs damaged and hostile input through a reader under a limit of memory and time, and counts how each case ends.
 
 A target makes a case from a seeded generator and reads it. A case passes if reading succeeds or raises ``SetupError``.
-It fails on any other exception, on a crash of the process, on more than ``MEMORY_MIB`` of memory beyond what the
-imports took, and after ``SECONDS``. Every case can be made again from its number.
+It fails on any other exception, on a message of several lines, on a crash of the process, on more than ``MEMORY_MIB``
+of memory beyond what the imports took, and after ``SECONDS``. Every case can be made again from its number.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import multiprocessing
 import os
 import random
 import resource
 import signal
+import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,8 +98,10 @@ def _collect(pipe: Any, process: Any, outcome: Outcome, number: int) -> int:
                 continue
             _count(outcome, number, result, peak)
             number += 1
-            if result.startswith("fatal"):
-                break
+            if peak > MEMORY_MIB:  # the peak does not fall again: the next cases need another process
+                process.kill()
+                process.join()
+                return number
     process.join()
     if process.exitcode:
         how = signal.Signals(-process.exitcode).name if process.exitcode < 0 else f"exit code {process.exitcode}"
@@ -149,8 +153,8 @@ def _try(target: Target, number: int) -> str:
         signal.alarm(SECONDS)
         try:
             target.read(case)
-        except SetupError:
-            return "refused"
+        except SetupError as error:
+            return "refused" if len(str(error).splitlines()) == 1 else f"several lines: {str(error)[:200]!r}"
         except BaseException as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             return f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
@@ -159,15 +163,16 @@ def _try(target: Target, number: int) -> str:
     return "read"
 
 
-def report(targets: list[Target], cases: int) -> int:
-    """Runs and prints; returns how many cases failed."""
-    failed = 0
-    for target in targets:
-        start = time.perf_counter()
-        outcome = run(target, cases)
-        failed += len(outcome.failures)
-        print(f"{outcome.summary(target.name)}, {time.perf_counter() - start:.0f} s", flush=True)
-    return failed
+def main(target: Target, arguments: Sequence[str] | None = None) -> None:
+    """The command line of a target: runs ``--cases`` cases and prints how they ended. Exit code 1 if one failed."""
+    parser = argparse.ArgumentParser(description=f"Damaged and hostile input: {target.name}.")
+    parser.add_argument("--cases", type=int, default=1000, metavar="N", help="default: 1000")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="the number of the first case; default: 0")
+    args = parser.parse_args(arguments)
+    start = time.perf_counter()
+    outcome = run(target, args.cases, args.first)
+    print(f"{outcome.summary(target.name)}\n{time.perf_counter() - start:.0f} s", flush=True)
+    sys.exit(1 if outcome.failures else 0)
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:

@@ -14,7 +14,7 @@ import torch
 from classification.models import create_model
 from classification.models import teacher_import as module
 from kd_det.common.errors import SetupError
-from tests.tools.commands import error_of, run_tool
+from tests.tools.commands import run_tool
 
 FILES = {"resnet8x4": "resnet8x4_vanilla/ckpt_epoch_240.pth", "wrn_16_1": "wrn_16_1_vanilla/ckpt_epoch_240.pth"}
 
@@ -74,11 +74,6 @@ def test_the_command_line(folder, tmp_path):
         assert content == {"name": name, "num_classes": 100, "data": "cifar100"}
         assert list(weights) == list(expected(name))
         assert all(torch.equal(weights[key], value) for key, value in expected(name).items())
-
-
-def test_the_command_line_refuses_in_one_line(tmp_path):
-    line = error_of(run_tool("import_teachers", tmp_path / "missing.tar"))
-    assert line == f"error: {tmp_path / 'missing.tar'} does not exist."
 
 
 @pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip", "folder"])
@@ -206,3 +201,65 @@ def test_the_accuracy(monkeypatch, tmp_path):
 def test_no_data_to_evaluate_on(tmp_path):
     with pytest.raises(SetupError, match=r"--data-root .* has no intact cifar-100-python/; or give --no-eval"):
         module.cifar100_accuracy(create_model("resnet8", 100), tmp_path)
+
+
+def test_a_member_larger_than_a_teacher_is_not_read(folder, monkeypatch):
+    monkeypatch.setattr("classification.models.archive.MAX_FILE", 6 * 2**20)
+    (folder / FILES["wrn_16_1"]).write_bytes(bytes(7 * 2**20))
+    for kind in ("tar", "tar.gz", "zip", "folder"):
+        path = folder if kind == "folder" else pack(folder, kind)
+        with pytest.raises(SetupError, match=r"wrn_16_1_vanilla/.*' has 7 MiB, more than the 6 of a teacher"):
+            list(module.published_teachers(path))
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "tar.xz", "tar.bz2", "zip"])
+def test_an_archive_that_unpacks_to_much_more_is_refused(kind, tmp_path):
+    path = tmp_path / f"bomb.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for number in range(3):
+                archive.writestr(f"log{number}.txt", bytes(30_000_000))
+    else:
+        member = tarfile.TarInfo("log.txt")
+        member.size = 3 * 2**30  # and nothing of it is there: the size is checked before
+        with tarfile.open(path, f"w:{kind[4:]}") as archive:
+            archive.addfile(member)
+    with pytest.raises(SetupError, match=r"would unpack to \d+ MiB or more, over 10 times its size"):
+        list(module.published_teachers(path))
+
+
+def test_a_header_of_any_length_is_not_read(tmp_path):
+    member = tarfile.TarInfo("resnet8_vanilla/x.pth")
+    member.pax_headers = {"comment": "x" * 2**21}
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member)
+    with pytest.raises(SetupError, match=r"x.tar.gz is no .tar or .zip archive, or is truncated: it has a header of"):
+        list(module.published_teachers(tmp_path / "x.tar.gz"))
+
+
+def test_a_member_with_more_than_it_declares(folder, tmp_path):
+    path = pack(folder, "zip")
+    content = path.read_bytes()
+    size = len(checkpoint("resnet8x4")).to_bytes(4, "little")
+    path.write_bytes(content.replace(size, (1000).to_bytes(4, "little")))
+    with pytest.raises(SetupError, match=r"no \.tar or \.zip archive, or is truncated"):
+        list(module.published_teachers(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("missing.tar", "error: {} does not exist."),
+        ("teachers", "error: {}: resnet8_vanilla/x.pth: 3 of 3 values of the entry 'fc.bias' are non-finite"),
+    ],
+)
+def test_the_command_line_refuses_in_one_line(tmp_path, capsys, name, error):
+    import import_teachers
+
+    folder = tmp_path / "teachers" / "resnet8_vanilla"
+    folder.mkdir(parents=True)
+    torch.save({"model": {"fc.bias": torch.full((3,), float("nan"))}}, folder / "x.pth")
+    with pytest.raises(SystemExit) as ended:
+        import_teachers.main([str(tmp_path / name), "--no-eval"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and line.startswith(error.format(tmp_path / name))
