@@ -47,8 +47,8 @@ def test_a_new_learning_rate_and_weight_are_applied_and_logged(train, output):
     )
     assert ended.code == 0, ended.error
     assert "Starting training from iteration 3" in ended.log
-    assert "--resume: SOLVER.BASE_LR was 1e-05 and is 2e-05 from here on" in ended.log
-    assert "--resume: KD.DKD.WEIGHT was 1.0 and is 0.5 from here on" in ended.log
+    assert "--resume: SOLVER.BASE_LR was 1e-05 and is 2e-05, from here on" in ended.log
+    assert "--resume: KD.DKD.WEIGHT was 1.0 and is 0.5, from here on" in ended.log
     assert learning_rates(output)[-1] == pytest.approx(2e-5)  # the very first step of the resumed run has it
     saved = torch.load(output / "model_final.pth", weights_only=True)["trainer"]
     assert saved["config"]["SOLVER.BASE_LR"] == 2e-5 and saved["iteration"] == 3
@@ -78,6 +78,7 @@ def test_an_unchanged_run_goes_on_with_the_very_same_learning_rate(train, output
 def test_another_model_is_refused(train, output, overrides, named):
     ended = train("--resume", *overrides)
     assert ended.code == 2 and ended.error.startswith(f"error: --resume: {named}") and "OUTPUT_DIR" in ended.error
+    assert named.split()[0] in ended.log and "which is refused" in ended.log
 
 
 DAMAGES = {
@@ -147,7 +148,7 @@ def test_a_new_run_says_what_it_overwrites_and_cannot_be_taken_for_the_old_one(t
         patched.setattr(DistillTrainer, "run_step", killed)
         ended = train("SOLVER.MAX_ITER", 3)
     assert ended.code == 9
-    assert "holds 1 checkpoints of an earlier run, the last one model_final.pth" in ended.log
+    assert "holds an earlier run, whose last checkpoint is model_final.pth" in ended.log
     assert (output / "model_final.pth").exists() and not (output / "last_checkpoint").exists()
 
     ended = train("--resume", "SOLVER.MAX_ITER", 4)
