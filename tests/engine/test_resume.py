@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import resource
 import shutil
+import signal
 
 import pytest
 import torch
 
+from kd_det.common import files
+from kd_det.common.files import run_lock
 from kd_det.config import load_config
 from kd_det.engine.resuming import compare_settings, config_leaves
 from tests.engine.command import kept_loggers, run_here
@@ -165,6 +170,45 @@ def test_a_run_removes_what_killed_writes_have_left(train, output):
     (output / "notes.1.tmp").write_bytes(b"a user's")
     assert train("--resume", "SOLVER.MAX_ITER", 3).code == 0
     assert not (output / "model_0000001.pth.4711.kd_det.tmp").exists() and (output / "notes.1.tmp").exists()
+
+
+def hold(folder, ready):
+    with run_lock(folder):
+        ready.send("locked")
+        signal.pause()
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(train, output, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.2)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    other = context.Process(target=hold, args=(output, theirs))
+    other.start()
+    try:
+        assert ours.recv() == "locked"
+        before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+        for flags in [(), ("--resume",)]:
+            ended = train(*flags)
+            assert ended.code == 2 and "is in use by another run" in ended.error and str(output) in ended.error
+        assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    finally:
+        other.kill()
+        other.join()
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(train, output):
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))  # of one file: enough for logs
+    try:
+        full = train("--resume", "SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert full.code == 1 and full.error.startswith("error: File too large") and "Free space" in full.error
+    assert "model_0000003.pth" in full.error and not list(output.glob("*.tmp"))
+
+    ended = train("--resume", "SOLVER.MAX_ITER", 5)
+    assert ended.code == 0 and "Starting training from iteration 3" in ended.log
 
 
 def test_divergence_in_the_first_step_saves_nothing(train, tmp_path):
