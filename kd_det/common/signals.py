@@ -157,6 +157,7 @@ def worker_errors_deferred() -> Iterator[None]:
         yield
         return
     errors: list[RuntimeError] = []
+    before = signal.getsignal(signal.SIGCHLD)
 
     def note(number: int, frame: FrameType | None) -> None:
         try:
@@ -165,7 +166,7 @@ def worker_errors_deferred() -> Iterator[None]:
         except RuntimeError as error:
             errors.append(error)
 
-    before = signal.signal(signal.SIGCHLD, note)
+    signal.signal(signal.SIGCHLD, note)
     try:
         yield
     except RuntimeError:

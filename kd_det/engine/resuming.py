@@ -64,9 +64,9 @@ def new_run(folder: str) -> Iterator[None]:
     checkpoints = sorted(path.name for path in Path(folder).glob("*.pth"))
     if checkpoints:
         logger.warning(
-            "OUTPUT_DIR %r holds %d checkpoints of an earlier run, the last one %s. This run starts anew and "
-            "overwrites those of the same names (--resume would go on with the earlier one): %s",
-            folder, len(checkpoints), old.decode(errors="replace") if old else "unknown", ", ".join(checkpoints[-10:]),
+            "OUTPUT_DIR %r holds an earlier run, whose last checkpoint is %s. This run starts anew and overwrites the "
+            "checkpoints of the same names; --resume would have gone on with the earlier one. There are %d: %s",
+            folder, old.decode(errors="replace") if old else "unknown", len(checkpoints), ", ".join(checkpoints[-10:]),
         )  # fmt: skip
     tag.unlink(missing_ok=True)
     try:
@@ -97,8 +97,8 @@ def compare_settings(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     differ = [key for key in ours if key in saved and saved[key] != ours[key]]
     refused = [key for key in differ if not any(fnmatchcase(key, pattern) for pattern in CHANGEABLE)]
     for key in differ:
-        if key not in refused:
-            logger.warning("--resume: %s was %r and is %r from here on", key, saved[key], ours[key])
+        verdict = "which is refused" if key in refused else "from here on"
+        logger.warning("--resume: %s was %r and is %r, %s", key, saved[key], ours[key], verdict)
     if refused:
         named = "; ".join(f"{key} was {saved[key]!r} and is {ours[key]!r}" for key in refused[:5])
         more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""

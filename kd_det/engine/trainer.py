@@ -256,5 +256,5 @@ class DistillTrainer(DefaultTrainer):
 
     def _last_saved(self) -> str:
         if self.checkpointer.has_checkpoint():
-            return f"The last good state is {self.checkpointer.get_checkpoint_file()}; go on with --resume."
+            return f"The last checkpoint is {self.checkpointer.get_checkpoint_file()}; go on with --resume."
         return "There is no checkpoint yet: start again."

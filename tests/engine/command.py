@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
+from train_net import main
 
 from tests.stress.signals_detection import Stage
-from tools.train_net import main
 
 QUICK = ["DATALOADER.NUM_WORKERS", 0, "SOLVER.CHECKPOINT_PERIOD", 100, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", "()"]
 

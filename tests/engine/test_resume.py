@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import resource
 import shutil
+import signal
 
 import pytest
 import torch
 
+from kd_det.common import files
+from kd_det.common.files import run_lock
 from kd_det.config import load_config
 from kd_det.engine.resuming import compare_settings, config_leaves
 from tests.engine.command import kept_loggers, run_here
@@ -47,8 +52,8 @@ def test_a_new_learning_rate_and_weight_are_applied_and_logged(train, output):
     )
     assert ended.code == 0, ended.error
     assert "Starting training from iteration 3" in ended.log
-    assert "--resume: SOLVER.BASE_LR was 1e-05 and is 2e-05 from here on" in ended.log
-    assert "--resume: KD.DKD.WEIGHT was 1.0 and is 0.5 from here on" in ended.log
+    assert "--resume: SOLVER.BASE_LR was 1e-05 and is 2e-05, from here on" in ended.log
+    assert "--resume: KD.DKD.WEIGHT was 1.0 and is 0.5, from here on" in ended.log
     assert learning_rates(output)[-1] == pytest.approx(2e-5)  # the very first step of the resumed run has it
     saved = torch.load(output / "model_final.pth", weights_only=True)["trainer"]
     assert saved["config"]["SOLVER.BASE_LR"] == 2e-5 and saved["iteration"] == 3
@@ -78,6 +83,7 @@ def test_an_unchanged_run_goes_on_with_the_very_same_learning_rate(train, output
 def test_another_model_is_refused(train, output, overrides, named):
     ended = train("--resume", *overrides)
     assert ended.code == 2 and ended.error.startswith(f"error: --resume: {named}") and "OUTPUT_DIR" in ended.error
+    assert named.split()[0] in ended.log and "which is refused" in ended.log
 
 
 DAMAGES = {
@@ -147,7 +153,7 @@ def test_a_new_run_says_what_it_overwrites_and_cannot_be_taken_for_the_old_one(t
         patched.setattr(DistillTrainer, "run_step", killed)
         ended = train("SOLVER.MAX_ITER", 3)
     assert ended.code == 9
-    assert "holds 1 checkpoints of an earlier run, the last one model_final.pth" in ended.log
+    assert "holds an earlier run, whose last checkpoint is model_final.pth" in ended.log
     assert (output / "model_final.pth").exists() and not (output / "last_checkpoint").exists()
 
     ended = train("--resume", "SOLVER.MAX_ITER", 4)
@@ -164,6 +170,45 @@ def test_a_run_removes_what_killed_writes_have_left(train, output):
     (output / "notes.1.tmp").write_bytes(b"a user's")
     assert train("--resume", "SOLVER.MAX_ITER", 3).code == 0
     assert not (output / "model_0000001.pth.4711.kd_det.tmp").exists() and (output / "notes.1.tmp").exists()
+
+
+def hold(folder, ready):
+    with run_lock(folder):
+        ready.send("locked")
+        signal.pause()
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(train, output, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.2)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    other = context.Process(target=hold, args=(output, theirs))
+    other.start()
+    try:
+        assert ours.recv() == "locked"
+        before = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+        for flags in [(), ("--resume",)]:
+            ended = train(*flags)
+            assert ended.code == 2 and "is in use by another run" in ended.error and str(output) in ended.error
+        assert {path.name: path.stat().st_mtime_ns for path in output.iterdir()} == before
+    finally:
+        other.kill()
+        other.join()
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_space(train, output):
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))  # of one file: enough for logs
+    try:
+        full = train("--resume", "SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert full.code == 1 and full.error.startswith("error: File too large") and "Free space" in full.error
+    assert "model_0000003.pth" in full.error and not list(output.glob("*.tmp"))
+
+    ended = train("--resume", "SOLVER.MAX_ITER", 5)
+    assert ended.code == 0 and "Starting training from iteration 3" in ended.log
 
 
 def test_divergence_in_the_first_step_saves_nothing(train, tmp_path):

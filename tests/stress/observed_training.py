@@ -6,10 +6,6 @@ The witness is a hook right after the step of the learning rate, so it never nam
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from kd_det.common.errors import one_line_errors
 from kd_det.common.signals import end_at_once, noting_signals
@@ -42,7 +38,7 @@ def add_witness() -> None:
 if __name__ == "__main__":
     with one_line_errors(), noting_signals(end_at_once):
         add_witness()
-        from tools.train_net import main
+        from train_net import main
 
         main()
 elif __name__ == "__mp_main__":  # one of several processes

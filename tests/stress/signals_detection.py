@@ -88,7 +88,8 @@ class Stage:
 
     def start(self, output: Path, *options: object) -> subprocess.Popen[str]:
         """Starts a run in a process group of its own; what it prints goes to ``output``.log."""
-        environment = {**os.environ, "FINISHED": f"{output}.finished", "PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "FINISHED": f"{output}.finished", "PYTHONPATH": path}
         command = [sys.executable, "tests/stress/observed_training.py", *map(str, options)]
         with open(f"{output}.log", "w") as log:
             return subprocess.Popen(
