@@ -123,11 +123,16 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.PKD.FEATURES = ()
 
 
-def load_config(config_file: str, overrides: Sequence[object] = ()) -> CfgNode:
+def load_config(config_file: str | Sequence[str], overrides: Sequence[object] = ()) -> CfgNode:
     """Detectron2's defaults and the ``KD.*`` keys, then ``config_file``, then ``overrides`` (KEY VALUE ...).
 
+    Args:
+        config_file: paths or names of shipped configurations ("coco/dkd_r101_r18.yaml"), merged in order, the later
+            wins; a string is one of them, or none if empty.
+        overrides: see above.
+
     Raises:
-        SetupError: the file does not exist or is not YAML, a key does not exist (the nearest is suggested), or a value
+        SetupError: a file does not exist or is not YAML, a key does not exist (the nearest is suggested), or a value
             is of the wrong type.
     """
     cfg = get_cfg()

@@ -10,6 +10,7 @@ Exit code 0; 1 if a fault would stop training; 2 if a set cannot be looked at.
 import argparse
 import sys
 
+from kd_det.common.command_line import add_config_file, parse_arguments
 from kd_det.data.coco_json import add_dataset_option, parse_option
 from kd_det.dataset_check import check_sets
 from kd_det.engine.setup import one_line_errors, read_setup
@@ -18,11 +19,11 @@ from kd_det.engine.setup import one_line_errors, read_setup
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="registered sets (default: all that are given)")
-    parser.add_argument("--config-file", default="", help="a student's configuration: its sets, its teacher's classes")
+    add_config_file(parser, help="a student's configuration: its sets, its teacher's classes")
     add_dataset_option(parser)
     parser.add_argument("--sizes", action="store_true", help="open every image to compare its size with the JSON's")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, after all else")
-    args = parser.parse_args()
+    args = parse_arguments(parser)
     with one_line_errors():
         cfg = read_setup(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"], args.dataset)
         given = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *(parse_option(text)[0] for text in args.dataset)]

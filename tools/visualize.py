@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Draws ground truth, teacher and student side by side, one PNG for each image.
 
-python tools/visualize.py --config-file configs/coco/dkd_r101_r18.yaml --weights output/model_final.pth \\
+python tools/visualize.py --config-file coco/dkd_r101_r18.yaml --weights output/model_final.pth \\
     --input datasets/coco/val2017/000000000139.jpg my_images --output output/pictures
 """
 
 import argparse
 
+from kd_det.common.command_line import add_config_file, parse_arguments
 from kd_det.data.coco_json import add_dataset_option, parse_option
 from kd_det.engine.setup import one_line_errors, read_setup
 from kd_det.visualization import visualize
@@ -14,14 +15,14 @@ from kd_det.visualization import visualize
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="the student's configuration")
+    add_config_file(parser, required=True, help="the student's configuration")
     parser.add_argument("--weights", default="", help="the student's checkpoint (default OUTPUT_DIR/model_final.pth)")
     parser.add_argument("--input", nargs="+", required=True, metavar="IMAGE_OR_FOLDER")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
     parser.add_argument("--threshold", type=float, default=0.5, help="lowest score to draw (default 0.5)")
     add_dataset_option(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configuration")
-    args = parser.parse_args()
+    args = parse_arguments(parser)
     with one_line_errors():
         cfg = read_setup(args.config_file, args.opts, args.dataset)
         datasets = [parse_option(text)[0] for text in args.dataset]

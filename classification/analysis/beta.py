@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 
 import torch
 import yaml
@@ -11,6 +11,7 @@ from fvcore.common.config import CfgNode
 from classification.building import build_accelerator, build_data, check_config
 from classification.teacher import build_teacher, train_teacher
 from kd_det.analysis import confidence_gap
+from kd_det.common.config_files import find_configs
 from kd_det.common.errors import SetupError
 from kd_det.gap_report import MeasuredGaps
 
@@ -21,19 +22,19 @@ ADVICE = """On ImageNet (T = 1) the paper used 0.5 for
 ResNet-34 to ResNet-18 and 2 for ResNet-50 to MobileNet."""
 
 
-def is_classification(config_file: str) -> bool:
-    """Whether a configuration file is one of ``classification``'s, by its keys and those of its ``_BASE_`` files.
+def is_classification(config_files: str | Sequence[str]) -> bool:
+    """Whether configuration files are ``classification``'s, by their keys and those of their ``_BASE_`` files.
 
     Raises:
-        SetupError: there is no such file, or it is not YAML.
+        SetupError: one does not exist, or is not YAML.
     """
-    if not os.path.isfile(config_file):
-        raise SetupError(f"--config-file: no file {config_file!r}. Give the path of a YAML configuration.")
-    try:
-        content = CfgNode.load_yaml_with_base(config_file)
-    except (yaml.YAMLError, TypeError, AssertionError) as error:  # TypeError: an empty file, or a lone word
-        raise SetupError(f"--config-file: {config_file!r} is no configuration in YAML: {error}") from error
-    return not set(OWN_KEYS).isdisjoint(content)
+    keys: set[str] = set()
+    for name, path in find_configs(config_files).items():
+        try:
+            keys |= set(CfgNode.load_yaml_with_base(path))
+        except (yaml.YAMLError, TypeError, AssertionError) as error:  # TypeError: an empty file, or a lone word
+            raise SetupError(f"--config-file: {name!r} is no configuration in YAML: {error}") from error
+    return not keys.isdisjoint(OWN_KEYS)
 
 
 def classifier_gaps(cfg: CfgNode, images: int | None = None) -> MeasuredGaps:

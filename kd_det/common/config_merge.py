@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import yaml
 from fvcore.common.config import CfgNode
 
+from kd_det.common.config_files import find_configs, log_differences
 from kd_det.common.errors import SetupError, did_you_mean
 
 
-def merge_config(cfg: CfgNode, config_file: str, overrides: Sequence[object], source: str) -> None:
-    """Merges a file and overrides into ``cfg``; ``source`` is the option or key that named the file, for errors."""
-    if config_file and not os.path.isfile(config_file):
-        raise SetupError(f"{source}: no file {config_file!r}. Give the path of a YAML configuration.")
+def merge_config(cfg: CfgNode, config_file: str | Sequence[str], overrides: Sequence[object], source: str) -> None:
+    """Merges files and overrides into ``cfg``.
+
+    Args:
+        config_file: paths or shipped names, merged in order, the later wins; a string is one file, or none if empty.
+        overrides: KEY VALUE ..., after the files.
+        source: the option or key that named the files, for errors.
+
+    Raises:
+        SetupError: a file does not exist or is not YAML, a key does not exist (the nearest is suggested), or a value
+            is of the wrong type.
+    """
+    files = find_configs(config_file, source)
     if len(overrides) % 2:
         raise SetupError(f"overrides come as KEY VALUE pairs, got {list(overrides)}: one has no partner.")
+    for path in files.values():
+        _merge(cfg, path, lambda path=path: cfg.merge_from_file(path))
+    log_differences(files)
+    _merge(cfg, "", lambda: cfg.merge_from_list(list(overrides)))
+
+
+def _merge(cfg: CfgNode, config_file: str, merge: Callable[[], object]) -> None:
     try:
-        if config_file:
-            cfg.merge_from_file(config_file)
-        cfg.merge_from_list(list(overrides))
+        merge()
     except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         raise SetupError(_explain(error, cfg, config_file)) from error
 

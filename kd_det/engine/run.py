@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from kd_det.checkpoint import KDCheckpointer, load_strictly, local_path
+from kd_det.common.config_files import find_configs
 from kd_det.common.errors import SetupError
 from kd_det.config import plain_config
 from kd_det.data.checks import check_datasets
@@ -30,8 +31,8 @@ def run(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
     """Trains or evaluates as Detectron2's options say; errors of the user's end the process with one line, code 2.
 
     Args:
-        args: of ``detectron2.engine.default_argument_parser``: ``config_file``, ``eval_only``, ``resume``, ``opts``;
-            and ``dataset``, if there is one, of ``kd_det.data.coco_json.add_dataset_option``.
+        args: of ``detectron2.engine.default_argument_parser``: ``config_file`` (a string or a list), ``eval_only``,
+            ``resume``, ``opts``; and ``dataset``, if there is one, of ``kd_det.data.coco_json.add_dataset_option``.
 
     Returns:
         the evaluation's results in the main process, None in others.
@@ -47,11 +48,20 @@ def _setup(args: argparse.Namespace) -> CfgNode:
     if wanted > max(1, there) and cfg.MODEL.DEVICE.startswith("cuda"):
         raise SetupError(f"--num-gpus is {wanted} but there are {there} GPUs.")
     cfg.freeze()
-    default_setup(cfg, args)
+    default_setup(cfg, _for_detectron2(args))
     if comm.is_main_process():
         check_datasets(cfg)
     comm.synchronize()
     return cfg
+
+
+def _for_detectron2(args: argparse.Namespace) -> argparse.Namespace:
+    """``args`` with one file at the most: ``default_setup`` shows its content, and does not know several.
+
+    What several make together is shown by ``default_setup`` in any case, and written to OUTPUT_DIR/config.yaml.
+    """
+    files = list(find_configs(args.config_file).values())
+    return argparse.Namespace(**{**vars(args), "config_file": files[0] if len(files) == 1 else ""})
 
 
 def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:

@@ -17,11 +17,13 @@ from kd_det.data.coco_json import use_datasets
 __all__ = ["one_line_errors", "read_setup"]
 
 
-def read_setup(config_file: str, overrides: Sequence[object] = (), datasets: Sequence[str] = ()) -> CfgNode:
+def read_setup(
+    config_file: str | Sequence[str], overrides: Sequence[object] = (), datasets: Sequence[str] = ()
+) -> CfgNode:
     """The configuration with its data sets registered and its device found.
 
     Args:
-        config_file: a path; empty for Detectron2's defaults.
+        config_file: paths or shipped names, see ``load_config``; empty for Detectron2's defaults.
         overrides: KEY VALUE ...
         datasets: the values of ``--dataset``.
 
