@@ -17,6 +17,7 @@ from fvcore.common.config import CfgNode
 from classification.building import build_accelerator, check_config
 from classification.config import load_config
 from classification.data import check_images
+from classification.distillers import distiller_class
 from classification.evaluate import evaluate_run
 from classification.teacher import train_teacher
 from classification.training import Trainer
@@ -50,7 +51,10 @@ def run(args: argparse.Namespace) -> None:
     if args.eval_only:
         evaluate_run(cfg)
         return
-    if cfg.TEACHER.AUTO_TRAIN and first:
+    needs_teacher = distiller_class(cfg.DISTILLER).needs_teacher
+    if first and cfg.TEACHER.NAME and not needs_teacher:
+        print(f"DISTILLER {cfg.DISTILLER}: the student is trained without its teacher; a method's file is not given")
+    if first and cfg.TEACHER.AUTO_TRAIN and needs_teacher:
         train_teacher(cfg)
     result = Trainer(cfg, build_accelerator(cfg), resume=args.resume).train()
     if first:

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fvcore.common.config import CfgNode
-
 from kd_det.common.errors import SetupError
 
 logger = logging.getLogger(__name__)
@@ -69,18 +67,16 @@ def shipped_name(name: str) -> str:
     return path.relative_to(CONFIGS).as_posix() if path.is_relative_to(CONFIGS) else name
 
 
-def log_differences(files: Mapping[str, str]) -> None:
+def log_differences(contents: Mapping[str, Mapping[str, Any]]) -> None:
     """Logs, for each key that several files set differently, whose value is used: one line for each two files.
 
     Args:
-        files: paths by name, in the order of merging. Each has been read before, so it can be read.
+        contents: of the files by name, ``_BASE_`` included, in the order of merging.
     """
-    if len(files) < 2:
-        return
     last: dict[str, tuple[str, Any]] = {}  # key: who set it, and to what
-    for name, path in files.items():
+    for name, content in contents.items():
         replaced: dict[str, list[str]] = {}
-        for key, value in leaves(CfgNode.load_yaml_with_base(path)):
+        for key, value in leaves(content):
             earlier, other = last.get(key, (name, value))
             if other != value:
                 replaced.setdefault(earlier, []).append(f"{key} {value!r} instead of {other!r}")

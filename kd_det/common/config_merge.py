@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import yaml
 from fvcore.common.config import CfgNode
@@ -26,15 +28,30 @@ def merge_config(cfg: CfgNode, config_file: str | Sequence[str], overrides: Sequ
     files = find_configs(config_file, source)
     if len(overrides) % 2:
         raise SetupError(f"overrides come as KEY VALUE pairs, got {list(overrides)}: one has no partner.")
-    for path in files.values():
-        _merge(cfg, path, lambda path=path: cfg.merge_from_file(path))
-    log_differences(files)
-    _merge(cfg, "", lambda: cfg.merge_from_list(list(overrides)))
+    log_differences({name: merge_file(cfg, path) for name, path in files.items()})
+    with _explained(cfg, ""):
+        cfg.merge_from_list(list(overrides))
 
 
-def _merge(cfg: CfgNode, config_file: str, merge: Callable[[], object]) -> None:
+def merge_file(cfg: CfgNode, path: str) -> dict[str, Any]:
+    """Merges one file into ``cfg``; returns its content, ``_BASE_`` included.
+
+    Raises:
+        SetupError: it is not YAML, or does not fit ``cfg``.
+    """
+    with _explained(cfg, path):
+        content: dict[str, Any] = type(cfg).load_yaml_with_base(path)
+        if content.get("VERSION") == cfg.get("VERSION"):
+            cfg.merge_from_other_cfg(type(cfg)(content))
+        else:
+            cfg.merge_from_file(path)  # Detectron2 guesses a version, and converts old ones
+    return content
+
+
+@contextmanager
+def _explained(cfg: CfgNode, config_file: str) -> Iterator[None]:
     try:
-        merge()
+        yield
     except (KeyError, ValueError, AssertionError, yaml.YAMLError) as error:
         raise SetupError(_explain(error, cfg, config_file)) from error
 
