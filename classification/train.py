@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
         return
     needs_teacher = distiller_class(cfg.DISTILLER).needs_teacher
     if first and cfg.TEACHER.NAME and not needs_teacher:
-        print(f"DISTILLER {cfg.DISTILLER}: the student is trained without its teacher; a method's file is not given")
+        method = "a method's file, such as cifar100/methods/kd.yaml, sets another"
+        print(f"DISTILLER is {cfg.DISTILLER!r}: TEACHER.NAME {cfg.TEACHER.NAME!r} is not used; {method}", flush=True)
     if first and cfg.TEACHER.AUTO_TRAIN and needs_teacher:
         train_teacher(cfg)
     result = Trainer(cfg, build_accelerator(cfg), resume=args.resume).train()

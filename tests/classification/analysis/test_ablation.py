@@ -281,5 +281,5 @@ def test_the_command_line_sweeps_reuses_and_resumes(teacher_file, tmp_path):
         {**row, PEAK: pytest.approx(row[PEAK], rel=1)} for row in record["rows"]
     ]
 
-    refused = command([*line[:6], "many", *line[7:]], tmp_path)
+    refused = command([*line[:7], "many", *line[8:]], tmp_path)
     assert refused.returncode == 2 and refused.stderr.startswith("error: --grid, DKD.BETA many: ")
