@@ -20,6 +20,8 @@ def get_config() -> CfgNode:
 
     # The method: "none" (the plain student), "kd", "dkd", "nkd", "sdd", "dkd_tckd", "dkd_nckd", "dkd_coupled",
     # "fitnet", "at", "rkd", "reviewkd", "mcld" or "hcd".
+    # A file may also have a section METHODS, with settings that hold for one method alone, by its name: METHODS:
+    # {kd: {CE_WEIGHT: 0.1}, sdd_kd: {CE_WEIGHT: 0.1}}. They come after all files and before the overrides.
     cfg.DISTILLER = "none"
     # Sun et al. 2024: student's and teacher's logits are standardised over the classes before any loss on logits.
     cfg.STANDARDIZE = False

@@ -132,7 +132,8 @@ def train_teacher(cfg: CfgNode) -> None:
     path = weights_path(node.WEIGHTS)
     if (path.parent / "result.json").is_file() and path.is_file():
         return
-    if path != Path(OUTPUT) / node.WEIGHTS / STUDENT or not node.CONFIG_FILES:
+    is_name = node.WEIGHTS and path == Path(OUTPUT) / node.WEIGHTS / STUDENT
+    if not is_name or not node.CONFIG_FILES:
         raise SetupError(
             f"TEACHER.AUTO_TRAIN: TEACHER.WEIGHTS is {node.WEIGHTS!r} and TEACHER.CONFIG_FILES "
             f"{list(node.CONFIG_FILES)}. Give the first the name of a run, such as 'cifar100/vanilla_res32x4', and the "

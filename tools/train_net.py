@@ -2,6 +2,7 @@
 """Trains or evaluates a detector, distilled or plain, with Detectron2's own options.
 
 python tools/train_net.py --config-file coco/dkd_r101_r18.yaml --num-gpus 8
+python tools/train_net.py --config-file coco/dkd_r101_r18.yaml my_schedule.yaml SOLVER.BASE_LR 0.005
 python tools/train_net.py --config-file my_student.yaml --dataset mine_train=train.json,images \
     --dataset mine_val=val.json,images DATASETS.TRAIN "('mine_train',)" DATASETS.TEST "('mine_val',)"
 """

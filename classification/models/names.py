@@ -28,7 +28,7 @@ def short_name(name: str) -> str:
     """What file and configuration names call the model.
 
     ``res32x4`` for ``resnet32x4``, ``r18`` for ``torchvision/resnet18``, otherwise the name with ``/`` and ``.``
-    replaced by ``_``. Only the CIFAR networks called ``resnet...`` in lower case and the models of the papers are
-    shortened, so that no two models share a name.
+    replaced by ``_``. Only the CIFAR networks called ``resnet...`` in lower case and the papers' models are shortened,
+    so that no two networks share a name.
     """
     return NICKNAMES.get(name) or re.sub(r"^resnet(?=\d)", "res", re.sub(r"[/.]", "_", name))
