@@ -6,19 +6,22 @@ from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
-from kd_det.common.config_merge import merge_config
+from classification.composition import compose
 
 
 def get_config() -> CfgNode:
     """A configuration with every key at its default."""
     cfg = CfgNode()
-    # Where checkpoints, TensorBoard's curves and result.json go.
-    cfg.OUTPUT_DIR = "output/classification"
+    # Where checkpoints, TensorBoard's curves and result.json go. Empty: output/DATA/METHOD_TEACHER_STUDENT, such as
+    # output/cifar100/dkd_res32x4_res8x4, or output/cifar100/vanilla_res8x4 for a model alone.
+    cfg.OUTPUT_DIR = ""
     # Of weights, sample order, augmentation and label noise. The same seed gives the same run.
     cfg.SEED = 0
 
     # The method: "none" (the plain student), "kd", "dkd", "nkd", "sdd", "dkd_tckd", "dkd_nckd", "dkd_coupled",
     # "fitnet", "at", "rkd", "reviewkd", "mcld" or "hcd".
+    # A file may also have a section METHODS, with settings that hold for one method alone, by its name: METHODS:
+    # {kd: {CE_WEIGHT: 0.1}, sdd_kd: {CE_WEIGHT: 0.1}}. They come after all files and before the overrides.
     cfg.DISTILLER = "none"
     # Sun et al. 2024: student's and teacher's logits are standardised over the classes before any loss on logits.
     cfg.STANDARDIZE = False
@@ -71,12 +74,14 @@ def _add_models(cfg: CfgNode) -> None:
 
     cfg.TEACHER = CfgNode()
     cfg.TEACHER.NAME = ""
-    # The name of the configuration that trained it ("cifar100/vanilla_res32x4", for output/NAME/model.pth), or a path.
+    # The name of the run that trained it ("cifar100/vanilla_res32x4", for output/NAME/model.pth), or a path.
     cfg.TEACHER.WEIGHTS = ""
     # The library's own ImageNet weights (torchvision's and timm's models), instead of WEIGHTS.
     cfg.TEACHER.PRETRAINED = False
-    # Trains it by the configuration that WEIGHTS names where output/ does not have it yet.
+    # Trains it where output/ does not have it yet, by CONFIG_FILES, with this NAME, STEM and IMAGE_SIZE as STUDENT's.
     cfg.TEACHER.AUTO_TRAIN = False
+    # Paths or shipped names of configurations, as for --config-file: ("cifar100/base.yaml",).
+    cfg.TEACHER.CONFIG_FILES = ()
     cfg.TEACHER.STEM = "cifar"
     cfg.TEACHER.IMAGE_SIZE = 0
 
@@ -180,13 +185,17 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.HCD.PROJECTOR_CHANNELS = 0  # 0: as many as the teacher's feature has
 
 
-def load_config(config_file: str = "", overrides: Sequence[object] = ()) -> CfgNode:
-    """The defaults, then ``config_file``, then ``overrides`` (KEY VALUE ...).
+def load_config(config_files: str | Sequence[str] = (), overrides: Sequence[object] = ()) -> CfgNode:
+    """The defaults, then ``config_files`` from left to right, then ``overrides`` (KEY VALUE ...).
+
+    Args:
+        config_files: paths, or names of shipped configurations ("cifar100/methods/dkd.yaml"); a string is one file.
+        overrides: see above; a key that they set is not taken from any file.
 
     Raises:
-        SetupError: the file does not exist or is not YAML, a key does not exist (the nearest is suggested), or a value
+        SetupError: a file does not exist or is not YAML, a key does not exist (the nearest is suggested), or a value
             is of the wrong type.
     """
     cfg = get_config()
-    merge_config(cfg, config_file, overrides, source="--config-file")
+    compose(cfg, config_files, overrides)
     return cfg

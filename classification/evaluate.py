@@ -1,4 +1,6 @@
-"""Evaluates a student: python -m classification.evaluate --config-file configs/digits/dkd_resnet20_resnet8.yaml
+"""Evaluates a student.
+
+python -m classification.evaluate --config-file cifar100/methods/dkd.yaml digits/pairs/resnet20_resnet8.yaml
 
 Takes OUTPUT_DIR's model.pth, or STUDENT.WEIGHTS. Prints one line of JSON.
 """
@@ -16,6 +18,7 @@ from classification.building import build_accelerator, build_data, build_student
 from classification.checkpoint import STUDENT
 from classification.config import load_config
 from classification.evaluation import evaluate
+from kd_det.common.command_line import add_config_file, parse_arguments
 from kd_det.common.errors import one_line_errors
 
 
@@ -42,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="a YAML configuration")
+    add_config_file(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
-    args = parser.parse_args(arguments)
+    args = parse_arguments(parser, arguments)
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         check_config(cfg)

@@ -18,7 +18,7 @@ from kd_det.common.errors import SetupError
 
 # What changes nothing but when and where results appear.
 FREE = ("OUTPUT_DIR", "DATA.ROOT", "DATA.WORKERS", "DATA.EVAL_BATCH_SIZE", "TEACHER.AUTO_TRAIN", "WANDB")
-FREE += ("SOLVER.CHECKPOINT_PERIOD",)
+FREE += ("SOLVER.CHECKPOINT_PERIOD", "TEACHER.CONFIG_FILES")
 
 
 def find_state(output: Path, accelerator: Accelerator, *, resume: bool) -> Path | None:

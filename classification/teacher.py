@@ -11,15 +11,15 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from classification.checkpoint import STUDENT, load_strictly, read_student
+from classification.composition import OUTPUT
 from classification.data import Data
 from classification.models import create_model
 from classification.models.outputs import ModelOutput
 from classification.models.protocol import ClassificationModel
 from classification.models.resizing import resize_inputs
 from kd_det.benchmark.process import forwarding_sigterm, stream
+from kd_det.common.config_files import find_configs
 from kd_det.common.errors import SetupError
-
-CONFIGS = Path("configs")
 
 
 class Teacher(nn.Module):
@@ -115,31 +115,35 @@ def check_description(content: dict, path: Path, section: str, name: str, data: 
 
 
 def weights_path(weights: str) -> Path:
-    """A path as it is; the name of a configuration becomes output/NAME/model.pth."""
-    return Path(weights) if Path(weights).suffix else Path("output") / weights / STUDENT
+    """A path as it is; the name of a run becomes output/NAME/model.pth."""
+    return Path(weights) if Path(weights).suffix else Path(OUTPUT) / weights / STUDENT
 
 
 def train_teacher(cfg: CfgNode) -> None:
-    """Trains the teacher by the configuration that TEACHER.WEIGHTS names, unless its file is there.
+    """Trains the teacher by TEACHER.CONFIG_FILES, unless its file is there.
 
     Runs as a command of its own; an interrupted one is resumed.
 
     Raises:
-        SetupError: TEACHER.WEIGHTS names no configuration.
+        SetupError: TEACHER.WEIGHTS is not the name of a run, or nothing says how to train it.
         RuntimeError: the training failed.
     """
-    name = cfg.TEACHER.WEIGHTS
-    path, config = weights_path(name), CONFIGS / f"{name}.yaml"
+    node = cfg.TEACHER
+    path = weights_path(node.WEIGHTS)
     if (path.parent / "result.json").is_file() and path.is_file():
         return
-    if not config.is_file():
+    is_name = node.WEIGHTS and path == Path(OUTPUT) / node.WEIGHTS / STUDENT
+    if not is_name or not node.CONFIG_FILES:
         raise SetupError(
-            f"TEACHER.AUTO_TRAIN: TEACHER.WEIGHTS {name!r} names no configuration, there is no {str(config)!r}. "
-            "Name one, or train the teacher yourself and give its model.pth."
+            f"TEACHER.AUTO_TRAIN: TEACHER.WEIGHTS is {node.WEIGHTS!r} and TEACHER.CONFIG_FILES "
+            f"{list(node.CONFIG_FILES)}. Give the first the name of a run, such as 'cifar100/vanilla_res32x4', and the "
+            "second what trains it, ['cifar100/base.yaml']; or train the teacher yourself and give its model.pth."
         )
-    print(f"Training the teacher first: {config}", flush=True)
-    command = [sys.executable, "-m", "classification.train", "--config-file", str(config), "--resume"]
+    files = list(find_configs(node.CONFIG_FILES, "TEACHER.CONFIG_FILES"))
+    command = [sys.executable, "-m", "classification.train", "--resume", "--config-file", *files]
+    command += ["STUDENT.NAME", node.NAME, "STUDENT.STEM", node.STEM, "STUDENT.IMAGE_SIZE", str(node.IMAGE_SIZE)]
     command += ["DATA.ROOT", cfg.DATA.ROOT, "OUTPUT_DIR", str(path.parent)]
+    print(f"Training the teacher first: {node.WEIGHTS}, by {' '.join(files)}", flush=True)
     with forwarding_sigterm():
         stream(command, environment=_single_process(), progress=[""])
 

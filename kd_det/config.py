@@ -123,16 +123,19 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.PKD.FEATURES = ()
 
 
-def load_config(config_file: str, overrides: Sequence[object] = (), *, device: str = "cuda") -> CfgNode:
+def load_config(
+    config_file: str | Sequence[str], overrides: Sequence[object] = (), *, device: str = "cuda"
+) -> CfgNode:
     """Detectron2's defaults and the ``KD.*`` keys, then ``config_file``, then ``overrides`` (KEY VALUE ...).
 
     Args:
-        config_file: a path; empty for the defaults.
-        overrides: KEY VALUE ...
+        config_file: paths or names of shipped configurations ("coco/dkd_r101_r18.yaml"), merged in order, the later
+            wins; a string is one of them, or none if empty.
+        overrides: see above.
         device: MODEL.DEVICE where neither of them names it; the default is Detectron2's.
 
     Raises:
-        SetupError: the file does not exist or is not YAML, a key does not exist (the nearest is suggested), or a value
+        SetupError: a file does not exist or is not YAML, a key does not exist (the nearest is suggested), or a value
             is of the wrong type.
     """
     cfg = get_cfg()

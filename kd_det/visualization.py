@@ -18,7 +18,7 @@ from matplotlib import colormaps
 from PIL.Image import DecompressionBombError
 
 from kd_det.checkpoint import load_strictly
-from kd_det.command_line import output_folder
+from kd_det.common.command_line import output_folder
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_atomically
 from kd_det.config import plain_config

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Sweeps keys of a configuration over values and seeds.
 
-python tools/ablate.py --config-file configs/digits/dkd_resnet20_resnet8.yaml \\
+python tools/ablate.py --config-file cifar100/methods/dkd.yaml digits/pairs/resnet20_resnet8.yaml \\
     --grid DKD.ALPHA 0.5 1.0 2.0 --grid DKD.BETA 1.0 2.0 8.0 --seeds 2 --jobs 2 --memory-gib 4
 
 Every combination is checked before the first run. The same command goes on where it was interrupted: finished runs are
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from classification.analysis.ablation import Ablation, make_table, write_csv
 from classification.analysis.heat_map import MOST_KEYS, draw_heat_map, heat_map
+from kd_det.common.command_line import add_config_file, parse_arguments
 from kd_det.common.errors import one_line_errors
 from kd_det.common.files import write_json
 from kd_det.figures import save_figure
@@ -25,7 +26,7 @@ NAME = "ablation"
 def parse() -> argparse.Namespace:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    add_config_file(parser, required=True)
     keys = "a key and its values; may be given several times, for all combinations"
     parser.add_argument("--grid", nargs="+", action="append", required=True, metavar="KEY VALUE", help=keys)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each combination, SEED 1, 2, ... (default 3)")
@@ -36,12 +37,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help=shared)
     parser.add_argument("--output-dir", type=Path, default=Path("output/analysis") / NAME, metavar="DIR")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides, the same in all runs")
-    return parser.parse_args()
+    return parse_arguments(parser)
 
 
 def ablate(args: argparse.Namespace) -> None:
     ablation = Ablation(
-        args.config_file, tuple(args.opts), tuple(map(tuple, args.grid)), args.seeds, args.output_dir, args.jobs,
+        tuple(args.config_file), tuple(args.opts), tuple(map(tuple, args.grid)), args.seeds, args.output_dir, args.jobs,
         args.memory_gib, args.threads,
     )  # fmt: skip
     rows = ablation.run()
@@ -51,7 +52,7 @@ def ablate(args: argparse.Namespace) -> None:
     if len(args.grid) > MOST_KEYS:
         print(f"no heat map: it has {MOST_KEYS} keys at the most, here are {len(args.grid)}")
         return
-    title = f"{Path(args.config_file).stem}: last top-1, mean ± std of {args.seeds} seeds"
+    title = f"{ablation.name}: last top-1, mean ± std of {args.seeds} seeds"
     for path in save_figure(draw_heat_map(heat_map(rows), title), args.output_dir, NAME):
         print(f"wrote {path}")
 

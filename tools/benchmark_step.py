@@ -16,11 +16,12 @@ import torch
 from kd_det.benchmark.all_methods import PLAIN, measure_methods
 from kd_det.benchmark.methods import METHODS, TITLES
 from kd_det.benchmark.step import benchmark_config, measure_times, peak_memory, run_for_memory
+from kd_det.common.command_line import add_config_file, parse_arguments
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default="configs/coco/dkd_r101_r18.yaml")
+    add_config_file(parser, help="default coco/dkd_r101_r18.yaml")
     parser.add_argument("--all", action="store_true", help="every method, each beside the least it could take")
     parser.add_argument("--sizes", type=int, nargs="+", help="image height and width, pixels (320 512; 320 with --all)")
     parser.add_argument("--images", type=int, default=2)
@@ -30,7 +31,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--memory-of", choices=["plain", "distilled"], help=argparse.SUPPRESS)
     parser.add_argument("--terms", nargs="+", default=[], help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse_arguments(parser)
+    args.config_file = args.config_file or ["coco/dkd_r101_r18.yaml"]
     args.sizes = args.sizes or ([320] if args.all else [320, 512])
     args.teacher_dtype = args.teacher_dtype or (["float32"] if args.all else ["float32", "bfloat16"])
     return args
@@ -44,7 +46,7 @@ def main() -> None:
         print(json.dumps(run_for_memory(cfg, args.sizes[0], args.images, args.memory_of)))
         return
     print(
-        f"{args.config_file}, {args.images} images, {args.device}, {torch.get_num_threads()} threads, "
+        f"{' '.join(args.config_file)}, {args.images} images, {args.device}, {torch.get_num_threads()} threads, "
         f"{args.rounds} rounds"
     )
     measured = measure_all if args.all else measure
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def for_memory(args: argparse.Namespace, dtype: str, size: int) -> list[str]:
-    again = [__file__, "--config-file", args.config_file, "--sizes", str(size), "--images", str(args.images)]
+    again = [__file__, "--config-file", *args.config_file, "--sizes", str(size), "--images", str(args.images)]
     return [*again, "--device", args.device, "--teacher-dtype", dtype]
 
 

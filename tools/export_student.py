@@ -1,14 +1,14 @@
 #!/usr/bin/env python
 """Writes a trained student for use without kd_det, and compares each file with the model that was trained.
 
-python tools/export_student.py --config-file configs/coco/dkd_r101_r18.yaml \\
+python tools/export_student.py --config-file coco/dkd_r101_r18.yaml \\
     --weights output/coco/dkd_r101_r18/model_final.pth --output output/export/r18
 """
 
 import argparse
 from collections.abc import Sequence
 
-from kd_det.command_line import UpToOverrides, parse_with_overrides
+from kd_det.common.command_line import UpToOverrides, add_config_file, parse_arguments
 from kd_det.engine.setup import one_line_errors, read_setup
 from kd_det.export import FORMATS, Exported, export_student
 from kd_det.export.formats import needs_kd_det
@@ -21,7 +21,7 @@ NOTHING_COMPARED = "nothing was detected on these images, so nothing was compare
 def main(arguments: Sequence[str] | None = None) -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("--config-file", required=True, help="the configuration that the student was trained with")
+    add_config_file(parser, required=True, help="the configuration that the student was trained with")
     parser.add_argument("--weights", required=True, help="its checkpoint, model_final.pth")
     parser.add_argument("--output", required=True, help="the folder to write to")
     several = {"nargs": "+", "action": UpToOverrides}
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", **several, default=list(FORMATS[:2]), metavar="FORMAT", help=formats)
     parser.add_argument("--image", **several, default=[], help="images to compare on; default: scikit-learn's two")
     parser.add_argument("--device", default="cpu", help="where the exported student runs; a trace is bound to it")
-    args = parse_with_overrides(parser, arguments)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configuration, last of all")
+    args = parse_arguments(parser, arguments)
     with one_line_errors():
         export(args)
 

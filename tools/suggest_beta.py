@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Measures how sure the teacher is of its targets, and prints the beta of DKD that goes with it.
 
-python tools/suggest_beta.py --config-file configs/coco/dkd_r101_r18.yaml --on coco_2017_val --images 500
-python tools/suggest_beta.py --config-file configs/digits/dkd_resnet20_resnet8.yaml
+python tools/suggest_beta.py --config-file coco/dkd_r101_r18.yaml --on coco_2017_val --images 500
+python tools/suggest_beta.py --config-file digits/pairs/resnet20_resnet8.yaml
 
 For a detector the targets are the objects of a data set, for a classifier its validation images. The figures and a
 histogram go into --output-dir: gaps.json, gaps.png, gaps.svg.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from classification.analysis.beta import classifier_gaps, is_classification
 from classification.config import load_config
-from kd_det.command_line import output_folder
+from kd_det.common.command_line import add_config_file, output_folder, parse_arguments
 from kd_det.common.errors import SetupError, one_line_errors
 from kd_det.gap_report import MeasuredGaps, describe, write
 
@@ -23,7 +23,7 @@ DETECTION_IMAGES = 500
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, help="the student's configuration, with its teacher")
+    add_config_file(parser, required=True, help="the student's configuration, with its teacher")
     spread = f"how many images, evenly spread (default {DETECTION_IMAGES} for a detector, all for a classifier)"
     parser.add_argument("--images", type=int, help=spread)
     parser.add_argument("--output-dir", type=Path, default=Path("output/analysis/beta"), metavar="DIR")
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own = "a data set of your own in COCO format, as one entry of DATASETS.COCO_JSON; may be given several times"
     detection.add_argument("--dataset", action="append", default=[], metavar="NAME=JSON,FOLDER", help=own)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configuration")
-    args = parser.parse_args(arguments)
+    args = parse_arguments(parser, arguments)
     with one_line_errors():
         gaps = of_classifier(args) if is_classification(args.config_file) else of_detector(args)
         print(describe(gaps) + "\n")

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Trains or evaluates a detector, distilled or plain, with Detectron2's own options.
 
-python tools/train_net.py --config-file configs/coco/dkd_r101_r18.yaml --num-gpus 8
+python tools/train_net.py --config-file coco/dkd_r101_r18.yaml --num-gpus 8
+python tools/train_net.py --config-file coco/dkd_r101_r18.yaml my_schedule.yaml SOLVER.BASE_LR 0.005
 python tools/train_net.py --config-file my_student.yaml --dataset mine_train=train.json,images \
     --dataset mine_val=val.json,images DATASETS.TRAIN "('mine_train',)" DATASETS.TEST "('mine_val',)"
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kd_det.common.command_line import parse_arguments
 from kd_det.common.errors import one_line_errors
 from kd_det.common.signals import end_at_once, noting_signals
 
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         parser = default_argument_parser(epilog=__doc__)
         add_dataset_option(parser)
-        run(parser.parse_args(arguments))
+        run(parse_arguments(parser, arguments))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from tabulate import tabulate
 from classification.analysis.grid import Combination, check_combinations, combinations
 from classification.analysis.sweep import PEAK, run_within
 from classification.benchmark.seeds import Run
+from classification.composition import run_name
+from classification.config import load_config
 from classification.results import commit
 from classification.teacher import train_teacher
 from kd_det.benchmark.environment import hardware, versions
@@ -33,7 +35,7 @@ class Ablation:
     """What to sweep.
 
     Attributes:
-        config_file: the configuration that is varied.
+        config_files: the configurations that, merged, are varied.
         opts: its overrides, KEY VALUE ..., the same in all runs.
         grid: each a key and its values.
         seeds: runs of each combination, SEED 1, 2, ...
@@ -43,7 +45,7 @@ class Ablation:
         threads: CPU threads of each run; None: of several at a time an equal share of the cores, of one torch's choice.
     """
 
-    config_file: str
+    config_files: tuple[str, ...]
     opts: tuple[str, ...]
     grid: tuple[tuple[str, ...], ...]
     seeds: int
@@ -64,7 +66,7 @@ class Ablation:
         """
         self._check()
         chosen = combinations(self.grid)
-        check_combinations(self.config_file, self.opts, chosen)
+        check_combinations(self.config_files, self.opts, chosen)
         runs = [run for combination in chosen for run in self._runs(combination)]
         for cfg in {run.cfg.TEACHER.dump(): run.cfg for run in runs}.values():
             if cfg.TEACHER.AUTO_TRAIN and cfg.TEACHER.WEIGHTS:
@@ -74,6 +76,11 @@ class Ablation:
         with forwarding_sigterm():
             results = run_within(runs, outcome, self.jobs, memory)
         return make_rows(chosen, [results[i : i + self.seeds] for i in range(0, len(results), self.seeds)])
+
+    @property
+    def name(self) -> str:
+        """What a run is called that nothing is varied of."""
+        return run_name(load_config(self.config_files, self.opts))
 
     def _check(self) -> None:
         for option, value in (("--seeds", self.seeds), ("--jobs", self.jobs), ("--threads", self.threads)):
@@ -88,14 +95,14 @@ class Ablation:
         threads = self.threads
         if threads is None and self.jobs > 1:
             threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        return [Run(self.config_file, overrides, seed, threads) for seed in range(1, self.seeds + 1)]
+        return [Run(self.config_files, overrides, seed, threads) for seed in range(1, self.seeds + 1)]
 
     def record(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """What ablation.json holds."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return {
             "kind": "ablation",
-            "config": self.config_file,
+            "config": " ".join(self.config_files),
             "opts": list(self.opts),
             "keys": [key for key, *_ in self.grid],
             "seeds": list(range(1, self.seeds + 1)),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from fvcore.common.config import CfgNode
 
 from classification.building import build_accelerator, build_data, check_config
 from classification.teacher import build_teacher, train_teacher
 from kd_det.analysis import confidence_gap
+from kd_det.common.config_files import find_configs
 from kd_det.common.errors import SetupError
 from kd_det.common.yaml_files import read_config_file
 from kd_det.gap_report import MeasuredGaps
@@ -19,14 +22,16 @@ ADVICE = """On ImageNet (T = 1) the paper used 0.5 for
 ResNet-34 to ResNet-18 and 2 for ResNet-50 to MobileNet."""
 
 
-def is_classification(config_file: str) -> bool:
-    """Whether a configuration file is one of ``classification``'s, by its keys and those of its ``_BASE_`` files.
+def is_classification(config_files: str | Sequence[str]) -> bool:
+    """Whether configuration files are ``classification``'s, by their keys and those of their ``_BASE_`` files.
 
     Raises:
-        SetupError: there is no such file, or it is not YAML.
+        SetupError: one does not exist, or is not YAML.
     """
-    content = read_config_file(config_file, "--config-file")
-    return not set(OWN_KEYS).isdisjoint(content)
+    keys: set[str] = set()
+    for path in find_configs(config_files).values():
+        keys |= set(read_config_file(path, "--config-file"))
+    return not keys.isdisjoint(OWN_KEYS)
 
 
 def classifier_gaps(cfg: CfgNode, images: int | None = None) -> MeasuredGaps:

@@ -10,13 +10,13 @@ from typing import Any
 from tabulate import tabulate
 
 from classification.benchmark.steps import Arm
+from classification.composition import SDD_BASES
 from classification.distillers import DISTILLERS
 from kd_det.benchmark.runs import read_json
 from kd_det.benchmark.table import summary
 from kd_det.common.errors import SetupError, did_you_mean
 
 REFERENCE = "dkd"
-SDD_BASES = ("kd", "dkd", "nkd")
 
 
 def all_arms() -> dict[str, Arm]:
@@ -77,11 +77,8 @@ def read_accuracies(path: Path, teacher: str, student: str) -> dict[str, Any]:
 
 
 def arm_name(row: dict[str, Any]) -> str | None:
-    """Which arm a run was of: that of its distiller, for SDD the one that its configuration's name begins with."""
-    if row["distiller"] != "sdd":
-        return row["distiller"]
-    name = row["config"].rsplit("/", 1)[-1]
-    return next((f"sdd_{base}" for base in SDD_BASES if name.startswith(f"sdd_{base}_")), None)
+    """Which arm a run was of: its method's; None where there is none of that name."""
+    return row["method"] if row["method"] in all_arms() else None
 
 
 def make_rows(measured: Iterable[dict[str, Any]], top1: dict[str, list[float]]) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ def value_of(cfg: CfgNode, key: str) -> Any:
     return reduce(lambda node, name: node[name], key.split("."), cfg)
 
 
-def check_combinations(config_file: str, opts: Sequence[str], chosen: Sequence[Combination]) -> None:
+def check_combinations(config_files: Sequence[str], opts: Sequence[str], chosen: Sequence[Combination]) -> None:
     """Builds the networks of every combination and forgets them.
 
     Teachers that are yet to be trained have random weights for that.
@@ -87,7 +87,7 @@ def check_combinations(config_file: str, opts: Sequence[str], chosen: Sequence[C
     built: dict[str, Data] = {}
     for combination in chosen:
         try:
-            cfg = load_config(config_file, [*opts, *combination.overrides])
+            cfg = load_config(config_files, [*opts, *combination.overrides])
             check_config(cfg)
             same = seen.setdefault(tuple(value_of(cfg, key) for key, _ in combination.values), combination)
             if same is not combination:

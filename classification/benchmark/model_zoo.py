@@ -2,9 +2,9 @@
 
 Both have ``kind`` "classification". A paper's file: ``source``, ``rows``, ``notes``, and ``checked_against``, what its
 numbers were compared with. A row: ``data``, ``teacher`` ("" for a model alone) and ``student`` as models are called
-here, ``method``, ``table``, ``top1`` and ``top5`` in percent (null: not known), ``config`` (null: none here),
-``checked`` (a key of ``checked_against``), and ``unchecked``, the numbers that are only remembered. Ours are what
-run_classification.py writes.
+here, ``method``, ``table``, ``top1`` and ``top5`` in percent (null: not known), ``config`` (what follows --config-file
+in the command that runs it; null: no such run here), ``checked`` (a key of ``checked_against``), and ``unchecked``, the
+numbers that are only remembered. Ours are what run_classification.py writes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from classification.benchmark.methods import ALONE, place, shown, split_name
-from classification.benchmark.paper_table import accuracy, markdown, paper_table, published
+from classification.benchmark.methods import ALONE, METHODS, place, shown
+from classification.benchmark.paper_table import ARGUMENTS, accuracy, alone_table, markdown, paper_table, published
 from kd_det.benchmark.environment import described
 from kd_det.benchmark.table import summary
 from kd_det.common.errors import SetupError
@@ -25,18 +25,28 @@ KIND = "classification"
 REQUIRED = {
     "source": ("notes", "checked_against", "rows"),
     "rows": ("data", "teacher", "student", "method", "top1", "config"),
-    "runs": ("config", "teacher", "student", "distiller", "seeds", "last_top1", "best_top1", "versions", "hardware"),
+    "runs": (
+        *("config", "data", "method", "teacher", "student", "seeds", "last_top1", "best_top1", "versions", "hardware"),
+    ),
 }
 DATA = {"digits": "Digits", "cifar100": "CIFAR-100", "cub200": "CUB-200-2011", "imagenet": "ImageNet"}
 HEAD = """## Classification
+
+The command of a row is
+
+```
+python -m classification.train --config-file ARGUMENTS
+```
+
+with the ARGUMENTS in its last cell. METHOD in them stands for the name in the head of a method's column, such as `kd`.
+`reviewkd` needs networks with the same number of stages.
 
 Accuracy in percent on the test images, top-1 / top-5 for ImageNet. Ours is that after the last epoch, mean ± sample
 standard deviation where there are several seeds; the best on the way is beside it, chosen on the evaluated images and
 so optimistic. The code of Zhao et al. and of Wei et al. reports the best. Δ is against our student alone.
 
-A paper's table has a pair in each row. Below a model stands what it reaches alone (configurations `vanilla_*`), below
-a paper's number **ours**, where we have run it. Empty: not in the paper, or not known to us. †: as remembered, compared
-with no copy of the paper.
+A paper's table has a pair in each row. Below a model is what it reaches alone, below a paper's number **ours**, where
+we have run it. Empty: not in the paper, or not known to us. †: as remembered, compared with no copy of the paper.
 """
 
 
@@ -76,7 +86,7 @@ def render(results: Sequence[dict[str, Any]]) -> str:
         return ""
     papers = sorted((content for content in results if "source" in content), key=lambda paper: _year(paper["source"]))
     runs = [run for content in results for run in content.get("runs", [])]
-    used = [*(row["data"] for paper in papers for row in paper["rows"]), *map(_data, runs)]
+    used = [*(row["data"] for paper in papers for row in paper["rows"]), *(run["data"] for run in runs)]
     names = [name for name in dict.fromkeys([*DATA, *used]) if name in used]
     sections = [_section(name, papers, runs) for name in names]
     return "\n".join([HEAD, *sections, *(_notes(paper) for paper in papers)])
@@ -86,14 +96,9 @@ def _year(source: str) -> str:
     return source.split()[-1]
 
 
-def _data(run: dict[str, Any]) -> str:
-    """The data set of one of our runs: the folder of its configuration."""
-    return run["config"].split("/")[0]
-
-
 def _key(run: dict[str, Any]) -> Key:
     """The row of one of our runs whose configuration no paper's row has."""
-    return Key(run["teacher"], run["student"], split_name(run["config"])[0] or run["distiller"])
+    return Key(run["teacher"], run["student"], METHODS.get(run["method"], run["method"]))
 
 
 def _published_key(row: dict[str, Any]) -> Key:
@@ -104,13 +109,16 @@ def _section(data: str, papers: Sequence[dict[str, Any]], runs: Sequence[dict[st
     """A data set: our runs, then the papers' tables."""
     chosen = {paper["source"]: [row for row in paper["rows"] if row["data"] == data] for paper in papers}
     chosen = {source: rows for source, rows in chosen.items() if rows}
-    runs = [run for run in runs if _data(run) == data]
+    runs = [run for run in runs if run["data"] == data]
     names = ("top1", "top5") if any(row.get("top5") for rows in chosen.values() for row in rows) else ("top1",)
     lines = [f"### {DATA.get(data, data)}", ""]
     if runs:
         lines += [*_our_table(chosen, runs, names), *_provenance(runs)]
+    if alone := alone_table(chosen, names):
+        lines += ["#### Models alone", "", alone, ""]
     for source, rows in chosen.items():
-        lines += [f"#### {source}", "", paper_table(rows, runs, names), ""]
+        if any(row["method"] != ALONE for row in rows):
+            lines += [f"#### {source}", "", paper_table(rows, runs, names), ""]
     return "\n".join(lines)
 
 
@@ -127,9 +135,9 @@ def _our_table(
         theirs = [published(rows.get(run["config"]), names) for rows in columns.values()]
         ours = _ours(run, alone.get(key.student), names)
         models = [shown(key.teacher), shown(key.student), key.method]
-        table.append([*models, *theirs, *ours, f"`configs/{run['config']}.yaml`"])
+        table.append([*models, *theirs, *ours, f"`{run['config']}`"])
     headers = ["teacher", "student", "method", *columns, "ours", "Δ", "best", "seeds", "s/epoch", "peak MiB"]
-    return [markdown(table, [*headers, "extra parameters", "config"]), ""]
+    return [markdown(table, [*headers, "extra parameters", ARGUMENTS]), ""]
 
 
 def _ours(run: dict[str, Any], alone: dict[str, Any] | None, names: Sequence[str]) -> list[str]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from tabulate import tabulate
 
-from classification.benchmark.methods import ALONE, place, shown, split_name
+from classification.benchmark.methods import ALONE, place, shown
 from kd_det.benchmark.table import summary
 
 Row = dict[str, Any]
+# The head of the column with what follows --config-file, and what is written there for the method's file.
+ARGUMENTS = "arguments"
+METHOD = "METHOD"
 
 
 def paper_table(rows: Sequence[Row], runs: Sequence[Row], names: Sequence[str]) -> str:
@@ -27,20 +31,41 @@ def paper_table(rows: Sequence[Row], runs: Sequence[Row], names: Sequence[str]) 
     for row in rows:
         if row["method"] != ALONE:
             pairs.setdefault((row["teacher"], row["student"]), {})[row["method"]] = row
-    paired = {shown(model) for pair in pairs for model in pair}
-    for row in rows:
-        if row["method"] == ALONE and shown(row["student"]) not in paired:
-            pairs[row["teacher"], row["student"]] = {ALONE: row}
-    methods = sorted({method for found in pairs.values() for method in found} - {ALONE}, key=place)
+    methods = sorted({method for found in pairs.values() for method in found}, key=place)
+    files = {row["method"]: _method(row["config"]) for row in rows if row["config"]}
     table = [
         [
             *(_model(model, alone.get(shown(model), "")) for model in pair),
             *(_both(found.get(method), by_config, names) for method in methods),
-            _configs(found.values()),
+            _arguments(found.values()),
         ]
         for pair, found in pairs.items()
     ]
-    return markdown(table, ["teacher", "student", *methods, "in configs/"])
+    heads = [f"{method}<br>`{files[method]}`" if method in files else method for method in methods]
+    return markdown(table, ["teacher", "student", *heads, ARGUMENTS])
+
+
+def alone_table(papers: Mapping[str, Sequence[Row]], names: Sequence[str]) -> str:
+    """Models without distillation, a row for each: what the papers give, and the arguments. Empty where there is none.
+
+    Args:
+        papers: the rows of one data set by paper.
+        names: the figures shown, of "top1" and "top5".
+    """
+    found: dict[str, dict[str, Row]] = {}
+    for source, rows in papers.items():
+        for row in rows:
+            if row["method"] == ALONE:
+                found.setdefault(row["config"] or row["student"], {})[source] = row
+    if not found:
+        return ""
+    sources = [source for source in papers if any(source in rows for rows in found.values())]
+    table = []
+    for rows in found.values():
+        row = next(iter(rows.values()))
+        figures = [published(rows.get(source), names) for source in sources]
+        table.append([shown(row["student"]), *figures, f"`{row['config']}`" if row["config"] else ""])
+    return markdown(table, ["model", *sources, ARGUMENTS])
 
 
 def published(row: Row | None, names: Sequence[str]) -> str:
@@ -69,8 +94,14 @@ def _model(name: str, alone: str) -> str:
     return "<br>".join(text for text in (shown(name), alone) if text)
 
 
-def _configs(rows: Iterable[Row]) -> str:
-    """The configurations of a pair, which differ in the method alone."""
-    named = [row["config"] for row in rows if row["config"]]
-    patterns = {f"{config.split('/')[0]}/*_{split_name(config)[1]}": config for config in named}
-    return "<br>".join(f"`{pattern if len(named) > 1 else config}.yaml`" for pattern, config in patterns.items())
+def _method(config: str) -> str:
+    """The name of the method's file, the first in the arguments."""
+    return PurePosixPath(config.split()[0]).stem
+
+
+def _arguments(rows: Iterable[Row]) -> str:
+    """Those of a pair's row, which differ in the method's file alone."""
+    configs = [row["config"] for row in rows if row["config"]]
+    if len(configs) > 1:
+        configs = sorted({config.replace(f"/{_method(config)}.yaml", f"/{METHOD}.yaml", 1) for config in configs})
+    return "<br>".join(f"`{config}`" for config in configs)

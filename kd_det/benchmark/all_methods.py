@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -33,7 +33,13 @@ class MethodTimes:
 
 
 def measure_methods(
-    config_file: str, methods: dict[str, tuple[str, ...]], device: str, dtype: str, size: int, images: int, rounds: int
+    config_file: str | Sequence[str],
+    methods: dict[str, tuple[str, ...]],
+    device: str,
+    dtype: str,
+    size: int,
+    images: int,
+    rounds: int,
 ) -> dict[str, MethodTimes]:
     """Times every method, interleaved; the first entry, ``PLAIN``, is the plain student's.
 
@@ -78,7 +84,9 @@ class _Need:
         return f"floor: {self}"
 
 
-def _terms(steps: Steps, config_file: str, device: str, dtype: str, names: tuple[str, ...]) -> nn.ModuleDict:
+def _terms(
+    steps: Steps, config_file: str | Sequence[str], device: str, dtype: str, names: tuple[str, ...]
+) -> nn.ModuleDict:
     cfg = benchmark_config(config_file, device, dtype)
     cfg.KD.TERMS = names
     built = build_terms(cfg, Maps(steps.model.backbone.output_shape(), partial(teacher_maps, cfg)))

@@ -26,7 +26,8 @@ HEAD = """# Model zoo
 
 Made by `python tools/make_tables.py` from `results/*.json`; edit those, not this page. AP is COCO AP in percent after
 the last iteration, mean ± sample standard deviation where there are several seeds; the best AP on the way is beside it,
-chosen on the evaluated images and so optimistic. Δ is against the student alone. Blank: not run by us.
+chosen on the evaluated images and so optimistic. Δ is against the student alone. Blank: not run by us. A detector is
+trained by `python tools/train_net.py --config-file` and the last cell of its row.
 """
 
 

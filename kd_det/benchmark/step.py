@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -152,7 +152,7 @@ def run_for_memory(cfg: CfgNode, size: int, images: int, kind: str) -> float:
     return peak_memory_mib(steps.model.device)
 
 
-def benchmark_config(config_file: str, device: str, dtype: str) -> CfgNode:
+def benchmark_config(config_file: str | Sequence[str], device: str, dtype: str) -> CfgNode:
     """The configuration as it is, on ``device``, the student's start random."""
     return load_config(config_file, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "KD.TEACHER.DTYPE", dtype])
 

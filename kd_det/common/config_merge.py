@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
 from fvcore.common.config import CfgNode
 
+from kd_det.common.config_files import find_configs, log_differences
 from kd_det.common.errors import SetupError, did_you_mean, one_line
 from kd_det.common.yaml_files import read_config_file
 
@@ -17,24 +19,43 @@ MAX_OVERRIDE = 100_000  # characters
 MERGE_ERRORS = (AssertionError, AttributeError, KeyError, MemoryError, RecursionError, TypeError, ValueError)
 
 
-def merge_config(cfg: CfgNode, config_file: str, overrides: Sequence[object], source: str) -> None:
-    """Merges a file and overrides into ``cfg``.
+def merge_config(cfg: CfgNode, config_file: str | Sequence[str], overrides: Sequence[object], source: str) -> None:
+    """Merges files and overrides into ``cfg``.
 
     Args:
-        config_file: a path; empty for none.
-        overrides: KEY VALUE ...
-        source: the option or key that named the file, for errors.
+        config_file: paths or shipped names, merged in order, the later wins; a string is one file, or none if empty.
+        overrides: KEY VALUE ..., after the files.
+        source: the option or key that named the files, for errors.
 
     Raises:
-        SetupError: see ``read_config_file``; or a key does not exist, or a value is of another type.
+        SetupError: see ``find_configs`` and ``read_config_file``; or a key does not exist, or a value is of another
+            type.
     """
     overrides = list(overrides)
     _check_overrides(overrides)
-    content = read_config_file(config_file, source, type(cfg)) if config_file else {}
-    try:
-        _merge_content(cfg, content, config_file)
+    files = find_configs(config_file, source)
+    log_differences({name: merge_file(cfg, path, source) for name, path in files.items()})
+    with _explained(cfg, ""):
         _check_keys(cfg, overrides[::2])
         cfg.merge_from_list(overrides)
+
+
+def merge_file(cfg: CfgNode, path: str, source: str = "--config-file") -> dict[str, Any]:
+    """Merges one file into ``cfg``; returns its content, ``_BASE_`` included.
+
+    Raises:
+        SetupError: see ``read_config_file``; or it does not fit ``cfg``.
+    """
+    content = read_config_file(path, source, type(cfg))
+    with _explained(cfg, path):
+        _merge_content(cfg, content, path)
+    return content
+
+
+@contextmanager
+def _explained(cfg: CfgNode, config_file: str) -> Iterator[None]:
+    try:
+        yield
     except SetupError:
         raise
     except (*MERGE_ERRORS, yaml.YAMLError) as error:
@@ -44,7 +65,7 @@ def merge_config(cfg: CfgNode, config_file: str, overrides: Sequence[object], so
 def _merge_content(cfg: CfgNode, content: dict[str, Any], config_file: str) -> None:
     _check_sections(cfg, content, config_file)
     latest, version = cfg.get("VERSION"), content.get("VERSION")
-    if version == latest or not config_file:
+    if version == latest:
         cfg.merge_from_other_cfg(type(cfg)(content))
         return
     if latest is not None and version is not None and version not in range(1, latest):

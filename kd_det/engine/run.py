@@ -18,6 +18,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from kd_det.checkpoint import load_strictly, local_path
+from kd_det.common.config_files import find_configs
 from kd_det.common.errors import SetupError
 from kd_det.common.files import remove_temporary_files, run_lock
 from kd_det.config import plain_config
@@ -36,8 +37,8 @@ def run(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
     """Trains or evaluates as Detectron2's options say; errors of the user's end the process with one line, code 2.
 
     Args:
-        args: of ``detectron2.engine.default_argument_parser``: ``config_file``, ``eval_only``, ``resume``, ``opts``,
-            ``num_gpus`` and the others on processes; and ``dataset``, if there is one, of
+        args: of ``detectron2.engine.default_argument_parser``: ``config_file`` (a string or a list), ``eval_only``,
+            ``resume``, ``opts``, ``num_gpus`` and the others on processes; and ``dataset``, if there is one, of
             ``kd_det.data.coco_json.add_dataset_option``.
 
     Returns:
@@ -66,13 +67,22 @@ def train_or_evaluate(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
 
 
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
-    default_setup(cfg, args)
+    default_setup(cfg, _for_detectron2(args))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="kd_det")  # default_setup's is Detectron2's
     logging.getLogger("kd_det").propagate = True
     if comm.is_main_process():
         check_datasets(cfg)
         check_proposals(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     comm.synchronize()
+
+
+def _for_detectron2(args: argparse.Namespace) -> argparse.Namespace:
+    """``args`` with one file at the most: ``default_setup`` shows its content, and does not know several.
+
+    What several make together is shown by ``default_setup`` in any case, and written to OUTPUT_DIR/config.yaml.
+    """
+    files = list(find_configs(args.config_file).values())
+    return argparse.Namespace(**{**vars(args), "config_file": files[0] if len(files) == 1 else ""})
 
 
 def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:

@@ -25,12 +25,16 @@ NOT_GIVEN = "the default"
 
 
 def read_setup(
-    config_file: str, overrides: Sequence[object] = (), datasets: Sequence[str] = (), *, processes: int = 1
+    config_file: str | Sequence[str],
+    overrides: Sequence[object] = (),
+    datasets: Sequence[str] = (),
+    *,
+    processes: int = 1,
 ) -> CfgNode:
     """The configuration, every key of it checked, with its data sets registered and its device found.
 
     Args:
-        config_file: a path; empty for Detectron2's defaults.
+        config_file: paths or shipped names, see ``load_config``; empty for Detectron2's defaults.
         overrides: KEY VALUE ...
         datasets: the values of ``--dataset``.
         processes: the value of ``--num-gpus``, if there is that option.

@@ -16,7 +16,7 @@ from detectron2.modeling.meta_arch import GeneralizedRCNN
 from torch import Tensor
 
 from kd_det.checkpoint import load_strictly, read_checkpoint
-from kd_det.command_line import output_folder
+from kd_det.common.command_line import output_folder
 from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.export.detections import Detections, Detector, detect, largest_difference
 from kd_det.export.formats import check_onnx_packages, last_line, write_checkpoint, write_onnx, write_torchscript

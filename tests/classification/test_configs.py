@@ -1,7 +1,9 @@
-"""Every classification configuration in the repository: what it says, and that its networks and distiller build."""
+"""Every classification run that the configurations are for: what it is, and that networks and distiller build."""
 
 from __future__ import annotations
 
+import logging
+import re
 from functools import cache
 
 import pytest
@@ -12,12 +14,11 @@ import torchvision
 from classification.config import load_config
 from classification.distillers import Pair, build_distiller
 from classification.models import create_model, short_name
-from tests.conftest import ROOT
+from classification.models.names import NICKNAMES
+from kd_det.common.config_files import CONFIGS
+from kd_det.common.errors import SetupError
 
-CONFIGS = ROOT / "configs"
-CLASSES = {"cifar100": 100, "cub200": 200, "digits": 10, "imagenet": 1000}
-FILES = sorted(path for data in CLASSES for path in (CONFIGS / data).glob("*.yaml"))
-LEAVES = [f"{path.parent.name}/{path.stem}" for path in FILES]
+DATA = ("cifar100", "cub200", "digits", "imagenet")
 METHODS = ("kd", "dkd", "nkd", "sdd_kd", "sdd_dkd", "sdd_nkd", "reviewkd")
 # Zhao et al. 2022, tables 6, 7, 11 and 12, then Wei et al. 2024, tables 1 and 2.
 SIMILAR = [
@@ -39,14 +40,6 @@ UNREVIEWED = (
     "vgg13_wrn_16_2",
     "ResNet50_wrn_16_2",
 )
-# What the names of configurations call the libraries' networks, the tag of pretrained weights left out.
-NICKNAMES = {
-    **{f"torchvision/resnet{depth}": f"r{depth}" for depth in (18, 34, 50)},
-    **{"timm/mobilenetv1_100": "mv1", "timm/mobilenetv2_100": "mv2", "timm/resnet50": "r50_a1"},
-    **{"timm/swin_tiny_patch4_window7_224": "swin_t", "timm/vit_small_patch16_224": "vit_s"},
-    **{"timm/mixer_b16_224": "mixer_b16", "timm/convnext_tiny": "convnext_t"},
-    **{"timm/deit_tiny_patch16_224": "deit_t", "timm/resmlp_12_224": "resmlp_s12", "timm/test_vit": "vit"},
-}
 # Families as Hao et al. 2023 pair them, and the students of CIFAR-100's own size.
 BIG = ("swin_t", "vit_s", "mixer_b16", "convnext_t")
 TO_CNN = [f"{teacher}_{student}" for teacher in BIG for student in ("r18", "mv2")]
@@ -66,10 +59,58 @@ HETEROGENEOUS = {
 FROM_SCRATCH_CNN = ("r18", "mv2")
 TOKENS = ("deit_t", "resmlp_s12")
 BETA = {"resnet56": 2.0, "resnet110": 2.0, "wrn_40_2": 6.0, "vgg13": 6.0, "ResNet50": 8.0, "resnet32x4": 8.0}
+# Models that are trained alone, by the file between the data set's and their name: every student, and the teachers that
+# do not come with their library.
+SMALL = "res20 res32 res8x4 wrn_16_2 wrn_40_1 vgg8 ResNet18 res56 res110 res32x4 wrn_40_2 wrn_28_2 wrn_16_4 wrn_28_4"
+ALONE = {
+    ("cifar100", ""): (*SMALL.split(), "vgg13", "ResNet50"),
+    ("cifar100", "cifar100/schedules/light.yaml"): ("MobileNetV2", "ShuffleV1", "ShuffleV2"),
+    ("cifar100", "cifar100/schedules/fine_tuned.yaml"): BIG,
+    ("cifar100", "cifar100/schedules/from_scratch_cnn.yaml"): FROM_SCRATCH_CNN,
+    ("cifar100", "cifar100/schedules/from_scratch_tokens.yaml"): TOKENS,
+    ("cub200", ""): ("r18", "vgg8", "res32x4", "vgg13", "ResNet50"),
+    ("cub200", "cifar100/schedules/light.yaml"): ("MobileNetV2", "ShuffleV1", "mv2"),
+    ("cub200", "cifar100/schedules/fine_tuned.yaml"): BIG,
+    ("cub200", "cifar100/schedules/from_scratch_tokens.yaml"): TOKENS,
+    ("digits", ""): ("resnet8", "resnet20"),
+    ("digits", "digits/schedules/adamw.yaml"): ("vit",),
+    ("imagenet", ""): ("r18", "mv1", "mv2"),
+    ("imagenet", "imagenet/schedules/from_scratch_tokens.yaml"): TOKENS,
+}
 
 
-def nickname(model: str) -> str:
-    return NICKNAMES.get(without_tag(model)) or short_name(model)
+def model_of(name: str, *, starts_from_weights: bool) -> str:
+    """The model that names of runs call ``name``, with the tag of its weights where it starts from them."""
+    called = [model for model, short in NICKNAMES.items() if short == name]
+    tagged = [model for model in called if ("." in model) == starts_from_weights]
+    return (tagged or [re.sub("^res(?=[0-9])", "resnet", name)])[0]
+
+
+def alone_runs():
+    for (data, schedule), names in ALONE.items():
+        for name in names:
+            model = model_of(name, starts_from_weights="fine_tuned" in schedule)
+            files = [f"{data}/base.yaml", *([schedule] if schedule else [])]
+            yield f"{data}/vanilla_{name}", files, ["STUDENT.NAME", model]
+
+
+def distilled_runs():
+    """Every pair of the papers with every method that fits."""
+    pairs = {"cifar100": SIMILAR + DIFFERENT, "cub200": CUB, "imagenet": ["r34_r18", "r50_mv1"]}
+    chosen = [(data, method, pair) for data in pairs for method in METHODS for pair in pairs[data]]
+    chosen = [run for run in chosen if run[1] != "reviewkd" or run[2] not in UNREVIEWED]
+    chosen += [(data, "mcld", pair) for data in pairs for pair in pairs[data]]
+    chosen += [(data, name, pair) for data in HETEROGENEOUS for name in TRANSFER for pair in HETEROGENEOUS[data]]
+    chosen += [("digits", method, "vit_resnet8") for method in ("kd", "dkd", "mcld", "hcd")]
+    chosen += [("digits", method, "resnet20_resnet8") for method in (*METHODS, *DIGITS)]
+    for data, method, pair in chosen:
+        yield f"{data}/{method}_{pair}", [f"cifar100/methods/{method}.yaml", f"{data}/pairs/{pair}.yaml"], []
+
+
+TRANSFER = ("kd", "dkd", "hcd")
+DIGITS = ("mcld", "hcd", "dkd_tckd", "dkd_nckd", "dkd_coupled", "fitnet", "at", "rkd")
+RUNS = {name: (files, overrides) for name, files, overrides in (*alone_runs(), *distilled_runs())}
+LEAVES = sorted(RUNS)
 
 
 def without_tag(model: str) -> str:
@@ -79,7 +120,7 @@ def without_tag(model: str) -> str:
 
 @cache
 def read(leaf: str):
-    return load_config(str(CONFIGS / f"{leaf}.yaml"))
+    return load_config(*RUNS[leaf])
 
 
 # Few, and the same for every data set: a large network is then built once for all of them.
@@ -109,25 +150,22 @@ def pair(cfg) -> Pair:
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_networks_and_distiller_build(leaf):
     cfg = read(leaf)
-    assert leaf.split("/")[0] == cfg.DATA.NAME
+    assert leaf.split("/")[0] == cfg.DATA.NAME and cfg.STUDENT.NAME
     networks = pair(cfg)
     assert networks.student_out.logits.shape == (1, FEW)
     distiller = build_distiller(cfg, networks)
     assert distiller.needs_teacher == bool(cfg.TEACHER.NAME)
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_a_name_says_what_is_trained_and_where_it_goes(leaf):
-    cfg = read(leaf)
-    method = {"none": "vanilla", "sdd": f"sdd_{cfg.SDD.BASE}"}.get(cfg.DISTILLER, cfg.DISTILLER)
-    networks = [nickname(model) for model in (cfg.TEACHER.NAME, cfg.STUDENT.NAME) if model]
-    if cfg.DATA.NAME == "digits":
-        networks = [network.replace("res", "resnet") for network in networks]
-    assert leaf == f"{cfg.DATA.NAME}/{'_'.join([method, *networks])}"
-    assert f"output/{leaf}" == cfg.OUTPUT_DIR
+def test_a_run_is_called_by_its_method_and_pair_and_its_folder_follows():
+    for leaf in LEAVES:
+        assert f"output/{leaf}" == read(leaf).OUTPUT_DIR
+    mine = load_config(RUNS["digits/vanilla_resnet8"][0], ["STUDENT.NAME", "timm/resnet10t.c3_in1k"])
+    assert mine.OUTPUT_DIR == "output/digits/vanilla_timm_resnet10t_c3_in1k"
+    assert load_config(overrides=["OUTPUT_DIR", "mine"]).OUTPUT_DIR == "mine"
 
 
-def test_teachers_are_trained_by_a_configuration_here_or_come_with_their_library():
+def test_teachers_are_trained_by_configurations_here_or_come_with_their_library():
     for leaf in LEAVES:
         teacher = read(leaf).TEACHER
         if not teacher.NAME:
@@ -135,13 +173,14 @@ def test_teachers_are_trained_by_a_configuration_here_or_come_with_their_library
         assert bool(teacher.WEIGHTS) != teacher.PRETRAINED, leaf
         assert leaf.startswith("imagenet/") == teacher.PRETRAINED, leaf
         if teacher.WEIGHTS:
-            theirs = read(teacher.WEIGHTS)
-            assert theirs.DISTILLER == "none", leaf
-            for key in ("NAME", "STEM", "IMAGE_SIZE"):
-                assert theirs.STUDENT[key] == teacher[key], (leaf, key)
+            # By these AUTO_TRAIN trains it.
+            theirs = RUNS[teacher.WEIGHTS]
+            assert theirs == (list(teacher.CONFIG_FILES), ["STUDENT.NAME", teacher.NAME]), leaf
+            assert read(teacher.WEIGHTS).STUDENT.STEM == teacher.STEM, leaf
+            assert read(teacher.WEIGHTS).STUDENT.IMAGE_SIZE == teacher.IMAGE_SIZE, leaf
             # The same images, normalised the same way: batches and augmentation are each training's own.
             for key in ("NAME", "IMAGE_SIZE"):
-                assert theirs.DATA[key] == read(leaf).DATA[key], (leaf, key)
+                assert read(teacher.WEIGHTS).DATA[key] == read(leaf).DATA[key], (leaf, key)
 
 
 def test_pretrained_weights_exist():
@@ -159,24 +198,12 @@ def test_pretrained_weights_exist():
     assert "torchvision/resnet50.IMAGENET1K_V1" in names and "torchvision/resnet50" not in names
 
 
-def expected_names():
-    for data, pairs in (("cifar100", SIMILAR + DIFFERENT), ("cub200", CUB), ("imagenet", ["r34_r18", "r50_mv1"])):
-        for method in METHODS:
-            fitting = [pair for pair in pairs if method != "reviewkd" or pair not in UNREVIEWED]
-            yield from (f"{data}/{method}_{pair}" for pair in fitting)
-    yield from (f"cifar100/mcld_{pair}" for pair in SIMILAR + DIFFERENT)
-    yield from (f"cub200/mcld_{pair}" for pair in CUB)
-    for data, pairs in HETEROGENEOUS.items():
-        yield from (f"{data}/{method}_{pair}" for method in ("kd", "dkd", "hcd") for pair in pairs)
-    yield from (f"digits/{method}_vit_resnet8" for method in ("kd", "dkd", "mcld", "hcd"))
-    yield from (f"imagenet/mcld_{pair}" for pair in ("r34_r18", "r50_mv1"))
-    digits = ("mcld", "hcd", "dkd_tckd", "dkd_nckd", "dkd_coupled", "fitnet", "at", "rkd")
-    yield from (f"digits/{method}_resnet20_resnet8" for method in (*METHODS, *digits))
-
-
-def test_every_pair_of_the_papers_has_every_method():
-    distilled = {leaf for leaf in LEAVES if "/vanilla_" not in leaf}
-    assert set(expected_names()) == distilled
+def test_no_file_is_left_over():
+    used = {file for files, _ in RUNS.values() for file in files}
+    text = "".join(path.read_text() for data in DATA for path in (CONFIGS / data).rglob("*.yaml"))
+    for path in (path for data in DATA for path in (CONFIGS / data).rglob("*.yaml")):
+        assert path.relative_to(CONFIGS).as_posix() in used or path.name in text, path
+    assert len(list(CONFIGS.rglob("*.yaml"))) <= 150
 
 
 def test_students_are_trained_alone_as_they_are_distilled():
@@ -188,7 +215,7 @@ def test_students_are_trained_alone_as_they_are_distilled():
 
 
 def student_of(leaf: str) -> str:
-    return nickname(read(leaf).STUDENT.NAME)
+    return short_name(read(leaf).STUDENT.NAME)
 
 
 def schedule(cfg):
@@ -252,7 +279,7 @@ def test_schedules_of_large_networks():
     for leaf in filter(has_own_schedule, LEAVES):
         cfg = read(leaf)
         if is_fine_tuned(leaf):
-            assert nickname(cfg.STUDENT.NAME) in BIG and cfg.DISTILLER == "none", leaf
+            assert short_name(cfg.STUDENT.NAME) in BIG and cfg.DISTILLER == "none", leaf
             assert schedule(cfg) == (50, "adamw", 0.00005, "cosine", 0.05, 5.0), leaf
         else:
             tokens = student_of(leaf) in TOKENS
@@ -287,18 +314,67 @@ def test_scales_of_sdd():
         assert read(leaf).SDD.COMPLEMENTARY_WEIGHT == 2.0, leaf
 
 
-SCHEDULES = {f"{name}.yaml" for name in ("base", "light", "adamw", "fine_tuned")}
-SCHEDULES |= {f"from_scratch_{kind}.yaml" for kind in ("cnn", "tokens")}
-
-
 def test_a_schedule_is_written_in_one_place():
-    for data in CLASSES:
+    for data in DATA:
         files = [path for path in (CONFIGS / data).rglob("*.yaml") if "SOLVER" in path.read_text()]
-        assert {path.name for path in files} <= SCHEDULES, files
-    assert max(len(path.read_text().splitlines()) for path in FILES) <= 6
+        assert {path.parent.name for path in files} <= {data, "schedules"}, files
 
 
-def test_every_part_is_used():
-    for data in CLASSES:
-        named = "".join(path.read_text() for path in CONFIGS.rglob("*.yaml"))
-        assert not [part.name for part in (CONFIGS / data / "_base").glob("*.yaml") if part.name not in named]
+def different_kinds() -> list[str]:
+    """A run of each method with each way in which pairs are put together."""
+    pairs = ("res56_res20", "res32x4_ShuffleV2", "swin_t_mv2", "swin_t_deit_t", "vgg13_vgg8", "r34_r18")
+    return [leaf for leaf in LEAVES if leaf.endswith(pairs) or (leaf.startswith("digits/") and "vanilla" not in leaf)]
+
+
+@pytest.mark.parametrize("leaf", different_kinds())
+def test_a_method_and_a_pair_make_the_same_run_in_either_order(leaf, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert load_config(RUNS[leaf][0]) == read(leaf)
+        assert not caplog.text  # nothing contradicts anything else, as shipped
+        assert load_config(RUNS[leaf][0][::-1]) == read(leaf)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """``written(name=text)`` writes a configuration; returns its path."""
+
+    def write(**files: str) -> list[str]:
+        for name, text in files.items():
+            (tmp_path / f"{name}.yaml").write_text(text)
+        return [str(tmp_path / f"{name}.yaml") for name in files]
+
+    return write
+
+
+def test_the_section_of_the_method_alone_is_used(written):
+    pair = "METHODS: {dkd: {WARMUP_EPOCHS: 5}, sdd: {SDD: {WEIGHT: 3.0}}, sdd_nkd: {CE_WEIGHT: 0.5}}"
+    more = "METHODS: {dkd: {DKD: {BETA: 3.0}}}"
+    files = written(pair=pair, more=more)
+    assert "METHODS" not in load_config(files)
+    assert load_config(files).WARMUP_EPOCHS == 0
+    dkd = load_config(files, ["DISTILLER", "dkd"])
+    assert (dkd.WARMUP_EPOCHS, dkd.DKD.BETA, dkd.SDD.WEIGHT) == (5, 3.0, 1.0)
+    assert load_config(files, ["DISTILLER", "dkd", "WARMUP_EPOCHS", "7"]).WARMUP_EPOCHS == 7
+    sdd = ["DISTILLER", "sdd", "SDD.BASE"]
+    assert (load_config(files, [*sdd, "kd"]).SDD.WEIGHT, load_config(files, [*sdd, "kd"]).CE_WEIGHT) == (3.0, 1.0)
+    assert (load_config(files, [*sdd, "nkd"]).SDD.WEIGHT, load_config(files, [*sdd, "nkd"]).CE_WEIGHT) == (3.0, 0.5)
+
+
+def test_a_value_that_the_methods_section_replaces_is_logged(written, caplog):
+    files = written(mine="_BASE_: " + str(CONFIGS / "imagenet/base.yaml") + "\nWARMUP_EPOCHS: 9")
+    assert load_config(["cifar100/methods/dkd.yaml", *files]).WARMUP_EPOCHS == 1
+    assert f"METHODS of this method overrides {files[0]}: WARMUP_EPOCHS 1 instead of 9" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("METHODS: {dkk: {WARMUP_EPOCHS: 5}}", "METHODS.dkk: there is no such method. Did you mean 'dkd'?"),
+        ("METHODS: {dkd: {DKD: {BETTA: 5.0}}}", "METHODS.dkd: .*DKD.BETTA.*Did you mean 'DKD.BETA'?"),
+        ("METHODS: {dkd: {DKD: {BETA: many}}}", "METHODS.dkd: .*Type mismatch"),
+        ("METHODS: {dkd: 5}", "METHODS.dkd is 5; it must be a section"),
+    ],
+)
+def test_what_methods_cannot_be(written, text, message):
+    with pytest.raises(SetupError, match=message):
+        load_config(written(pair=text))

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from functools import cache
+from pathlib import PurePosixPath
 
 import pytest
 
-from classification.benchmark.model_zoo import read_results, render
+from classification import train
+from classification.benchmark.methods import shown
+from classification.benchmark.model_zoo import DATA, read_results, render
+from classification.composition import method_name
 from classification.config import load_config
+from kd_det.common.command_line import parse_arguments
 from kd_det.common.errors import SetupError
+from tests.classification.test_configs import RUNS, UNREVIEWED
 from tests.conftest import ROOT
 
 HARDWARE = {"name": "a processor", "cpu_cores": 2, "torch_threads": 1}
@@ -24,9 +33,17 @@ def ours(*runs):
     return {"kind": "classification", "runs": [{**both, **run} for run in runs]}
 
 
-def run(config, teacher, last, best, distiller="dkd", **more):
+def run(config, teacher, last, best, method="dkd", data="cifar100", **more):
     figures = {"last_top1": last, "best_top1": best, "seeds": list(range(len(last)))}
-    return {"config": config, "distiller": distiller, "teacher": teacher, "student": "small", **figures, **more}
+    return {"config": config, "data": data, "method": method, "teacher": teacher, "student": "small", **figures, **more}
+
+
+def arguments(method, pair="big_small", data="cifar100"):
+    return f"cifar100/methods/{method}.yaml {data}/pairs/{pair}.yaml"
+
+
+def alone(model):
+    return f"cifar100/base.yaml STUDENT.NAME {model}"
 
 
 def tables(page):
@@ -41,30 +58,39 @@ def tables(page):
 
 
 PUBLISHED = paper(
-    {"teacher": "", "student": "big.tag", "method": "alone", "top1": 75.0, "config": "cifar100/vanilla_big"},
-    {"teacher": "", "student": "other", "method": "alone", "top1": 60.0, "config": "cifar100/vanilla_other"},
-    {"teacher": "", "method": "alone", "top1": 69.0, "config": "cifar100/vanilla_small"},
-    {"method": "DKD", "top1": 71.5, "config": "cifar100/dkd_big_small"},
+    {"teacher": "", "student": "big.tag", "method": "alone", "top1": 75.0, "config": alone("big.tag")},
+    {"teacher": "", "student": "other", "method": "alone", "top1": 60.0, "config": alone("other")},
+    {"teacher": "", "method": "alone", "top1": 69.0, "config": alone("small")},
+    {"method": "DKD", "top1": 71.5, "config": arguments("dkd")},
     {"method": "CRD", "top1": None, "config": None},
-    {"method": "KD", "top1": 70.0, "config": "cifar100/kd_big_small"},
-    {"student": "tiny", "method": "KD", "top1": 50.0, "config": "cifar100/kd_big_tiny"},
+    {"method": "KD", "top1": 70.0, "config": arguments("kd")},
+    {"student": "tiny", "method": "KD", "top1": 50.0, "config": arguments("kd", "big_tiny")},
 )
 
 
 def test_a_paper_has_a_pair_in_a_row_and_a_method_in_a_column():
     header, *rows = tables(render([PUBLISHED]))["Doe 2030"]
-    assert header == ["teacher", "student", "CRD", "KD", "DKD", "in configs/"]
+    assert header == ["teacher", "student", "CRD", "KD<br>`kd`", "DKD<br>`dkd`", "arguments"]
     assert rows == [
-        ["big<br>75.00", "small<br>69.00", "", "70.00", "71.50", "`cifar100/*_big_small.yaml`"],
-        ["big<br>75.00", "tiny", "", "50.00", "", "`cifar100/kd_big_tiny.yaml`"],
-        ["", "other<br>60.00", "", "", "", "`cifar100/vanilla_other.yaml`"],
+        ["big<br>75.00", "small<br>69.00", "", "70.00", "71.50", f"`{arguments('METHOD')}`"],
+        ["big<br>75.00", "tiny", "", "50.00", "", f"`{arguments('kd', 'big_tiny')}`"],
+    ]
+
+
+def test_models_alone_have_a_table_of_their_own():
+    header, *rows = tables(render([PUBLISHED]))["Models alone"]
+    assert header == ["model", "Doe 2030", "arguments"]
+    assert rows == [
+        ["big", "75.00", f"`{alone('big.tag')}`"],
+        ["other", "60.00", f"`{alone('other')}`"],
+        ["small", "69.00", f"`{alone('small')}`"],
     ]
 
 
 def test_ours_stand_below_the_papers_numbers():
     runs = ours(
-        run("cifar100/vanilla_small", "", [60.0], [61.0], "none"),
-        run("cifar100/dkd_big_small", "big", [72.0, 76.0], [74.0, 78.0]),
+        run(alone("small"), "", [60.0], [61.0], "none"),
+        run(arguments("dkd"), "big", [72.0, 76.0], [74.0, 78.0]),
     )
     row = tables(render([runs, PUBLISHED]))["Doe 2030"][1]
     assert row[1] == "small<br>69.00<br>**60.00**"
@@ -72,41 +98,41 @@ def test_ours_stand_below_the_papers_numbers():
 
 
 def test_our_runs_with_gain_and_cost_beside_the_papers():
-    alone = run("cifar100/vanilla_small", "", [60.0], [61.0], "none")
+    plain = run(alone("small"), "", [60.0], [61.0], "none")
     costs = {"seconds_per_epoch": [1.0, 3.0], "peak_memory_mib": [900.0, 1100.0], "extra_parameters": 7}
-    dkd = run("cifar100/dkd_big_small", "big", [72.0, 76.0], [74.0, 78.0], **costs)
-    unrelated = paper({"method": "KD", "top1": 66.0, "config": "cifar100/kd_x_y"}, source="Roe 2031")
-    page = render([ours(dkd, alone), PUBLISHED, unrelated])
+    dkd = run(arguments("dkd"), "big", [72.0, 76.0], [74.0, 78.0], **costs)
+    unrelated = paper({"method": "KD", "top1": 66.0, "config": arguments("kd", "x_y")}, source="Roe 2031")
+    page = render([ours(dkd, plain), PUBLISHED, unrelated])
     header, first, last = tables(page)["CIFAR-100"]
     assert header[:10] == [
         *("teacher", "student", "method", "Doe 2030", "ours", "Δ", "best", "seeds", "s/epoch", "peak MiB"),
     ]
     cells = ["", "small", "alone", "69.00", "60.00", "", "61.00", "1"]
-    assert first == [*cells, "", "", "", "`configs/cifar100/vanilla_small.yaml`"]
+    assert first == [*cells, "", "", "", f"`{alone('small')}`"]
     # 74 ± sqrt(8), 14 above the student alone
     assert last[2:8] == ["DKD", "71.50", "74.00 ± 2.83", "+14.00", "76.00 ± 2.83", "2"]
-    assert last[8:] == ["2.0 ± 1.4", "1000 ± 141", "7", "`configs/cifar100/dkd_big_small.yaml`"]
+    assert last[8:] == ["2.0 ± 1.4", "1000 ± 141", "7", f"`{arguments('dkd')}`"]
     assert "Ours, 2 rows: `tools/run_classification.py` on a processor, 2 cores, threads: 1; torch 9.9." in page
 
 
 def test_a_run_is_called_as_the_papers_row_of_its_configuration():
-    published = paper({"method": "KD, another", "top1": 70.0, "config": "cifar100/kd_big_small"})
-    page = render([ours(run("cifar100/kd_big_small", "big", [71.0], [71.0], "kd")), published])
+    published = paper({"method": "KD, another", "top1": 70.0, "config": arguments("kd")})
+    page = render([ours(run(arguments("kd"), "big", [71.0], [71.0], "kd")), published])
     assert tables(page)["CIFAR-100"][1][2:5] == ["KD, another", "70.00", "71.00"]
     assert tables(page)["Doe 2030"][1][2] == "70.00<br>**71.00**"
 
 
-def test_without_a_paper_methods_have_their_configurations_names():
-    leaves = {"sdd_kd": "sdd", "kd": "kd", "dkd_tckd": "dkd_tckd", "mine": "theirs"}
-    runs = [run(f"digits/{leaf}_big_small", "big", [90.0], [91.0], method) for leaf, method in leaves.items()]
+def test_without_a_paper_methods_have_the_names_of_their_files():
+    methods = ("sdd_kd", "kd", "dkd_tckd", "mine")
+    runs = [run(arguments(method, data="digits"), "big", [90.0], [91.0], method, "digits") for method in methods]
     header, *rows = tables(render([ours(*runs)]))["Digits"]
     assert header[3:5] == ["ours", "Δ"]
-    assert [row[2] for row in rows] == ["KD", "TCKD alone", "SDD-KD", "theirs"]
+    assert [row[2] for row in rows] == ["KD", "TCKD alone", "SDD-KD", "mine"]
 
 
 def test_top5_and_numbers_that_are_only_remembered():
-    row = {"data": "imagenet", "method": "KD", "top1": 70.0, "top5": 90.0, "config": "imagenet/kd_big_small"}
-    kd = run("imagenet/kd_big_small", "big", [71.0], [72.0], last_top5=[91.0], best_top5=[92.0])
+    row = {"data": "imagenet", "method": "KD", "top1": 70.0, "top5": 90.0, "config": arguments("kd", data="imagenet")}
+    kd = run(row["config"], "big", [71.0], [72.0], "kd", "imagenet", last_top5=[91.0], best_top5=[92.0])
     page = tables(render([paper(row | {"unchecked": ["top5"]}), ours(kd)]))
     assert page["Doe 2030"][1][2] == "70.00 / 90.00†<br>**71.00 / 91.00**"
     assert page["ImageNet"][1][3:7] == ["70.00 / 90.00†", "71.00 / 91.00", "", "72.00 / 92.00"]
@@ -130,14 +156,66 @@ def test_faults_are_named_and_other_benchmarks_left_alone(tmp_path):
 PAPERS = [content for content in read_results(ROOT / "results") if "source" in content]
 
 
+@cache
+def built_from(arguments: str):
+    """The configuration of ``--config-file ARGUMENTS``, read as the command line reads it."""
+    args = parse_arguments(train.parser(), ["--config-file", *shlex.split(arguments)])
+    return load_config(args.config_file, args.opts)
+
+
 @pytest.mark.parametrize("published", PAPERS, ids=lambda content: content["source"])
 def test_published_rows_agree_with_their_configurations(published):
     places = [(row["data"], row["teacher"], row["student"], row["method"]) for row in published["rows"]]
     assert len(set(places)) == len(places)
     for row in published["rows"]:
         if row["config"]:
-            cfg = load_config(str(ROOT / "configs" / f"{row['config']}.yaml"))
-            assert (row["data"], row["teacher"], row["student"]) == (cfg.DATA.NAME, cfg.TEACHER.NAME, cfg.STUDENT.NAME)
+            cfg = built_from(row["config"])
+            teacher = cfg.TEACHER.NAME if cfg.DISTILLER != "none" else ""
+            assert (row["data"], row["teacher"], row["student"]) == (cfg.DATA.NAME, teacher, cfg.STUDENT.NAME)
+
+
+def commands_on_the_page():
+    """(data set, teacher, student, the method's file, arguments) of every row of MODEL_ZOO.md, by its own text."""
+    data, header = "", []
+    for line in (ROOT / "MODEL_ZOO.md").read_text().partition("## Classification")[2].splitlines():
+        if line.startswith("### "):
+            data = next(name for name, title in DATA.items() if title == line.removeprefix("### "))
+        if not line.startswith("|") or line.startswith("|-"):
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if cells[-1] == "arguments":
+            header = cells
+            continue
+        row = dict(zip(header, cells, strict=True))
+        models = [row.get(name, "").partition("<br>")[0] for name in ("teacher", "student")]
+        models = models if "student" in header else ["", row["model"]]
+        stems = [head.split("`")[1] for head in header if "`" in head]
+        for given in cells[-1].replace("`", "").split("<br>"):
+            for stem in stems if "METHOD" in given else [PurePosixPath(given.split()[0] if given else "").stem]:
+                yield data, *models, stem, given.replace("METHOD", stem)
+
+
+def test_every_row_of_the_page_is_the_run_of_its_command():
+    rows = list(commands_on_the_page())
+    assert len(rows) > 300 and {data for data, *_ in rows} == set(DATA)
+    # test_configs.py builds the networks and the distillers of these.
+    built = {shlex.join([*files, *overrides]) for files, overrides in RUNS.values()}
+    for data, teacher, student, method, given in rows:
+        if not given:  # a library's own teacher, which is not trained here
+            assert data == "imagenet" and not teacher, student
+            continue
+        cfg = built_from(given)
+        assert (data, student) == (cfg.DATA.NAME, shown(cfg.STUDENT.NAME)), given
+        assert method_name(cfg) == (method if teacher else "none"), given
+        assert (shown(cfg.TEACHER.NAME) if teacher else "") == teacher, given
+        fits = method != "reviewkd" or PurePosixPath(given).stem not in UNREVIEWED
+        assert (given in built) == fits, given
+
+
+def test_every_detector_of_the_page_has_its_configuration():
+    page = (ROOT / "MODEL_ZOO.md").read_text().partition("## Classification")[0]
+    files = re.findall(r"`(configs/[^`]*)` *\|$", page, re.MULTILINE)
+    assert len(files) > 20 and all((ROOT / file).is_file() for file in files)
 
 
 @pytest.mark.parametrize("published", PAPERS, ids=lambda content: content["source"])
@@ -154,6 +232,6 @@ def test_every_published_number_is_on_the_page():
     page = tables(render(PAPERS))
     for published in PAPERS:
         rows = [row for row in published["rows"] if row["top1"] is not None]
-        text = [cell for row in page[published["source"]] for cell in row]
+        text = [cell for title in (published["source"], "Models alone") for row in page.get(title, []) for cell in row]
         for row in rows:
             assert any(f"{row['top1']:.2f}" in cell for cell in text), row

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from classification import teacher
+from classification import teacher, train
 from classification.checkpoint import save_student
 from classification.config import load_config
 from classification.models import create_model
 from classification.models.resizing import resize_inputs
+from kd_det.common.command_line import parse_arguments
 
 DATA = SimpleNamespace(
     mean=(0.51, 0.49, 0.44), std=(0.27, 0.26, 0.28), num_classes=3, class_names=("a", "b", "c"), image_size=32
@@ -45,3 +46,30 @@ def test_a_librarys_own_sees_its_own_normalisation(monkeypatch):
     pretrained = teacher.build_teacher(cfg, DATA)
     expected = model(normalised(model.input_mean, model.input_std), return_features=True)
     torch.testing.assert_close(pretrained(normalised(DATA.mean, DATA.std)).logits, expected.logits)
+
+
+def test_auto_train_trains_it_alone_by_its_configurations(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    commands = []
+    monkeypatch.setattr(teacher, "stream", lambda command, **_: commands.append(command))
+    cfg = load_config(["cifar100/methods/kd.yaml", "cub200/pairs/swin_t_mv2.yaml"], ["DATA.ROOT", "elsewhere"])
+    teacher.train_teacher(cfg)
+    args = parse_arguments(train.parser(), commands[0][3:])
+    trained = load_config(args.config_file, args.opts)
+    name = "timm/swin_tiny_patch4_window7_224.ms_in1k"
+    alone = ["cub200/base.yaml", "cifar100/schedules/fine_tuned.yaml"]
+    assert trained == load_config(alone, ["STUDENT.NAME", name, "DATA.ROOT", "elsewhere"])
+    assert args.resume and trained.OUTPUT_DIR == "output/cub200/vanilla_swin_t"
+    assert teacher.weights_path(cfg.TEACHER.WEIGHTS).parent.as_posix() == trained.OUTPUT_DIR
+
+
+def test_without_a_method_the_teacher_is_neither_trained_nor_used(monkeypatch, capsys):
+    trained = []
+    result = {"last_top1": 1.0, "best_top1": 1.0}
+    monkeypatch.setattr(train, "train_teacher", lambda cfg: pytest.fail("the teacher was trained"))
+    monkeypatch.setattr(train, "build_accelerator", lambda cfg: None)
+    train_it = SimpleNamespace(train=lambda: result)
+    monkeypatch.setattr(train, "Trainer", lambda cfg, *_, **__: trained.append(cfg) or train_it)
+    train.main(["--config-file", "digits/pairs/resnet20_resnet8.yaml"])
+    assert trained[0].OUTPUT_DIR == "output/digits/vanilla_resnet8"
+    assert "TEACHER.NAME 'resnet20' is not used; a method's file" in capsys.readouterr().out

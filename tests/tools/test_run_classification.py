@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from classification.benchmark.seeds import Run, choices, run_seeds
 from kd_det.common.errors import SetupError
 from tests.classification.conftest import ROOT, command
 
@@ -24,22 +25,23 @@ def run(tmp_path):
 
 
 def test_two_seeds(run, tmp_path):
-    config = "configs/digits/vanilla_resnet8.yaml"
-    first = run("--config-file", config, "--seeds", 2, "--results", "results.json", "--opts", *SETTINGS)
+    config = ["--config-file", ROOT / "configs/digits/base.yaml", "STUDENT.NAME", "resnet8"]
+    first = run(*config, "--seeds", 2, "--results", "results.json", "--opts", *SETTINGS)
     assert first.returncode == 0, first.stderr[-3000:]
     content = json.loads((tmp_path / "results.json").read_text())
     (row,) = content["runs"]
     folders = [tmp_path / "output" / "digits" / "vanilla_resnet8" / f"seed{seed}" for seed in (1, 2)]
     single = [json.loads((folder / "result.json").read_text()) for folder in folders]
     assert content["kind"] == "classification" and content["data"] == "digits"
-    assert row["config"] == "digits/vanilla_resnet8" and row["seeds"] == [1, 2]
+    assert row["config"] == "digits/base.yaml STUDENT.NAME resnet8" and row["seeds"] == [1, 2]
+    assert (row["data"], row["method"]) == ("digits", "none")
     assert row["last_top1"] == [result["last_top1"] for result in single]
     assert [result["config"]["SEED"] for result in single] == [1, 2]
     mean, deviation = statistics.fmean(row["last_top1"]), statistics.stdev(row["last_top1"])
     assert f"{mean:.2f} ± {deviation:.2f}" in first.stdout
 
     stamps = [(folder / "model.pth").stat().st_mtime_ns for folder in folders]
-    again = run("--config-file", config, "--seeds", 2, "--results", "results.json", "--opts", *SETTINGS)
+    again = run(*config, "--seeds", 2, "--results", "results.json", "--opts", *SETTINGS)
     assert again.returncode == 0 and json.loads((tmp_path / "results.json").read_text()) == content
     assert [(folder / "model.pth").stat().st_mtime_ns for folder in folders] == stamps
 
@@ -63,8 +65,42 @@ def test_a_file_that_is_no_results_file_is_not_overwritten(tmp_path):
     assert (tmp_path / "results.json").read_text() == "[]"
 
 
+def test_every_method_runs_with_every_pair():
+    pairs = ["digits/pairs/resnet20_resnet8.yaml", "digits/pairs/vit_resnet8.yaml"]
+    methods = [str(ROOT / "configs/cifar100/methods/kd.yaml"), "cifar100/methods/sdd_kd.yaml"]
+    chosen = choices([["digits/base.yaml", "STUDENT.NAME", "resnet8"]], methods, pairs)
+    assert [str(choice) for choice in chosen] == [
+        "cifar100/methods/kd.yaml digits/pairs/resnet20_resnet8.yaml",
+        "cifar100/methods/sdd_kd.yaml digits/pairs/resnet20_resnet8.yaml",
+        "cifar100/methods/kd.yaml digits/pairs/vit_resnet8.yaml",
+        "cifar100/methods/sdd_kd.yaml digits/pairs/vit_resnet8.yaml",
+        "digits/base.yaml STUDENT.NAME resnet8",
+    ]
+    run = Run(chosen[0].files, (), seed=3)
+    assert (run.cfg.DISTILLER, run.cfg.OUTPUT_DIR) == ("kd", "output/digits/kd_resnet20_resnet8/seed3")
+
+
+@pytest.mark.parametrize(
+    ("given", "methods", "pairs", "message"),
+    [
+        ([], [], [], "there is nothing to run"),
+        ([], ["cifar100/methods/kd.yaml"], [], "--methods and --pairs go together"),
+        ([["digits/bsae.yaml"]], [], [], "no file 'digits/bsae.yaml'.*digits/base.yaml"),
+    ],
+)
+def test_what_cannot_be_chosen(given, methods, pairs, message):
+    with pytest.raises(SetupError, match=message):
+        choices(given, methods, pairs)
+
+
+def test_two_runs_in_one_folder_are_refused():
+    chosen = choices([["digits/base.yaml"], ["digits/base.yaml", "SOLVER.LR", "0.1"]], [], [])
+    with pytest.raises(SetupError, match=r"SOLVER.LR 0.1' have the same folder, 'output/digits/vanilla_resnet8'"):
+        run_seeds(chosen, [1], [], jobs=1, threads=None)
+
+
 def test_errors_are_one_line(run):
-    wrong = run("--config-file", "configs/digits/vanilla_resnet8.yaml", "--opts", "SOLVER.EPOCH", "1")
+    wrong = run("--config-file", "digits/base.yaml", "--opts", "SOLVER.EPOCH", "1")
     assert wrong.returncode == 2 and wrong.stderr.strip().startswith("error: ") and "SOLVER.EPOCHS" in wrong.stderr
-    settings = ["--config-file", "configs/digits/vanilla_resnet8.yaml", "--seeds", 0]
+    settings = ["--config-file", "digits/base.yaml", "--seeds", 0]
     assert "--seeds 0" in run(*settings).stderr

@@ -35,11 +35,13 @@ def metrics(folder):
 def test_coco_config_trains_evaluates_and_resumes(train_net, r101, tmp_path):
     teacher = tmp_path / "teacher.pth"
     shutil.copy(r101, teacher)
-    config = ["--config-file", "configs/coco/dkd_r101_r18.yaml"]
+    (tmp_path / "short.yaml").write_text("SOLVER: {MAX_ITER: 2}")
+    config = ["--config-file", "coco/dkd_r101_r18.yaml", tmp_path / "short.yaml"]
     out = tmp_path / "output"
 
-    trained = train_net(*config, *SMALL, "KD.TEACHER.WEIGHTS", teacher, "SOLVER.MAX_ITER", 2)
+    trained = train_net(*config, *SMALL, "KD.TEACHER.WEIGHTS", teacher)
     assert trained.returncode == 0, trained.stderr[-3000:]
+    assert "short.yaml overrides coco/dkd_r101_r18.yaml: SOLVER.MAX_ITER 2 instead of 180000" in trained.stderr
     assert "bbox/AP" in (out / "metrics.json").read_text() and "copypaste: AP," in trained.stdout + trained.stderr
     logged = {name for line in metrics(out) for name in line}
     assert {"loss_dkd", "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc", "bbox/AP50"} <= logged

@@ -137,9 +137,12 @@ def test_grids_that_cannot_be(grid, message):
         combinations(grid)
 
 
+FILES = ("cifar100/methods/dkd.yaml", "digits/pairs/resnet20_resnet8.yaml")
+
+
 def sweep(tmp_path, grid, **settings):
     defaults = {"opts": (), "seeds": 1, "output_dir": tmp_path / "out", **settings}
-    return ablation.Ablation(str(ROOT / "configs/digits/dkd_resnet20_resnet8.yaml"), grid=grid, **defaults)
+    return ablation.Ablation(FILES, grid=grid, **defaults)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +254,7 @@ def test_value_of_a_key():
 def test_the_command_line_sweeps_reuses_and_resumes(teacher_file, tmp_path):
     settings = [*SHORT, "SOLVER.EPOCHS", 1, "TEACHER.NAME", "resnet14", "TEACHER.WEIGHTS", teacher_file]
     settings += ["TEACHER.AUTO_TRAIN", "False", "STUDENT.NAME", "resnet8"]
-    line = [sys.executable, ROOT / "tools/ablate.py", "--config-file", "configs/digits/dkd_resnet20_resnet8.yaml"]
+    line = [sys.executable, ROOT / "tools/ablate.py", "--config-file", *FILES]
     line += ["--grid", "DKD.BETA", "1.0", "8.0", "--seeds", 1, "--output-dir", "out", "--jobs", 2, "--memory-gib", 8]
     line = [str(part) for part in [*line, "--opts", *settings]]
     first = command(line, tmp_path)
@@ -278,5 +281,5 @@ def test_the_command_line_sweeps_reuses_and_resumes(teacher_file, tmp_path):
         {**row, PEAK: pytest.approx(row[PEAK], rel=1)} for row in record["rows"]
     ]
 
-    refused = command([*line[:6], "many", *line[7:]], tmp_path)
+    refused = command([*line[:7], "many", *line[8:]], tmp_path)
     assert refused.returncode == 2 and refused.stderr.startswith("error: --grid, DKD.BETA many: ")

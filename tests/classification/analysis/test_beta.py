@@ -22,9 +22,9 @@ from tests.classification.conftest import ROOT, command
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ("configs/digits/dkd_resnet20_resnet8.yaml", True),
-        ("configs/cifar100/_base/teacher_res32x4.yaml", True),
-        ("configs/cifar100/dkd_res32x4_res8x4.yaml", True),  # a leaf of several bases
+        ("digits/pairs/resnet20_resnet8.yaml", True),
+        (("coco/dkd_r101_r18.yaml", "cifar100/methods/kd.yaml"), True),
+        ("cifar100/pairs/swin_t_r18.yaml", True),  # of several bases
         ("configs/coco/dkd_r101_r18.yaml", False),
         ("configs/digits_det/dkd.yaml", False),
     ],
@@ -106,7 +106,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def test_the_command_line_does_without_detectron2(settings, teacher_file, tmp_path):
     tool = [sys.executable, "-c", WITHOUT_DETECTRON2, str(ROOT / "tools/suggest_beta.py")]
-    line = [*tool, "--config-file", "configs/digits/dkd_resnet20_resnet8.yaml", "--output-dir", "out"]
+    line = [*tool, "--config-file", "digits/pairs/resnet20_resnet8.yaml", "--output-dir", "out"]
     result = command([*line, *settings], tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     mean = gaps_by_hand(teacher_file).mean()

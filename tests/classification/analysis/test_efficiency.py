@@ -28,12 +28,12 @@ from tests.classification.conftest import ROOT, command
 
 PAIR = {"teacher": "resnet20", "student": "resnet8"}
 RUNS = [
-    {"config": "digits/vanilla_resnet20", "distiller": "none", "student": "resnet20", "teacher": "", "last_top1": [99]},
-    {"config": "digits/vanilla_resnet8", "distiller": "none", "student": "resnet8", "teacher": "", "last_top1": [90]},
-    {"config": "digits/dkd_resnet20_resnet8", "distiller": "dkd", **PAIR, "last_top1": [97.0, 98.0]},
-    {"config": "digits/sdd_kd_resnet20_resnet8", "distiller": "sdd", **PAIR, "last_top1": [96.0, 96.0]},
-    {"config": "digits/own", "distiller": "sdd", **PAIR, "last_top1": [1.0]},
-    {"config": "a/kd_b", "distiller": "kd", "teacher": "resnet32x4", "student": "resnet8x4", "last_top1": [70.0]},
+    {"method": "none", "distiller": "none", "student": "resnet20", "teacher": "", "last_top1": [99]},
+    {"method": "none", "distiller": "none", "student": "resnet8", "teacher": "", "last_top1": [90]},
+    {"method": "dkd", "distiller": "dkd", **PAIR, "last_top1": [97.0, 98.0]},
+    {"method": "sdd_kd", "distiller": "sdd", **PAIR, "last_top1": [96.0, 96.0]},
+    {"method": "own", "distiller": "own", **PAIR, "last_top1": [1.0]},
+    {"method": "kd", "distiller": "kd", "teacher": "resnet32x4", "student": "resnet8x4", "last_top1": [70.0]},
 ]
 
 

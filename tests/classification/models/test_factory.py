@@ -41,7 +41,7 @@ def test_a_classifier_needs_two_classes():
 
 
 def test_short_names():
-    names = ["resnet32x4", "resnet56", "ResNet50", "wrn_40_2", "timm/resnet18", "torchvision/resnet18"]
-    short = ["res32x4", "res56", "ResNet50", "wrn_40_2", "timm_resnet18", "torchvision_resnet18"]
+    names = ["resnet32x4", "resnet56", "ResNet50", "wrn_40_2", "timm/resnet18.a1_in1k", "torchvision/resnet18"]
+    short = ["res32x4", "res56", "ResNet50", "wrn_40_2", "timm_resnet18_a1_in1k", "r18"]
     assert [short_name(name) for name in names] == short
     assert len({short_name(name).lower() for name in model_names()}) == len(model_names())

@@ -1,0 +1,95 @@
+"""How a run's configuration is put together from files, and what the run is called."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from classification.distillers import DISTILLERS
+from classification.models import short_name
+from kd_det.common.config_files import find_configs, leaves, log_differences
+from kd_det.common.config_merge import merge_config, merge_file
+from kd_det.common.errors import SetupError, did_you_mean
+
+logger = logging.getLogger(__name__)
+
+METHODS = "METHODS"
+SDD_BASES = ("kd", "dkd", "nkd")
+OUTPUT = "output"
+ALONE = "vanilla"
+
+
+def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence[object]) -> None:
+    """Merges files, then what they say for the method alone, then overrides; names OUTPUT_DIR if nothing does.
+
+    A file may have a section ``METHODS``: settings by method, which hold for runs with this method and no others
+    (``METHODS: {kd: {CE_WEIGHT: 0.1}, sdd_kd: {...}}``, or ``sdd`` for all of its kinds). So the files of a method and
+    of a pair give the same run in either order.
+
+    Args:
+        config_files: see ``merge_config``.
+        overrides: KEY VALUE ...
+
+    Raises:
+        SetupError: see ``merge_config``; or METHODS names no method, or sets a key that does not exist.
+    """
+    cfg[METHODS] = CfgNode()
+    contents = {}
+    for name, path in find_configs(config_files).items():
+        cfg[METHODS].set_new_allowed(True)  # and of the sections that the file before has added
+        contents[name] = merge_file(cfg, path)
+    log_differences(contents)
+    by_method = _overrides_by_method(cfg, cfg.pop(METHODS))
+    merge_config(cfg, "", overrides, source="overrides")  # they may choose the method
+    names = dict.fromkeys((cfg.DISTILLER, method_name(cfg)))
+    own = [part for name in names for part in by_method.get(name, ())]
+    _log_unused(contents, own)
+    merge_config(cfg, "", [*own, *overrides], source="overrides")
+    cfg.OUTPUT_DIR = cfg.OUTPUT_DIR or f"{OUTPUT}/{run_name(cfg)}"
+
+
+def _overrides_by_method(cfg: CfgNode, sections: CfgNode) -> dict[str, list[object]]:
+    """KEY VALUE ... of each method in METHODS, checked, whichever method the run has."""
+    known = [*DISTILLERS, *(f"sdd_{base}" for base in SDD_BASES)]
+    found: dict[str, list[object]] = {}
+    scratch = cfg.clone()
+    for name, section in sections.items():
+        if name not in known:
+            raise SetupError(f"{METHODS}.{name}: there is no such method.{did_you_mean(name, known)}")
+        if not isinstance(section, CfgNode):
+            raise SetupError(f"{METHODS}.{name} is {section!r}; it must be a section of keys and values.")
+        found[name] = [part for leaf in leaves(section) for part in leaf]
+        try:
+            merge_config(scratch, "", found[name], source=METHODS)
+        except SetupError as error:
+            raise SetupError(f"{METHODS}.{name}: {error}") from error
+    return found
+
+
+def _log_unused(contents: Mapping[str, Mapping[str, Any]], own: Sequence[object]) -> None:
+    """Logs values that METHODS replaces, but for those of a method's own file: they are there to be replaced."""
+    used = dict(zip(own[::2], own[1::2], strict=True))
+    for name, content in contents.items():
+        values = dict(leaves(content))
+        unused = [key for key in used if key in values and values[key] != used[key]]
+        if unused and "DISTILLER" not in values:
+            changes = ", ".join(f"{key} {used[key]!r} instead of {values[key]!r}" for key in unused)
+            logger.warning("%s of this method overrides %s: %s", METHODS, name, changes)
+
+
+def method_name(cfg: CfgNode) -> str:
+    """The method as files call it: DISTILLER's value, ``sdd_<SDD.BASE>`` for SDD."""
+    return f"sdd_{cfg.SDD.BASE}" if cfg.DISTILLER == "sdd" else cfg.DISTILLER
+
+
+def run_name(cfg: CfgNode) -> str:
+    """What the run is called: "cifar100/dkd_res32x4_res8x4", "cifar100/vanilla_res8x4" for a model alone."""
+    alone = cfg.DISTILLER == "none"
+    models = [cfg.STUDENT.NAME] if alone or not cfg.TEACHER.NAME else [cfg.TEACHER.NAME, cfg.STUDENT.NAME]
+    # The literature on CIFAR-100 writes "res8x4" for "resnet8x4". The digits' networks keep their whole names.
+    whole = cfg.DATA.NAME == "digits"
+    shown = [name if whole and name.startswith("resnet") else short_name(name) for name in models]
+    return f"{cfg.DATA.NAME}/{'_'.join([ALONE if alone else method_name(cfg), *shown])}"
