@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_det.common.errors import SetupError
+from kd_det.common.yaml_files import refuse_python
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,9 @@ def find_config(name: str | os.PathLike[str], source: str = "--config-file") -> 
         source: the option or key that gave the name, for the error.
 
     Raises:
-        SetupError: it is neither; the nearest names are listed.
+        SetupError: it is neither (the nearest names are listed), or it is a Python configuration.
     """
+    refuse_python(os.fspath(name), source)
     for path in (Path(name), CONFIGS / name):
         if path.is_file():
             return str(path)
