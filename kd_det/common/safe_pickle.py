@@ -108,7 +108,8 @@ class _DType:
 
     def __init__(self, kind: Any, *flags: Any) -> None:
         if not isinstance(kind, str) or not KINDS.fullmatch(kind):
-            raise UnreadableError(f"it has an array of kind {kind!r:.40}; arrays are of float, int or bool")
+            shown = kind if isinstance(kind, str) else type(kind).__name__  # the text of a nested one can be endless
+            raise UnreadableError(f"it has an array of kind {shown!a:.40}; arrays are of float, int or bool")
         self.value = np.dtype(kind)
 
     def build(self, state: Any) -> None:

@@ -199,6 +199,8 @@ def _size(sides: Any = ()) -> torch.Size:
 
 
 def _device(kind: Any, index: Any = None) -> torch.device:
+    if not isinstance(kind, str) or not isinstance(index, (int, type(None))):
+        raise UnreadableError("it names a device that does not exist")
     try:
         return torch.device(kind if index is None else f"{kind}:{index:d}")
     except RuntimeError as error:
@@ -225,10 +227,10 @@ def _read_zip(stream: BinaryIO, size: int) -> Any:
             made: dict[tuple[str, torch.dtype], Tensor] = {}
 
             def storage(key: Any, dtype: torch.dtype, count: int) -> Tensor:
-                name = f"{prefix}data/{key}"
+                name = f"{prefix}data/{_named(key)}"
                 if (name, dtype) not in made:
-                    if type(key) is not str or name not in members:
-                        raise UnreadableError(f"it lacks the content of the storage {key!r:.40}")
+                    if name not in members:
+                        raise UnreadableError(f"it lacks the content of the storage {key!a:.40}")
                     made[name, dtype] = _typed(_member(archive, members[name], budget), dtype, count)
                 return _as_long_as(made[name, dtype], count)
 
@@ -275,14 +277,18 @@ class _StoragesBehind:
         self.made: dict[str, Tensor] = {}
 
     def new(self, key: Any, dtype: torch.dtype, count: int) -> Tensor:
-        if type(key) is not str:
-            raise UnreadableError("it has a storage without a name")
-        if key not in self.made:
+        if _named(key) not in self.made:
             self.budget.take(count * dtype.itemsize)
             self.made[key] = torch.zeros(count, dtype=dtype)
         if self.made[key].dtype != dtype:
             raise UnreadableError("it gives two kinds for one storage")
         return _as_long_as(self.made[key], count)
+
+
+def _named(key: Any) -> str:
+    if not isinstance(key, str):
+        raise UnreadableError("it has a storage without a name")
+    return key
 
 
 def _read_legacy(file: BoundedFile, budget: Budget) -> Any:

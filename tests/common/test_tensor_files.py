@@ -136,6 +136,8 @@ HOSTILE = {
     + b"\x89C\x10" + b"A" * 16 + b"tbtR.",
     "buffer of an array": b"\x80\x03cnumpy\nndarray\n(K\x01\x85" + FLOATS + b"C\x04abcdtR.",
     "ordered dict of an array": b"\x80\x03ccollections\nOrderedDict\n(" + ARRAY + b"tR.",
+    "a kind that is nested": b"\x80\x02cnumpy\ndtype\n(" + b"N" + b"\x85" * 5000 + b"tR.",
+    "a device that is nested": b"\x80\x02ctorch\ndevice\n(" + b"N" + b"\x85" * 5000 + b"tR.",
     "shape beyond the content": b"\x80\x03" + ARRAY + b"(K\x01J\xff\xff\xff\x7f\x85" + FLOATS + b"\x89C\x04abcdtb.",
     "encodings of encodings": b"\x80\x02X\x00\x00\x10\x00" + b"a" * 2**20 + b"q\x000"
     + b"c_codecs\nencode\nq\x010" + b"h\x01h\x00\x85R" * 5000 + b".",
