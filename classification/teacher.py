@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -12,14 +14,20 @@ from torch import Tensor, nn
 
 from classification.checkpoint import STUDENT, load_strictly, read_student
 from classification.data import Data
+from classification.distillers import distiller_class
 from classification.models import create_model
 from classification.models.outputs import ModelOutput
 from classification.models.protocol import ClassificationModel
 from classification.models.resizing import resize_inputs
-from kd_det.benchmark.process import forwarding_sigterm, stream
+from classification.states import last_state
+from kd_det.benchmark.process import CommandError, forwarding_sigterm, stream
 from kd_det.common.errors import SetupError
+from kd_det.common.signals import SIGNALS, StopRequested
+
+logger = logging.getLogger(__name__)
 
 CONFIGS = Path("configs")
+WORDNET_NAME = re.compile(r"n\d{8}")  # of a class folder of ImageNet
 
 
 class Teacher(nn.Module):
@@ -61,8 +69,12 @@ class Teacher(nn.Module):
         return self.model(images, return_features=True)
 
 
-def build_teacher(cfg: CfgNode, data: Data) -> Teacher:
+def build_teacher(cfg: CfgNode, data: Data, *, uses_logits: bool | None = None) -> Teacher:
     """The teacher that ``cfg.TEACHER`` describes.
+
+    Args:
+        uses_logits: whether its logits are used, not its features alone. None: as DISTILLER and
+            DATA.CONFIDENCE_RANGE say.
 
     Raises:
         SetupError: it does not say which, there is no such model or file, the file is truncated or of another model,
@@ -78,12 +90,31 @@ def build_teacher(cfg: CfgNode, data: Data) -> Teacher:
         )
     model = create_from(node, data)
     if node.PRETRAINED:
+        if uses_logits is None:
+            part = tuple(cfg.DATA.CONFIDENCE_RANGE) != (0.0, 1.0)
+            uses_logits = part or distiller_class(cfg.DISTILLER).compares_logits
+        _check_classifier(cfg, model, data, uses_logits)
         return Teacher(model, data.mean, data.std, model.input_mean, model.input_std)
     path = weights_path(node.WEIGHTS)
     content = read_student(path, "TEACHER.WEIGHTS")
     check_description(content, path, "TEACHER", node.NAME, data)
     load_strictly(model, path, content["model"], "TEACHER.WEIGHTS")
     return Teacher(model, data.mean, data.std)
+
+
+def _check_classifier(cfg: CfgNode, model: ClassificationModel, data: Data, uses_logits: bool) -> None:
+    """Raises ``SetupError`` where the logits of a library's model are used and are not of the data's classes."""
+    imagenet = cfg.DATA.NAME == "imagenet" or all(WORDNET_NAME.fullmatch(name) for name in data.class_names)
+    if model.has_own_classifier and imagenet:
+        return
+    name = f"TEACHER.PRETRAINED True: {cfg.TEACHER.NAME!r} was trained on other classes than the data's"
+    if uses_logits:
+        raise SetupError(
+            f"{name}, so that its logits mean nothing here, and they are used (DISTILLER {cfg.DISTILLER!r}, "
+            f"DATA.CONFIDENCE_RANGE {tuple(cfg.DATA.CONFIDENCE_RANGE)}). First train it on these data, with "
+            "STUDENT.PRETRAINED True, and give its model.pth as TEACHER.WEIGHTS; or take a DISTILLER of features alone."
+        )
+    logger.warning("%s; DISTILLER %r uses its features alone", name, cfg.DISTILLER)
 
 
 def create_from(node: CfgNode, data: Data) -> ClassificationModel:
@@ -122,15 +153,16 @@ def weights_path(weights: str) -> Path:
 def train_teacher(cfg: CfgNode) -> None:
     """Trains the teacher by the configuration that TEACHER.WEIGHTS names, unless its file is there.
 
-    Runs as a command of its own; an interrupted one is resumed.
+    Runs as a command of its own; an interrupted one is resumed. A file that no run left is taken as it is.
 
     Raises:
-        SetupError: TEACHER.WEIGHTS names no configuration.
-        RuntimeError: the training failed.
+        SetupError: TEACHER.WEIGHTS names no configuration, or the training failed.
+        StopRequested: the training was asked to stop; it has saved its state.
     """
     name = cfg.TEACHER.WEIGHTS
     path, config = weights_path(name), CONFIGS / f"{name}.yaml"
-    if (path.parent / "result.json").is_file() and path.is_file():
+    finished = (path.parent / "result.json").is_file() or last_state(path.parent) is None
+    if path.is_file() and finished:
         return
     if not config.is_file():
         raise SetupError(
@@ -140,8 +172,16 @@ def train_teacher(cfg: CfgNode) -> None:
     print(f"Training the teacher first: {config}", flush=True)
     command = [sys.executable, "-m", "classification.train", "--config-file", str(config), "--resume"]
     command += ["DATA.ROOT", cfg.DATA.ROOT, "OUTPUT_DIR", str(path.parent)]
-    with forwarding_sigterm():
-        stream(command, environment=_single_process(), progress=[""])
+    try:
+        with forwarding_sigterm():
+            stream(command, environment=_single_process(), progress=[""])
+    except CommandError as error:
+        for number in SIGNALS:
+            if error.code in (-number, 128 + number):
+                raise StopRequested(number) from error
+        raise SetupError(
+            f"TEACHER.AUTO_TRAIN: training by {str(config)!r} ended with code {error.code}; its last lines say why."
+        ) from error
 
 
 def _single_process() -> dict[str, str]:
