@@ -43,6 +43,7 @@ COMMON = ["SOLVER.EPOCHS", "2", "SOLVER.STEPS", "(1,)", "STUDENT.NAME", "resnet8
 COMMON += ["DATA.BATCH_SIZE", "8", "DATA.EVAL_BATCH_SIZE", "8"]
 SETTINGS = {"digits": COMMON, "folder": [*COMMON, "DATA.NAME", "folder", "DATA.ROOT", "images"]}
 SAMPLES = {"train": 96, "val": 32}
+STEPS = 2 * 96 // 8
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,14 @@ class Case:
     processes: int
     signal: signal.Signals
     target: str  # "process" or "group"
-    part: float  # of the time that a whole run takes
+    steps: int  # that are finished when the moment begins
+    delay: float  # seconds into the moment
     repeated: bool = False
 
     def __str__(self) -> str:
         again = " twice" if self.repeated else ""
         run = f"{self.data}, {self.processes} process(es)"
-        return f"{run}, {self.signal.name}{again} to the {self.target}, at {self.part:.2f}"
+        return f"{run}, {self.signal.name}{again} to the {self.target}, {self.delay:.2f} s after step {self.steps}"
 
 
 class Child(Exception):
@@ -150,18 +152,26 @@ def lives_on(group: int) -> bool:
     return True
 
 
+def steps_of(output: str) -> int:
+    """How many steps the first process has finished."""
+    path = Path(f"{output}.0.steps")
+    return path.stat().st_size if path.exists() else 0
+
+
 def students(output: str) -> dict[str, torch.Tensor]:
     return torch.load(f"{output}/model.pth", weights_only=True)["model"]
 
 
-def stop(case: Case, seconds: float, output: str, port: int) -> tuple[str, list[str]]:
+def stop(case: Case, output: str, port: int) -> tuple[str, list[str]]:
     """Starts the run, sends the signal, goes on with --resume.
 
     Returns:
         How the run ended, and what is wrong with that.
     """
     ids = start(case.data, case.processes, output, port=port)
-    time.sleep(case.part * seconds)
+    while steps_of(output) < case.steps and os.waitid(os.P_PID, ids[0], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.001)
+    time.sleep(case.delay)
     for again in range(1 + case.repeated):
         time.sleep(0.2 * again)
         try:
@@ -169,7 +179,7 @@ def stop(case: Case, seconds: float, output: str, port: int) -> tuple[str, list[
         except ProcessLookupError:
             break
     codes = wait(ids)
-    taken = Path(f"{output}.0.steps").stat().st_size if Path(f"{output}.0.steps").exists() else 0
+    taken = steps_of(output)
     wrong = ["a process lives on"] if lives_on(ids[0]) else []
     finished = (Path(output) / RESULT).exists()
     # Ended by the signal itself: before training, or after all of it.
@@ -200,7 +210,15 @@ def whole(case: Case) -> str:
 def cases(moments: int, processes: list[int], numbers: random.Random) -> list[Case]:
     """``moments`` of each number of processes, signal and target; the data sets take turns."""
     return [
-        Case(("digits", "folder")[i % 2], count, sent, target, numbers.random(), target == "group" and i // 2 % 2 == 0)
+        Case(
+            ("digits", "folder")[i % 2],
+            count,
+            sent,
+            target,
+            numbers.randrange(STEPS + 1),
+            0.5 * numbers.random() ** 2,
+            target == "group" and i // 2 % 2 == 0,
+        )
         for count in processes
         for sent in (signal.SIGTERM, signal.SIGINT)
         for target in ("process", "group")
@@ -212,18 +230,17 @@ def stress(chosen: list[Case]) -> int:
     """Runs the cases in the working folder; returns how many went wrong."""
     write_images(Path("images"))
     port = 20000 + os.getpid() % 20000
-    seconds: dict[str, float] = {}
+    whole_runs: set[str] = set()
     outcomes: dict[str, Counter[str]] = {}
     failures = 0
     for number, case in enumerate(chosen):
-        if whole(case) not in seconds:
-            begin = time.monotonic()
+        if whole(case) not in whole_runs:
+            whole_runs.add(whole(case))
             codes = wait(start(case.data, case.processes, whole(case), port=port))
-            seconds[whole(case)] = time.monotonic() - begin
-            if any(codes):
+            if any(codes) or steps_of(whole(case)) != STEPS:
                 raise SystemExit(f"the run that nothing stops ended with {codes}: see {Path.cwd()}")
         port += 2
-        how, wrong = stop(case, seconds[whole(case)], f"run{number}", port)
+        how, wrong = stop(case, f"run{number}", port)
         group = f"{case.processes} process(es), {case.signal.name} to the {case.target}"
         outcomes.setdefault(group, Counter())[how] += 1
         if wrong:
