@@ -53,7 +53,6 @@ def refused(distil, monkeypatch, capsys, tmp_path):
         (["KD.TEMPERATURE", "1e-30"], ["KD.TEMPERATURE is 1e-30", "from 1e-06 to 1e+06"]),
         (["DISTILLER", "mcld", "MCLD.TEMPERATURE", "1e7"], ["MCLD.TEMPERATURE is 10000000.0"]),
         (["DKD.WEIGHT", "None"], ["DKD.WEIGHT is None"]),
-        (["DKD", "None"], ["DKD.WEIGHT is None"]),
         (["DISTILLER", "sdd", "SDD.SCALES", "(1, 100)"], ["SDD.SCALES (1, 100)", "8 x 8"]),
         (["SOLVER.STEPS", "(210, 150)"], ["SOLVER.STEPS is (210, 150)", "increasing"]),
         (["SOLVER.STEPS", "['a']"], ["SOLVER.STEPS is ('a',)"]),
