@@ -17,11 +17,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from classification import data as datasets
 from classification.checkpoint import load_strictly, read_student
 from classification.data import Data
+from classification.data.catalog import check_name
 from classification.data.confidence import rank_by_confidence
 from classification.distillers import Pair, build_distiller, distiller_class
+from classification.schema import check_values
 from classification.step import TrainingStep
 from classification.teacher import Teacher, build_teacher, check_description, create_from
-from kd_det.common.errors import SetupError, non_negative, positive
+from kd_det.common.errors import SetupError
 
 
 def build_data(cfg: CfgNode, accelerator: Accelerator) -> Data:
@@ -130,20 +132,7 @@ def build_accelerator(cfg: CfgNode) -> Accelerator:
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Raises ``SetupError`` for settings of the loop that cannot work; every part checks its own."""
-    solver = cfg.SOLVER
-    allowed = {"OPTIMIZER": ("sgd", "adamw"), "SCHEDULE": ("step", "cosine"), "MIXED_PRECISION": ("no", "fp16", "bf16")}
-    for key, values in allowed.items():
-        if solver[key] not in values:
-            raise SetupError(f"SOLVER.{key} {solver[key]!r}: it must be one of {', '.join(values)}.")
-    least = {"EPOCHS": 1, "ACCUMULATE": 1, "EVAL_PERIOD": 1, "CHECKPOINT_PERIOD": 0}
-    for key, value in least.items():
-        if solver[key] < value:
-            raise SetupError(f"SOLVER.{key} {solver[key]}: it must be {value} or more.")
-    for key in ("LR", "GAMMA"):
-        positive(f"SOLVER.{key}", solver[key])
-    for key in ("MOMENTUM", "WEIGHT_DECAY", "CLIP_GRAD_NORM"):
-        non_negative(f"SOLVER.{key}", solver[key])
-    non_negative("CE_WEIGHT", cfg.CE_WEIGHT)
-    non_negative("WARMUP_EPOCHS", cfg.WARMUP_EPOCHS)
+    """Raises ``SetupError`` for a key that cannot work; what depends on data and networks is checked with them."""
+    check_values(cfg)
     distiller_class(cfg.DISTILLER)
+    check_name(cfg)

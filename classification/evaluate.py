@@ -11,15 +11,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fvcore.common.config import CfgNode
-
-from classification.building import build_accelerator, build_data, build_student, check_config
-from classification.checkpoint import STUDENT
-from classification.config import load_config
-from classification.evaluation import evaluate
 from kd_det.common.command_line import add_config_file, parse_arguments
 from kd_det.common.errors import one_line_errors
+
+if TYPE_CHECKING:
+    from fvcore.common.config import CfgNode
 
 
 def evaluate_run(cfg: CfgNode) -> dict[str, float]:
@@ -28,6 +26,10 @@ def evaluate_run(cfg: CfgNode) -> dict[str, float]:
     Raises:
         SetupError: there is no such model, file or data.
     """
+    from classification.building import build_accelerator, build_data, build_student
+    from classification.checkpoint import STUDENT
+    from classification.evaluation import evaluate
+
     cfg = cfg.clone()
     cfg.STUDENT.PRETRAINED = False
     cfg.STUDENT.WEIGHTS = cfg.STUDENT.WEIGHTS or str(Path(cfg.OUTPUT_DIR) / STUDENT)
@@ -48,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_config_file(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
     args = parse_arguments(parser, arguments)
-    with one_line_errors():
+    with one_line_errors():  # imports take seconds; a Ctrl-C among them is one line as well
+        from classification.building import check_config
+        from classification.config import load_config
+
         cfg = load_config(args.config_file, args.opts)
         check_config(cfg)
         evaluate_run(cfg)

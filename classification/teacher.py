@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -13,13 +15,20 @@ from torch import Tensor, nn
 from classification.checkpoint import STUDENT, load_strictly, read_student
 from classification.composition import OUTPUT
 from classification.data import Data
+from classification.distillers import distiller_class
 from classification.models import create_model
 from classification.models.outputs import ModelOutput
 from classification.models.protocol import ClassificationModel
 from classification.models.resizing import resize_inputs
-from kd_det.benchmark.process import forwarding_sigterm, stream
+from classification.states import last_state
+from kd_det.benchmark.process import CommandError, forwarding_sigterm, stream
 from kd_det.common.config_files import find_configs
 from kd_det.common.errors import SetupError
+from kd_det.common.signals import SIGNALS, StopRequested
+
+logger = logging.getLogger(__name__)
+
+WORDNET_NAME = re.compile(r"n\d{8}")  # of a class folder of ImageNet
 
 
 class Teacher(nn.Module):
@@ -61,8 +70,12 @@ class Teacher(nn.Module):
         return self.model(images, return_features=True)
 
 
-def build_teacher(cfg: CfgNode, data: Data) -> Teacher:
+def build_teacher(cfg: CfgNode, data: Data, *, uses_logits: bool | None = None) -> Teacher:
     """The teacher that ``cfg.TEACHER`` describes.
+
+    Args:
+        uses_logits: whether its logits are used, not its features alone. None: as DISTILLER and
+            DATA.CONFIDENCE_RANGE say.
 
     Raises:
         SetupError: it does not say which, there is no such model or file, the file is truncated or of another model,
@@ -78,12 +91,31 @@ def build_teacher(cfg: CfgNode, data: Data) -> Teacher:
         )
     model = create_from(node, data)
     if node.PRETRAINED:
+        if uses_logits is None:
+            part = tuple(cfg.DATA.CONFIDENCE_RANGE) != (0.0, 1.0)
+            uses_logits = part or distiller_class(cfg.DISTILLER).compares_logits
+        _check_classifier(cfg, model, data, uses_logits)
         return Teacher(model, data.mean, data.std, model.input_mean, model.input_std)
     path = weights_path(node.WEIGHTS)
     content = read_student(path, "TEACHER.WEIGHTS")
     check_description(content, path, "TEACHER", node.NAME, data)
     load_strictly(model, path, content["model"], "TEACHER.WEIGHTS")
     return Teacher(model, data.mean, data.std)
+
+
+def _check_classifier(cfg: CfgNode, model: ClassificationModel, data: Data, uses_logits: bool) -> None:
+    """Raises ``SetupError`` where the logits of a library's model are used and are not of the data's classes."""
+    imagenet = cfg.DATA.NAME == "imagenet" or all(WORDNET_NAME.fullmatch(name) for name in data.class_names)
+    if model.has_own_classifier and imagenet:
+        return
+    name = f"TEACHER.PRETRAINED True: {cfg.TEACHER.NAME!r} was trained on other classes than the data's"
+    if uses_logits:
+        raise SetupError(
+            f"{name}, so that its logits mean nothing here, and they are used (DISTILLER {cfg.DISTILLER!r}, "
+            f"DATA.CONFIDENCE_RANGE {tuple(cfg.DATA.CONFIDENCE_RANGE)}). First train it on these data, with "
+            "STUDENT.PRETRAINED True, and give its model.pth as TEACHER.WEIGHTS; or take a DISTILLER of features alone."
+        )
+    logger.warning("%s; DISTILLER %r uses its features alone", name, cfg.DISTILLER)
 
 
 def create_from(node: CfgNode, data: Data) -> ClassificationModel:
@@ -122,15 +154,16 @@ def weights_path(weights: str) -> Path:
 def train_teacher(cfg: CfgNode) -> None:
     """Trains the teacher by TEACHER.CONFIG_FILES, unless its file is there.
 
-    Runs as a command of its own; an interrupted one is resumed.
+    Runs as a command of its own; an interrupted one is resumed. A file that no run left is taken as it is.
 
     Raises:
-        SetupError: TEACHER.WEIGHTS is not the name of a run, or nothing says how to train it.
-        RuntimeError: the training failed.
+        SetupError: TEACHER.WEIGHTS is not the name of a run, nothing says how to train it, or the training failed.
+        StopRequested: the training was asked to stop; it has saved its state.
     """
     node = cfg.TEACHER
     path = weights_path(node.WEIGHTS)
-    if (path.parent / "result.json").is_file() and path.is_file():
+    finished = (path.parent / "result.json").is_file() or last_state(path.parent) is None
+    if path.is_file() and finished:
         return
     is_name = node.WEIGHTS and path == Path(OUTPUT) / node.WEIGHTS / STUDENT
     if not is_name or not node.CONFIG_FILES:
@@ -144,8 +177,16 @@ def train_teacher(cfg: CfgNode) -> None:
     command += ["STUDENT.NAME", node.NAME, "STUDENT.STEM", node.STEM, "STUDENT.IMAGE_SIZE", str(node.IMAGE_SIZE)]
     command += ["DATA.ROOT", cfg.DATA.ROOT, "OUTPUT_DIR", str(path.parent)]
     print(f"Training the teacher first: {node.WEIGHTS}, by {' '.join(files)}", flush=True)
-    with forwarding_sigterm():
-        stream(command, environment=_single_process(), progress=[""])
+    try:
+        with forwarding_sigterm():
+            stream(command, environment=_single_process(), progress=[""])
+    except CommandError as error:
+        for number in SIGNALS:
+            if error.code in (-number, 128 + number):
+                raise StopRequested(number) from error
+        raise SetupError(
+            f"TEACHER.AUTO_TRAIN: training by {files} ended with code {error.code}; its last lines say why."
+        ) from error
 
 
 def _single_process() -> dict[str, str]:

@@ -4,25 +4,18 @@ python -m classification.train --config-file cifar100/methods/dkd.yaml digits/pa
 python -m classification.train --config-file cifar100/base.yaml STUDENT.NAME resnet32x4       # a model alone
 
 Trailing KEY VALUE pairs override the configuration. Several processes: accelerate launch -m classification.train ...
+SIGINT (Ctrl-C) and SIGTERM end training between two steps, with all of it saved for --resume.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import signal
 from collections.abc import Sequence
 
-from fvcore.common.config import CfgNode
-
-from classification.building import build_accelerator, check_config
-from classification.config import load_config
-from classification.data import check_images
-from classification.distillers import distiller_class
-from classification.evaluate import evaluate_run
-from classification.teacher import train_teacher
-from classification.training import Trainer
 from kd_det.common.command_line import add_config_file, parse_arguments
-from kd_det.common.errors import SetupError, one_line_errors
+from kd_det.common.errors import one_line_errors
+from kd_det.common.signals import StopRequested, noting_signals
 
 
 def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
@@ -30,50 +23,52 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, formatter_class=as_written)
     add_config_file(parser)
-    parser.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's last checkpoint, if any")
+    used = parser.add_mutually_exclusive_group()
+    used.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's last state, if it has a run")
+    used.add_argument("--overwrite", action="store_true", help="delete the run that OUTPUT_DIR has, and start anew")
     parser.add_argument("--eval-only", action="store_true", help="evaluate OUTPUT_DIR's model.pth or STUDENT.WEIGHTS")
     parser.add_argument("--check-data", action="store_true", help="first read every image; stop at unreadable ones")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
     return parser
 
 
-def run(args: argparse.Namespace) -> None:
-    """What the command does.
+class StartUp:
+    """What the first signal does before training has begun: it ends the process at once, nothing being lost."""
 
-    Raises:
-        SetupError: something given cannot work.
-    """
-    cfg = load_config(args.config_file, args.opts)
-    check_config(cfg)
-    first = int(os.environ.get("RANK", "0")) == 0  # of the processes that a launcher started
-    if args.check_data and first:
-        _refuse_unreadable(cfg)
-    if args.eval_only:
-        evaluate_run(cfg)
-        return
-    needs_teacher = distiller_class(cfg.DISTILLER).needs_teacher
-    if first and cfg.TEACHER.NAME and not needs_teacher:
-        method = "a method's file, such as cifar100/methods/kd.yaml, sets another"
-        print(f"DISTILLER is {cfg.DISTILLER!r}: TEACHER.NAME {cfg.TEACHER.NAME!r} is not used; {method}", flush=True)
-    if first and cfg.TEACHER.AUTO_TRAIN and needs_teacher:
-        train_teacher(cfg)
-    result = Trainer(cfg, build_accelerator(cfg), resume=args.resume).train()
-    if first:
-        print(f"top-1 {result['last_top1']:.2f} after the last epoch, best {result['best_top1']:.2f}: {cfg.OUTPUT_DIR}")
+    def __init__(self) -> None:
+        self._number, self._over = 0, False
 
+    def on_signal(self, number: int) -> None:
+        """For ``noting_signals``."""
+        self._number = number
+        if not self._over:
+            self._stop()
 
-def _refuse_unreadable(cfg: CfgNode) -> None:
-    unreadable = check_images(cfg)
-    if unreadable:
-        listed = "\n  ".join(unreadable)
-        raise SetupError(f"--check-data: {len(unreadable)} images cannot be read; replace or remove them:\n  {listed}")
+    def end(self) -> None:
+        """From now on the training loop looks at the signals.
+
+        Raises:
+            KeyboardInterrupt, StopRequested: one came before, and a library kept the exception to itself.
+        """
+        self._over = True
+        if self._number:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise StopRequested(self._number)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; errors of the user's are one line."""
     args = parse_arguments(parser(), arguments)
     with one_line_errors():
-        run(args)
+        start_up = StartUp()
+        with noting_signals(start_up.on_signal) as received:
+            from classification.run import run  # takes seconds, in which a Ctrl-C is to be one line as well
+
+            run(args, received, start_up.end)
 
 
 if __name__ == "__main__":

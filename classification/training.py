@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -16,14 +17,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from classification import building, resuming
-from classification.checkpoint import STUDENT, save_state, save_student
+from classification.checkpoint import STUDENT, save_student
 from classification.data.batch import Batch
+from classification.data.file_source import WorkerError
+from classification.data.image_file import UnreadableImageError
 from classification.evaluation import evaluate
 from classification.finite import check_finite
 from classification.progress import Progress
 from classification.results import HISTORY, RESULT, about_student, describe_run
+from classification.states import largest, place_of, save_state
+from kd_det.common.errors import SetupError
 from kd_det.common.files import write_json
-from kd_det.common.signals import Received, StopRequested, noting_signals
+from kd_det.common.signals import Received, StopRequested
+
+T = TypeVar("T")
+
+# What a process tells the others of that has no data to go on with; a signal's number is larger.
+NO_DATA = 1
 
 
 class Trainer:
@@ -32,13 +42,15 @@ class Trainer:
     Args:
         cfg: the configuration; ``building.check_config`` has passed it.
         accelerator: device, precision and processes.
-        resume: go on from OUTPUT_DIR's last checkpoint, where there is one.
+        resume: go on from OUTPUT_DIR's last state, where there is one.
+        overwrite: delete what OUTPUT_DIR has of another run.
 
     Raises:
-        SetupError: something that the configuration names cannot work.
+        SetupError: something that the configuration names cannot work, or OUTPUT_DIR has a run and neither of the two
+            is asked for.
     """
 
-    def __init__(self, cfg: CfgNode, accelerator: Accelerator, *, resume: bool) -> None:
+    def __init__(self, cfg: CfgNode, accelerator: Accelerator, *, resume: bool, overwrite: bool = False) -> None:
         self.cfg, self.accelerator = cfg, accelerator
         self.output = Path(cfg.OUTPUT_DIR)
         self.data = building.build_data(cfg, accelerator)
@@ -49,44 +61,83 @@ class Trainer:
         self.scheduler = building.build_scheduler(cfg, optimizer)
         self.model, self.optimizer = accelerator.prepare(self.step, optimizer)
         torch.manual_seed(cfg.SEED + 1 + accelerator.process_index)  # dropout, in each process its own
-        self.progress = Progress()
-        state = resuming.find_state(self.output, accelerator, resume=resume)
+        self.progress, self._saved = Progress(), (0, 0)
+        state = resuming.find_state(cfg, accelerator, resume=resume, overwrite=overwrite)
         if state is not None:
-            self.progress = resuming.restore(state, cfg, accelerator, self.scheduler)
+            self.progress = resuming.restore(state, cfg, accelerator, self.model, self.optimizer, self.scheduler)
+            self._saved = place_of(state)
+        self._received = Received()
 
-    def train(self) -> dict[str, Any]:
+    def train(self, received: Received | None = None) -> dict[str, Any]:
         """Trains to the end; returns what result.json holds.
 
+        Args:
+            received: of ``noting_signals``; its signal stops the run between two steps. None: signals are not noted.
+
         Raises:
-            StopRequested: after SIGINT or SIGTERM, with the state saved.
+            StopRequested: after a signal, with the state saved.
+            SetupError: an image cannot be read or a data worker died; the state is saved.
             NonFiniteLossError: a loss became nan or infinite.
+            OSError: results cannot be written, for want of space for example.
         """
+        self._received = received or self._received
         self.accelerator.init_trackers("tensorboard")
-        with noting_signals() as received:
-            while self.progress.epoch < self.cfg.SOLVER.EPOCHS:
-                self._train_epoch(received)
-                self._end_epoch()
+        while self.progress.epoch < self.cfg.SOLVER.EPOCHS:
+            self._train_epoch()
+            self._end_epoch()
         self.accelerator.end_training()
         result = describe_run(self.cfg, self.progress, self.accelerator, self.data, self.step)
         if self.accelerator.is_main_process:
             write_json(self.output / RESULT, result)
         return result
 
-    def _train_epoch(self, received: Received) -> None:
+    def _train_epoch(self) -> None:
         progress, period = self.progress, self.cfg.SOLVER.CHECKPOINT_PERIOD
         self.model.train()
         start = time.perf_counter()
-        for batches in self._with_bar(self._groups()):
+        for batches in self._with_bar(self._watched(self._groups(), self._steps - progress.step)):
             self._take_step(batches)
             progress.step += 1
             progress.steps += 1
             progress.seconds[-1] += time.perf_counter() - start
-            stop = self._agreed(received.number)
-            if stop or (period and progress.steps % period == 0):
+            if period and progress.steps % period == 0:
                 self._save_state()
-            if stop:
-                raise StopRequested(stop)
             start = time.perf_counter()
+
+    @property
+    def _steps(self) -> int:
+        """Of an epoch."""
+        return -(-len(self.data.train) // self.cfg.SOLVER.ACCUMULATE)
+
+    def _watched(self, items: Iterable[T], rounds: int) -> Iterator[T]:
+        """``items``. Before each, where a state is whole, all processes agree on whether to stop.
+
+        Args:
+            rounds: how many items there are in the process that has most.
+        """
+        iterator = iter(items)
+        for _ in range(rounds):
+            item, error = None, None
+            try:
+                item = next(iterator, None)
+            except (UnreadableImageError, WorkerError) as failure:
+                error = failure
+            self._stop_if_asked(error)
+            if item is not None:
+                yield item
+
+    def _stop_if_asked(self, error: Exception | None) -> None:
+        reason = largest(self.accelerator, self._received.number or (NO_DATA if error else 0))
+        if not reason:
+            return
+        self._save_state()
+        if reason == NO_DATA:
+            remedy = " The state is saved; go on with --resume." if self._saved != (0, 0) else ""
+            raise SetupError(f"{error or 'another process has no data: see its error.'}{remedy}") from error
+        if self.accelerator.is_main_process:
+            place = f"in epoch {self.progress.epoch + 1} after {self.progress.step} steps"
+            print(f"stopped by {signal.Signals(reason).name} {place}; --resume goes on from there", flush=True)
+        raise StopRequested(reason)
 
     def _groups(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is left of the epoch."""
@@ -96,10 +147,9 @@ class Trainer:
             yield group
 
     def _with_bar(self, groups: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
-        steps = -(-len(self.data.train) // self.cfg.SOLVER.ACCUMULATE)
         title = f"epoch {self.progress.epoch + 1}/{self.cfg.SOLVER.EPOCHS}"
         hidden = None if self.accelerator.is_main_process else True  # None: shown on a terminal
-        return iter(tqdm(groups, title, steps, initial=self.progress.step, leave=False, disable=hidden))
+        return iter(tqdm(groups, title, self._steps, initial=self.progress.step, leave=False, disable=hidden))
 
     def _take_step(self, batches: list[Batch]) -> None:
         for batch in batches:
@@ -134,14 +184,15 @@ class Trainer:
     def _end_epoch(self) -> None:
         cfg, progress = self.cfg, self.progress
         record = {"epoch": progress.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **self._training_means()}
-        self.scheduler.step()
         due = progress.epoch + 1 == cfg.SOLVER.EPOCHS or (progress.epoch + 1) % cfg.SOLVER.EVAL_PERIOD == 0
         if due:
             student = self.step.student
             with self.accelerator.autocast():
-                record |= evaluate(student, self.data.val, self.data.num_classes, self.accelerator.device)
+                batches = self._watched(self.data.val, self.data.val.rounds)
+                record |= evaluate(student, batches, self.data.num_classes, self.accelerator.device)
             if self.accelerator.is_main_process:
                 save_student(self.output / STUDENT, student, about_student(cfg, self.data, progress, record))
+        self.scheduler.step()  # after the evaluation: a state that is saved in it has not ended its epoch
         progress.end_epoch(record)
         self._save_state()
         self._report(record)
@@ -157,8 +208,14 @@ class Trainer:
         return {"train_top1": 100 * means.pop("correct"), **means}
 
     def _save_state(self) -> None:
-        extra = resuming.contents(self.cfg, self.progress, self.accelerator, self.scheduler)
-        save_state(self.accelerator, self.output, (self.progress.epoch, self.progress.step), extra)
+        place = self.progress.epoch, self.progress.step
+        if place == self._saved:
+            return
+        parts = (self.model, self.optimizer, self.scheduler)
+        save_state(
+            self.accelerator, self.output, place, resuming.contents(self.cfg, self.progress, self.accelerator, *parts)
+        )
+        self._saved = place
 
     def _report(self, record: dict[str, Any]) -> None:
         self.accelerator.log({key: value for key, value in record.items() if key != "epoch"}, step=record["epoch"])
@@ -166,10 +223,3 @@ class Trainer:
             write_json(self.output / HISTORY, self.progress.history)
             figures = "  ".join(f"{key} {value:.4g}" for key, value in record.items() if key != "epoch")
             print(f"epoch {record['epoch']}/{self.cfg.SOLVER.EPOCHS}  {figures}", flush=True)
-
-    def _agreed(self, number: int) -> int:
-        """The signal that any process got; 0 for none."""
-        if self.accelerator.num_processes == 1:
-            return number
-        numbers = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
-        return int(numbers.max())

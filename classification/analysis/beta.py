@@ -55,7 +55,7 @@ def classifier_gaps(cfg: CfgNode, images: int | None = None) -> MeasuredGaps:
         train_teacher(cfg)
     accelerator = build_accelerator(cfg)
     data = build_data(cfg, accelerator)
-    teacher = build_teacher(cfg, data).to(accelerator.device)
+    teacher = build_teacher(cfg, data, uses_logits=True).to(accelerator.device)
     looked_at = _spread(data.val.samples, images).to(accelerator.device)
     gaps = []
     for batch in data.val:

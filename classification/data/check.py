@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from classification.data.catalog import ON_DISK, check_name, root_of
 from classification.data.image_file import UnreadableImageError, read_image
+from kd_det.common.signals import protect_worker
 
 
 def check_images(cfg: CfgNode) -> list[str]:
@@ -24,7 +25,7 @@ def check_images(cfg: CfgNode) -> list[str]:
         return []
     content = ON_DISK[cfg.DATA.NAME](root_of(cfg))
     paths = content.train.paths + content.val.paths
-    with ProcessPoolExecutor(max(1, cfg.DATA.WORKERS)) as pool:
+    with ProcessPoolExecutor(max(1, cfg.DATA.WORKERS), initializer=protect_worker) as pool:
         answers = pool.map(_what_is_wrong, paths, chunksize=32)
         reasons = list(tqdm(answers, "reading images", len(paths), unit="image", disable=None))
     return [f"{path}: {reason}" for path, reason in zip(paths, reasons, strict=True) if reason]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,8 +18,13 @@ from classification.data.batch import Batch
 from classification.data.image_file import UnreadableImageError, read_image
 from classification.data.normalization import Normalization
 from classification.data.seeding import sample_random_numbers
+from kd_det.common.signals import protect_worker, signals_blocked
 
 Transform = Callable[[Image.Image], Tensor]  # to uint8 (3, H, W)
+
+
+class WorkerError(RuntimeError):
+    """A data worker died."""
 
 
 class ImageFiles(Dataset[Tensor | UnreadableImageError]):
@@ -53,7 +61,8 @@ def stack_images(images: list[Tensor | UnreadableImageError]) -> Tensor | Unread
 class FileSource:
     """Images of any size, each transformed by itself, normalised a batch at a time on the device.
 
-    Iterating raises an ``UnreadableImageError``, which names the file, at the batch that has an unreadable image.
+    Iterating raises an ``UnreadableImageError``, which names the file, at the batch that has an unreadable image, and a
+    ``WorkerError`` at the batch that a worker that died does not give.
 
     Args:
         paths: of the image files.
@@ -99,10 +108,41 @@ class FileSource:
             collate_fn=stack_images,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=protect_worker,
             generator=torch.Generator(),  # else starting the workers would take a number from the global generator
         )
-        for images, batch in zip(loader, batches, strict=True):
+        for images, batch in zip(_started(loader), batches, strict=True):
             if isinstance(images, UnreadableImageError):
                 raise images
             indices = batch.to(self.device)
             yield Batch(self.normalize(images.to(self.device, non_blocking=True)), self.labels[indices], indices)
+
+
+def _started(loader: DataLoader[Tensor]) -> Iterator[Tensor | UnreadableImageError]:
+    """The loader's batches.
+
+    PyTorch raises the error of a worker's death wherever the main thread is, in the middle of a step too. Here it is
+    raised where a batch is waited for, within seconds.
+    """
+    try:
+        with signals_blocked(), _own_handler_of_deaths():
+            batches = iter(loader)
+        yield from batches
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise WorkerError(
+            "a data worker died, most likely for want of memory: lower DATA.WORKERS or DATA.BATCH_SIZE."
+        ) from error
+
+
+@contextmanager
+def _own_handler_of_deaths() -> Iterator[None]:
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)

@@ -32,13 +32,18 @@ class EvalLoader:
     """
 
     def __init__(self, source: Source, batch_size: int, process: int = 0, processes: int = 1) -> None:
-        self._source = source
+        self._source, self._batch_size = source, batch_size
         self._shares = eval_shares(len(source), batch_size, process, processes)
 
     @property
     def samples(self) -> int:
         """Samples over all processes."""
         return len(self._source)
+
+    @property
+    def rounds(self) -> int:
+        """Batches over all processes; of the last one, a process may get none."""
+        return -(-len(self._source) // self._batch_size)
 
     def __len__(self) -> int:
         """This process's batches."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from fvcore.common.config import CfgNode
 
 from classification.data.catalog import IN_MEMORY, check_name
-from classification.data.confidence import check_confidence_range
-from classification.data.label_noise import check_label_noise
+from classification.schema import checked
 from kd_det.common.errors import SetupError
 
 MEMORY_SIZE = 32
@@ -17,8 +16,6 @@ def check_settings(cfg: CfgNode, processes: int) -> None:
     check_name(cfg)
     _check_numbers(cfg, processes)
     _check_image_size(cfg.DATA.NAME, cfg.DATA.IMAGE_SIZE)
-    check_label_noise(cfg.DATA.LABEL_NOISE)
-    check_confidence_range(cfg.DATA.CONFIDENCE_RANGE)
 
 
 def check_batch(cfg: CfgNode, samples: int) -> None:
@@ -31,11 +28,8 @@ def check_batch(cfg: CfgNode, samples: int) -> None:
 
 
 def _check_numbers(cfg: CfgNode, processes: int) -> None:
-    for key, smallest in (("BATCH_SIZE", 1), ("EVAL_BATCH_SIZE", 1), ("WORKERS", 0)):
-        if cfg.DATA[key] < smallest:
-            raise SetupError(f"DATA.{key} {cfg.DATA[key]} is too small; give at least {smallest}.")
-    if cfg.SEED < 0:
-        raise SetupError(f"SEED {cfg.SEED} is negative; give 0 or more.")
+    for key in ("SEED", *(f"DATA.{name}" for name in cfg.DATA)):
+        checked(cfg, key)
     if cfg.DATA.BATCH_SIZE % processes:
         raise SetupError(
             f"DATA.BATCH_SIZE {cfg.DATA.BATCH_SIZE} is that of all processes together and does not divide by the "
@@ -49,5 +43,3 @@ def _check_image_size(name: str, size: int) -> None:
             f"DATA.IMAGE_SIZE {size}: the images of {name!r} are {MEMORY_SIZE} x {MEMORY_SIZE}. Leave it at "
             f"{MEMORY_SIZE}; TEACHER.IMAGE_SIZE and STUDENT.IMAGE_SIZE enlarge what a network sees."
         )
-    if size < 1:
-        raise SetupError(f"DATA.IMAGE_SIZE {size} is too small; give the height and width in pixels, such as 224.")

@@ -9,7 +9,7 @@ from classification.data.batch import Batch
 from classification.distillers.base import Distiller, Pair, register_distiller
 from classification.distillers.stages import check_stages
 from classification.models.outputs import ModelOutput
-from kd_det.common.errors import SetupError, non_negative
+from classification.schema import checked
 from kd_det.losses import at_loss
 
 
@@ -20,10 +20,8 @@ class AT(Distiller):
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
         check_stages(cfg, pair)
-        self.weight = non_negative("AT.WEIGHT", cfg.AT.WEIGHT)
-        self.power = cfg.AT.POWER
-        if self.power < 1:
-            raise SetupError(f"AT.POWER {self.power}: it must be 1 or more, as a rule 2.")
+        self.weight = checked(cfg, "AT.WEIGHT")
+        self.power = checked(cfg, "AT.POWER")
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
         return {"loss_at": self.weight * at_loss(student_out.stages, teacher_out.stages, power=self.power)}

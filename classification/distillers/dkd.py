@@ -9,7 +9,7 @@ from classification.data.batch import Batch
 from classification.distillers.base import Pair, register_distiller
 from classification.distillers.logits import LogitDistiller
 from classification.models.outputs import ModelOutput
-from kd_det.common.errors import non_negative, positive
+from classification.schema import checked
 from kd_det.losses import dkd_loss
 
 
@@ -19,16 +19,16 @@ class DKD(LogitDistiller):
 
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
-        self.weight = non_negative("DKD.WEIGHT", cfg.DKD.WEIGHT)
+        self.weight = checked(cfg, "DKD.WEIGHT")
         self.settings = self.read_settings(cfg)
 
     @staticmethod
     def read_settings(cfg: CfgNode) -> dict[str, float]:
         """What ``dkd_loss`` takes beside logits and labels."""
         return {
-            "alpha": non_negative("DKD.ALPHA", cfg.DKD.ALPHA),
-            "beta": non_negative("DKD.BETA", cfg.DKD.BETA),
-            "temperature": positive("DKD.TEMPERATURE", cfg.DKD.TEMPERATURE),
+            "alpha": checked(cfg, "DKD.ALPHA"),
+            "beta": checked(cfg, "DKD.BETA"),
+            "temperature": checked(cfg, "DKD.TEMPERATURE"),
         }
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:

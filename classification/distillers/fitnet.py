@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from classification.data.batch import Batch
 from classification.distillers.base import Distiller, Pair, register_distiller
 from classification.models.outputs import ModelOutput
-from kd_det.common.errors import SetupError, non_negative
+from classification.schema import checked
+from kd_det.common.errors import SetupError
 from kd_det.losses import fitnet_loss, pool_to_common_size
 from kd_det.losses.review_fusion import SafeBatchNorm2d
 
@@ -23,7 +24,7 @@ class FitNet(Distiller):
 
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
-        self.weight = non_negative("FITNET.WEIGHT", cfg.FITNET.WEIGHT)
+        self.weight = checked(cfg, "FITNET.WEIGHT")
         self.stage = cfg.FITNET.STAGE
         given = _channels(self.stage, "student", pair.student_out)
         wanted = _channels(self.stage, "teacher", pair.teacher_out)

@@ -9,7 +9,8 @@ from classification.data.batch import Batch
 from classification.distillers.base import Pair, register_distiller
 from classification.distillers.logits import LogitDistiller
 from classification.models.outputs import ModelOutput
-from kd_det.common.errors import SetupError, non_negative, positive
+from classification.schema import checked
+from kd_det.common.errors import SetupError
 from kd_det.losses import HCDLoss
 
 
@@ -25,19 +26,17 @@ class HCD(LogitDistiller):
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
         node = cfg.HCD
-        self.weight = non_negative("HCD.WEIGHT", node.WEIGHT)
+        self.weight = checked(cfg, "HCD.WEIGHT")
         self.stage = node.STAGE
-        if node.N < 1:
-            raise SetupError(f"HCD.N {node.N}: it must be 1 or more sub-logits.")
         self.loss = HCDLoss(
             _student_channels(node.STAGE, pair.student_out),
             _teacher_channels(cfg.TEACHER.NAME, pair.teacher_out),
             pair.student_out.logits.shape[1],
-            n=node.N,
-            projector_channels=non_negative("HCD.PROJECTOR_CHANNELS", node.PROJECTOR_CHANNELS),
-            temperature=positive("HCD.TEMPERATURE", node.TEMPERATURE),
-            ce_weight=non_negative("HCD.CE_WEIGHT", node.CE_WEIGHT),
-            orthogonal_weight=non_negative("HCD.ORTHOGONAL_WEIGHT", node.ORTHOGONAL_WEIGHT),
+            n=checked(cfg, "HCD.N"),
+            projector_channels=checked(cfg, "HCD.PROJECTOR_CHANNELS"),
+            temperature=checked(cfg, "HCD.TEMPERATURE"),
+            ce_weight=checked(cfg, "HCD.CE_WEIGHT"),
+            orthogonal_weight=checked(cfg, "HCD.ORTHOGONAL_WEIGHT"),
         )
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:

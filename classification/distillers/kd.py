@@ -9,7 +9,7 @@ from classification.data.batch import Batch
 from classification.distillers.base import Pair, register_distiller
 from classification.distillers.logits import LogitDistiller
 from classification.models.outputs import ModelOutput
-from kd_det.common.errors import non_negative, positive
+from classification.schema import checked
 from kd_det.losses import kd_loss
 
 
@@ -19,13 +19,13 @@ class KD(LogitDistiller):
 
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
-        self.weight = non_negative("KD.WEIGHT", cfg.KD.WEIGHT)
+        self.weight = checked(cfg, "KD.WEIGHT")
         self.settings = self.read_settings(cfg)
 
     @staticmethod
     def read_settings(cfg: CfgNode) -> dict[str, float]:
         """What ``kd_loss`` takes beside the logits."""
-        return {"temperature": positive("KD.TEMPERATURE", cfg.KD.TEMPERATURE)}
+        return {"temperature": checked(cfg, "KD.TEMPERATURE")}
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
         loss = kd_loss(self.logits(student_out), self.logits(teacher_out), **self.settings)

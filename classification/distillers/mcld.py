@@ -9,7 +9,8 @@ from classification.data.batch import Batch
 from classification.distillers.base import Pair, register_distiller
 from classification.distillers.logits import LogitDistiller
 from classification.models.outputs import ModelOutput
-from kd_det.common.errors import SetupError, non_negative, positive
+from classification.schema import checked
+from kd_det.common.errors import SetupError
 from kd_det.losses import MCLDLoss
 
 
@@ -30,12 +31,12 @@ class MCLD(LogitDistiller):
                 f"DISTILLER 'mcld': the logits of STUDENT.NAME {cfg.STUDENT.NAME!r} are all zero at the start: "
                 "they have no direction to learn from. Set MCLD.CE True."
             )
-        self.weight = non_negative("MCLD.WEIGHT", node.WEIGHT)
+        self.weight = checked(cfg, "MCLD.WEIGHT")
         self.uses_cross_entropy = node.CE
         self.loss = MCLDLoss(
             pair.student_out.logits.shape[1],
             _queue_size(cfg, pair.train_samples) if node.INSTANCE else 0,
-            temperature=positive("MCLD.TEMPERATURE", node.TEMPERATURE),
+            temperature=checked(cfg, "MCLD.TEMPERATURE"),
             instance=node.INSTANCE,
             sample=node.SAMPLE,
             category=node.CATEGORY,

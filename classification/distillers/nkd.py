@@ -9,7 +9,7 @@ from classification.data.batch import Batch
 from classification.distillers.base import Pair, register_distiller
 from classification.distillers.logits import LogitDistiller
 from classification.models.outputs import ModelOutput
-from kd_det.common.errors import non_negative, positive
+from classification.schema import checked
 from kd_det.losses import nkd_loss
 
 
@@ -19,15 +19,15 @@ class NKD(LogitDistiller):
 
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
-        self.weight = non_negative("NKD.WEIGHT", cfg.NKD.WEIGHT)
+        self.weight = checked(cfg, "NKD.WEIGHT")
         self.settings = self.read_settings(cfg)
 
     @staticmethod
     def read_settings(cfg: CfgNode) -> dict[str, float]:
         """What ``nkd_loss`` takes beside logits and labels."""
         return {
-            "gamma": non_negative("NKD.GAMMA", cfg.NKD.GAMMA),
-            "temperature": positive("NKD.TEMPERATURE", cfg.NKD.TEMPERATURE),
+            "gamma": checked(cfg, "NKD.GAMMA"),
+            "temperature": checked(cfg, "NKD.TEMPERATURE"),
         }
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:

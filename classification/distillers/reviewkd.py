@@ -10,7 +10,7 @@ from classification.data.batch import Batch
 from classification.distillers.base import Distiller, Pair, register_distiller
 from classification.distillers.stages import check_stages
 from classification.models.outputs import ModelOutput
-from kd_det.common.errors import SetupError, non_negative
+from classification.schema import checked
 from kd_det.losses import ReviewKDFusion, hcl_loss
 
 # Of the channels in which the levels are mixed, where REVIEWKD.MID_CHANNELS leaves them to the student.
@@ -29,12 +29,10 @@ class ReviewKD(Distiller):
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
         check_stages(cfg, pair)
-        self.weight = non_negative("REVIEWKD.WEIGHT", cfg.REVIEWKD.WEIGHT)
+        self.weight = checked(cfg, "REVIEWKD.WEIGHT")
         given, wanted = ([level.shape[1] for level in _levels(out)] for out in (pair.student_out, pair.teacher_out))
-        mid_channels = cfg.REVIEWKD.MID_CHANNELS
-        if mid_channels < 0:
-            raise SetupError(f"REVIEWKD.MID_CHANNELS {mid_channels}: it must be 1 or more, or 0 for the student's own.")
-        self.fusion = ReviewKDFusion(given, wanted, mid_channels or min(given[-1], MOST_CHANNELS))
+        mid_channels = checked(cfg, "REVIEWKD.MID_CHANNELS") or min(given[-1], MOST_CHANNELS)
+        self.fusion = ReviewKDFusion(given, wanted, mid_channels)
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
         theirs = _levels(teacher_out)

@@ -8,7 +8,7 @@ from torch import Tensor
 from classification.data.batch import Batch
 from classification.distillers.base import Distiller, Pair, register_distiller
 from classification.models.outputs import ModelOutput
-from kd_det.common.errors import non_negative
+from classification.schema import checked
 from kd_det.losses import rkd_angle_loss, rkd_distance_loss
 
 
@@ -18,8 +18,8 @@ class RKD(Distiller):
 
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
-        self.distance_weight = non_negative("RKD.DISTANCE_WEIGHT", cfg.RKD.DISTANCE_WEIGHT)
-        self.angle_weight = non_negative("RKD.ANGLE_WEIGHT", cfg.RKD.ANGLE_WEIGHT)
+        self.distance_weight = checked(cfg, "RKD.DISTANCE_WEIGHT")
+        self.angle_weight = checked(cfg, "RKD.ANGLE_WEIGHT")
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
         s, t = student_out.pooled, teacher_out.pooled

@@ -15,7 +15,8 @@ from classification.distillers.kd import KD
 from classification.distillers.logits import LogitDistiller
 from classification.distillers.nkd import NKD
 from classification.models.outputs import ModelOutput
-from kd_det.common.errors import SetupError, did_you_mean, non_negative
+from classification.schema import checked
+from kd_det.common.errors import SetupError
 from kd_det.losses import dkd_loss, kd_loss, multi_scale_logits, nkd_loss, sdd_loss
 
 # A region's loss by its name in SDD.BASE, and what reads its settings.
@@ -35,22 +36,17 @@ class SDD(LogitDistiller):
 
     def __init__(self, cfg: CfgNode, pair: Pair) -> None:
         super().__init__(cfg, pair)
-        node = cfg.SDD
-        if node.BASE not in BASES:
-            raise SetupError(
-                f"SDD.BASE {node.BASE!r}: it must be one of {', '.join(BASES)}.{did_you_mean(node.BASE, BASES)}"
-            )
         # In a tuple, where they are no submodules: their parameters belong to the models.
         self.classifiers = (
             _classifier("STUDENT.NAME", cfg.STUDENT.NAME, pair.student),
             _classifier("TEACHER.NAME", cfg.TEACHER.NAME, pair.teacher),
         )
-        self.scales = _scales(node.SCALES, pair)
-        self.weight = non_negative("SDD.WEIGHT", node.WEIGHT)
-        loss, read_settings = BASES[node.BASE]
+        self.scales = _scales(checked(cfg, "SDD.SCALES"), pair)
+        self.weight = checked(cfg, "SDD.WEIGHT")
+        loss, read_settings = BASES[checked(cfg, "SDD.BASE")]
         self.settings = {
             "base": loss,
-            "complementary_weight": non_negative("SDD.COMPLEMENTARY_WEIGHT", node.COMPLEMENTARY_WEIGHT),
+            "complementary_weight": checked(cfg, "SDD.COMPLEMENTARY_WEIGHT"),
             **read_settings(cfg),
         }
 
@@ -74,12 +70,6 @@ def _classifier(key: str, name: str, model: nn.Module) -> nn.Linear:
 
 
 def _scales(scales: Sequence[int], pair: Pair) -> tuple[int, ...]:
-    whole_numbers = all(type(scale) is int and scale >= 1 for scale in scales)
-    if not whole_numbers or tuple(scales[:1]) != (1,) or len(set(scales)) < len(scales):
-        raise SetupError(
-            f"SDD.SCALES {tuple(scales)}: it must be 1, the whole image, and then different whole numbers, such as "
-            "(1, 2, 4)."
-        )
     for side, out in (("student", pair.student_out), ("teacher", pair.teacher_out)):
         height, width = out.map.shape[2:]
         if max(scales) > min(height, width):

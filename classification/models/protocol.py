@@ -22,12 +22,15 @@ class ClassificationModel(nn.Module):
             what classifies the map's regions (SDD) needs that.
         input_mean, input_std: of the images, scaled to [0, 1], that the library's pretrained weights were trained on,
             red, green, blue; None for models without such weights.
+        has_own_classifier: whether a pretrained model has the classifier that it was trained with; False where that
+            has another number of classes, so that a new one took its place.
     """
 
     classifier: nn.Linear | None
     pools_linearly: bool = True
     input_mean: tuple[float, ...] | None = None
     input_std: tuple[float, ...] | None = None
+    has_own_classifier: bool = False
 
 
 class ConvNet(ClassificationModel):

@@ -31,6 +31,7 @@ class TimmModel(LibraryModel):
         super().__init__(_build(name, num_classes, pretrained, image_size))
         config = self.model.pretrained_cfg
         self.input_mean, self.input_std = tuple(config["mean"]), tuple(config["std"])
+        self.has_own_classifier = pretrained and config.get("num_classes") == num_classes
         self.levels = _levels(self.model)
         self.one_linear_layer = False
         size = image_size or config["input_size"][-1]

@@ -35,7 +35,7 @@ class TorchvisionModel(LibraryModel):
     def __init__(self, name: str, num_classes: int, *, pretrained: bool = False, image_size: int | None = None) -> None:
         name, _, tag = name.partition(".")
         weights = _weights(name, tag or "DEFAULT")
-        network, classifier = _build(name, num_classes, weights if pretrained else None)
+        network, classifier, own = _build(name, num_classes, weights if pretrained else None)
         image = probe_image(image_size or 224)
         graphs = get_graph_node_names(network, suppress_diff_warning=True)  # as in training, as in evaluation
         ends = [_ends(name, nodes, classifier) for nodes in graphs]
@@ -53,6 +53,7 @@ class TorchvisionModel(LibraryModel):
             raise SetupError(f"torchvision/{name} does not take {size} images: {error}") from error
         transforms = weights.transforms()
         self.input_mean, self.input_std = tuple(transforms.mean), tuple(transforms.std)
+        self.has_own_classifier = own
 
     @property
     def classifier(self) -> nn.Linear:  # type: ignore[override]
@@ -78,8 +79,8 @@ def _weights(name: str, tag: str) -> WeightsEnum:
     return tags[tag]
 
 
-def _build(name: str, num_classes: int, pretrained: WeightsEnum | None) -> tuple[nn.Module, str]:
-    """The model, and the name of its last linear layer."""
+def _build(name: str, num_classes: int, pretrained: WeightsEnum | None) -> tuple[nn.Module, str, bool]:
+    """The model, the name of its last linear layer, and whether that is the pretrained one."""
     if pretrained is None:
         network = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
     else:
@@ -90,11 +91,12 @@ def _build(name: str, num_classes: int, pretrained: WeightsEnum | None) -> tuple
     linear = [key for key, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise SetupError(_unfit(name))
-    if pretrained and network.get_submodule(linear[-1]).out_features != num_classes:
+    own = pretrained is not None and network.get_submodule(linear[-1]).out_features == num_classes
+    if pretrained and not own:
         parent, _, key = linear[-1].rpartition(".")
         new = nn.Linear(network.get_submodule(linear[-1]).in_features, num_classes)
         setattr(network.get_submodule(parent), key, new)
-    return network, linear[-1]
+    return network, linear[-1], own
 
 
 def _ends(name: str, nodes: list[str], classifier: str) -> dict[str, str]:

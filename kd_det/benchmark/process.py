@@ -13,6 +13,14 @@ KEPT_LINES = 40
 _running: set[subprocess.Popen[str]] = set()
 
 
+class CommandError(RuntimeError):
+    """A command failed: its exit ``code``, negative for the number of a signal that ended it."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def stream(
     command: Sequence[str],
     threads: int | None = None,
@@ -29,7 +37,7 @@ def stream(
         progress: what a progress line contains; an empty string makes every line one.
 
     Raises:
-        RuntimeError: the command failed; its last lines are in the message.
+        CommandError: the command failed; its last lines are in the message.
     """
     # Threads that spin while they wait slow each other down many times over where others use the cores too.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **(os.environ if environment is None else environment)}
@@ -48,7 +56,7 @@ def stream(
         _running.discard(process)
     if code:
         text = "\n".join(last)
-        raise RuntimeError(f"{text}\n`{' '.join(command)}` ended with code {code}; its last lines are above.")
+        raise CommandError(f"{text}\n`{' '.join(command)}` ended with code {code}; its last lines are above.", code)
 
 
 @contextmanager

@@ -133,15 +133,17 @@ def protect_worker(worker_id: int = 0) -> None:
     """
     del worker_id
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # Windows, macOS: the sender of a signal cannot be told
+    if not hasattr(signal, "sigtimedwait"):  # Windows, macOS: the sender of a signal cannot be told
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with_the_parent(parent: int) -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
-        pass
+    while os.getppid() == parent:  # one that was killed sends nothing
+        received = signal.sigtimedwait([signal.SIGTERM], 5.0)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)
 
 

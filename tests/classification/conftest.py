@@ -3,11 +3,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.classification.forked import train
 
 ROOT = Path(__file__).parent.parent.parent
 # 1,437 scans in 12 steps of an epoch: seconds on one core.
@@ -16,10 +17,10 @@ SHORT = ["DATA.BATCH_SIZE", 128, "SOLVER.EPOCHS", 2, "SOLVER.STEPS", "(1,)", "SO
 
 @pytest.fixture
 def classify(tmp_path):
-    """``classify(*arguments)`` runs ``python -m classification.train`` in ``tmp_path``; ``module`` another one."""
+    """``classify(*arguments)`` runs ``python -m classification.train`` in ``tmp_path``."""
 
-    def run(*arguments: object, module: str = "classification.train") -> subprocess.CompletedProcess[str]:
-        return command([sys.executable, "-m", module, *map(str, arguments)], tmp_path)
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return train(tmp_path, *arguments)
 
     return run
 
@@ -36,14 +37,14 @@ def teacher_file(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("classification_teacher")
     settings = ["STUDENT.NAME", "resnet14", *SHORT, "SOLVER.EPOCHS", 5, "SOLVER.SCHEDULE", "cosine"]
     settings += ["DATA.BATCH_SIZE", 64, "OUTPUT_DIR", "teacher"]
-    result = command([sys.executable, "-m", "classification.train", *map(str, settings)], folder)
+    result = train(folder, *settings)
     assert result.returncode == 0, result.stderr[-3000:]
     weights = folder / "teacher" / "model.pth"
     assert torch.load(weights, weights_only=True)["top1"] > 80
     return weights
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def distil(teacher_file):
     """The settings of a short run under that teacher."""
     return ["TEACHER.NAME", "resnet14", "TEACHER.WEIGHTS", str(teacher_file), *SHORT]

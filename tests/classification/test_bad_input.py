@@ -15,7 +15,7 @@ def refused(distil, monkeypatch, capsys, tmp_path):
         from classification import train
         from classification.training import Trainer
 
-        monkeypatch.setattr(Trainer, "train", lambda self: pytest.fail("training began"))
+        monkeypatch.setattr(Trainer, "train", lambda self, received: pytest.fail("training began"))
         with pytest.raises(SystemExit) as raised:
             train.main([*flags, *map(str, [*distil, "DISTILLER", "dkd", "OUTPUT_DIR", "run", *overrides])])
         assert raised.value.code == 2
@@ -50,6 +50,17 @@ def refused(distil, monkeypatch, capsys, tmp_path):
         (["DATA.CONFIDENCE_RANGE", "(0.5, 0.2)"], ["DATA.CONFIDENCE_RANGE", "0.5"]),
         (["DATA.NAME", "cub200"], ["CUB_200_2011"]),
         (["SEED"], ["SEED"]),
+        (["KD.TEMPERATURE", "1e-30"], ["KD.TEMPERATURE is 1e-30", "from 1e-06 to 1e+06"]),
+        (["DISTILLER", "mcld", "MCLD.TEMPERATURE", "1e7"], ["MCLD.TEMPERATURE is 10000000.0"]),
+        (["DKD.WEIGHT", "None"], ["DKD.WEIGHT is None"]),
+        (["DISTILLER", "sdd", "SDD.SCALES", "(1, 100)"], ["SDD.SCALES (1, 100)", "8 x 8"]),
+        (["SOLVER.STEPS", "(210, 150)"], ["SOLVER.STEPS is (210, 150)", "increasing"]),
+        (["SOLVER.STEPS", "['a']"], ["SOLVER.STEPS is ('a',)"]),
+        (["SOLVER.MOMENTUM", "5.0"], ["SOLVER.MOMENTUM is 5.0", "below 1"]),
+        (["SOLVER.LR", "1e999"], ["SOLVER.LR is inf"]),
+        (["OUTPUT_DIR", "None"], ["OUTPUT_DIR is None"]),
+        (["DATA.ROOT", "None"], ["DATA.ROOT is None"]),
+        (["SEED", "-1"], ["SEED is -1"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

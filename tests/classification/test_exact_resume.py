@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.classification.conftest import command, outcome
-
-# Sends its own process a signal at the nth call of a function, before or after the call's work.
-KILLER = """
-import importlib, os, signal, sys
-from classification import train
-place, name, when, number, sent = (sys.argv[1] + ":SIGKILL").split(":")[:5]
-owner = importlib.import_module(place)
-*path, name = name.split(".")
-for part in path:
-    owner = getattr(owner, part)
-original, calls = getattr(owner, name), 0
-def killing(*args, **kwargs):
-    global calls
-    calls += 1
-    if calls == int(number) and when == "before":
-        os.kill(os.getpid(), signal.Signals[sent])
-    result = original(*args, **kwargs)
-    if calls == int(number):
-        os.kill(os.getpid(), signal.Signals[sent])
-    return result
-setattr(owner, name, killing)
-train.main(sys.argv[2:])
-"""
+from tests.classification import forked
+from tests.classification.conftest import outcome
 
 KILLS = {
     "first step": ["classification.training:Trainer._take_step:before:1"],
@@ -40,28 +17,27 @@ KILLS = {
         "classification.training:Trainer._take_step:after:8",
         "classification.training:Trainer._take_step:before:9",
     ],
-    "half-written state": ["classification.checkpoint:_flush:before:2"],
-    "state written, not yet named": ["classification.checkpoint:_flush:after:3"],
-    "state named, older not yet removed": ["pathlib:Path.iterdir:before:3"],
-    "half-written student": ["kd_det.common.files:os.replace:before:1"],
+    "half-written state": ["classification.states:_write:before:6"],
+    "state written, not yet named": ["classification.states:_publish:before:3"],
+    "state named, older not yet removed": ["classification.states:_remove_others:before:3"],
+    "half-written student": ["kd_det.common.files:os.replace:before:11"],
     "in the evaluation": ["classification.training:evaluate:before:2"],
     "after the last epoch": ["classification.training:describe_run:before:1"],
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings(distil):
     # The adapter is state of the distiller's own; the policies draw many random numbers for each image.
     extras = ["DATA.AUTO_AUGMENT", "True", "DATA.LABEL_NOISE", "0.1", "WARMUP_EPOCHS", "2"]
     return [*distil, "DISTILLER", "fitnet", *extras]
 
 
-def train(folder: Path, settings: list, output: str, *, kill: str | None = None, flags: tuple[str, ...] = ()):
-    start = ["-m", "classification.train"] if kill is None else ["-c", KILLER, kill]
-    return command([sys.executable, *start, *flags, *map(str, settings), "OUTPUT_DIR", output], folder)
+def train(folder: Path, settings: list, output: str, *, kill: str = "", flags: tuple[str, ...] = (), **limits):
+    return forked.train(folder, *flags, *settings, "OUTPUT_DIR", output, kill=kill, **limits)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def uninterrupted(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     result = train(folder, settings, "run")
@@ -89,6 +65,17 @@ def test_sigterm_saves_at_once_and_loses_no_step(settings, uninterrupted, tmp_pa
     resumed = train(tmp_path, settings, "run", flags=("--resume",))
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert_same(outcome(tmp_path / "run"), uninterrupted, "SIGTERM")
+
+
+def test_sigterm_in_the_evaluation_saves_before_its_end(settings, uninterrupted, tmp_path):
+    stopped = train(tmp_path, settings, "run", kill="torchmetrics:MetricCollection.update:before:1:SIGTERM")
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr[-3000:]
+    assert "stopped by SIGTERM in epoch 1 after 12 steps; --resume goes on from there" in stopped.stdout
+    assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["0-12"]
+    assert not (tmp_path / "run" / "model.pth").exists()
+    resumed = train(tmp_path, settings, "run", flags=("--resume",))
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert_same(outcome(tmp_path / "run"), uninterrupted, "SIGTERM in the evaluation")
 
 
 def test_another_configuration_is_no_resumption(settings, tmp_path):

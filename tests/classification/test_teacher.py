@@ -6,13 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torchvision.models import WeightsEnum, resnet18
 
 from classification import teacher, train
 from classification.checkpoint import save_student
 from classification.config import load_config
 from classification.models import create_model
 from classification.models.resizing import resize_inputs
+from kd_det.benchmark.process import CommandError
 from kd_det.common.command_line import parse_arguments
+from kd_det.common.errors import SetupError
+from kd_det.common.signals import StopRequested
+from tests.conftest import ROOT
 
 DATA = SimpleNamespace(
     mean=(0.51, 0.49, 0.44), std=(0.27, 0.26, 0.28), num_classes=3, class_names=("a", "b", "c"), image_size=32
@@ -22,6 +27,75 @@ PIXELS = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 def normalised(mean, std):
     return (PIXELS - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+
+
+PRETRAINED = ["TEACHER.NAME", "torchvision/resnet18", "TEACHER.PRETRAINED", "True"]
+
+
+@pytest.fixture
+def random_weights(monkeypatch):
+    """In place of torchvision's, which would be downloaded."""
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, **_: resnet18(weights=None).state_dict())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["DISTILLER", "dkd"], ["DISTILLER", "hcd"], ["DISTILLER", "fitnet", "DATA.CONFIDENCE_RANGE", "(0.0, 0.5)"]],
+)
+def test_logits_of_a_classifier_that_was_made_anew_are_refused(settings, random_weights):
+    with pytest.raises(
+        SetupError, match=r"TEACHER\.PRETRAINED True: .*resnet18' was trained on other classes.*WEIGHTS"
+    ):
+        teacher.build_teacher(load_config("", [*PRETRAINED, *settings]), DATA)
+
+
+def test_features_of_one_are_not_and_the_log_says_so(random_weights, caplog):
+    cfg = load_config("", [*PRETRAINED, "DISTILLER", "reviewkd"])
+    teacher.build_teacher(cfg, DATA)
+    assert "was trained on other classes than the data's; DISTILLER 'reviewkd' uses its features alone" in caplog.text
+    with pytest.raises(SetupError, match="other classes"):
+        teacher.build_teacher(cfg, DATA, uses_logits=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "data", "fits"), [("n{:08}", "folder", True), ("own {}", "folder", False), ("own {}", "imagenet", True)]
+)
+def test_a_thousand_classes_are_imagenets_by_their_names(names, data, fits, random_weights):
+    classes = SimpleNamespace(
+        **{**vars(DATA), "num_classes": 1000, "class_names": [names.format(i) for i in range(1000)]}
+    )
+    cfg = load_config("", [*PRETRAINED, "DISTILLER", "kd", "DATA.NAME", data])
+    if fits:
+        assert teacher.build_teacher(cfg, classes).model.has_own_classifier
+    else:
+        with pytest.raises(SetupError, match="other classes"):
+            teacher.build_teacher(cfg, classes)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(143, StopRequested), (-2, StopRequested), (2, SetupError)])
+def test_a_training_that_failed_or_was_stopped(code, expected, tmp_path, monkeypatch):
+    def stream(*args, **kwargs):
+        raise CommandError("its lines", code)
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.setattr(teacher, "stream", stream)
+    cfg = load_config("", ["TEACHER.NAME", "resnet20", "TEACHER.WEIGHTS", "digits/vanilla_resnet20"])
+    with pytest.raises(expected) as raised:
+        teacher.train_teacher(cfg)
+    if expected is SetupError:
+        assert "TEACHER.AUTO_TRAIN" in str(raised.value) and "code 2" in str(raised.value)
+    else:
+        assert raised.value.code == 128 + abs(code) % 128
+
+
+def test_a_file_that_no_run_left_is_taken_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(teacher, "stream", lambda *args, **kwargs: pytest.fail("a training began"))
+    folder = tmp_path / "output" / "digits" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "model.pth").write_bytes(b"")
+    teacher.train_teacher(load_config("", ["TEACHER.WEIGHTS", "digits/mine"]))
 
 
 @pytest.mark.parametrize("name", ["timm/test_vit", "torchvision/resnet18"])
@@ -41,7 +115,9 @@ def test_one_that_we_trained_answers_as_it_did_as_a_student(name, tmp_path):
 
 def test_a_librarys_own_sees_its_own_normalisation(monkeypatch):
     model = create_model("timm/test_vit", 3, image_size=32)
+    model.has_own_classifier = True
     monkeypatch.setattr(teacher, "create_from", lambda node, data: model)  # PRETRAINED would download
+    monkeypatch.setattr(DATA, "class_names", ("n00000001", "n00000002", "n00000003"))
     cfg = load_config("", ["TEACHER.NAME", "timm/test_vit", "TEACHER.PRETRAINED", "True"])
     pretrained = teacher.build_teacher(cfg, DATA)
     expected = model(normalised(model.input_mean, model.input_std), return_features=True)

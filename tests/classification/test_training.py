@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from classification.checkpoint import last_state, read_progress
 from classification.models import create_model
+from classification.states import last_state, read_progress
 from tests.classification.conftest import outcome
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -15,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from classification import building
 from classification.config import load_config
 from classification.data import build_data
-from tests.classification.conftest import command, outcome
+from classification.states import last_state, place_of
+from tests.classification.conftest import ROOT, command, outcome
 
 METHODS = ["none", "kd", "dkd", "nkd", "sdd", "fitnet", "at", "reviewkd", "mcld", "hcd"]
 
@@ -73,14 +77,31 @@ def test_two_processes_give_the_gradients_of_one(both, method):
         assert torch.equal(first[name], second[name])
 
 
-def test_accelerate_launch(distil, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", str(free_port())]
+def test_accelerate_launch_stopped_and_resumed(distil, tmp_path):
+    """SIGTERM to the launcher's group, as batch systems send it: the launcher passes it on and waits."""
     settings = [*map(str, distil), "DISTILLER", "dkd", "OUTPUT_DIR", "run", "SOLVER.EPOCHS", "1"]
-    result = command([*launch, "-m", "classification.train", *settings], tmp_path)
-    assert result.returncode == 0, result.stderr[-3000:]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    launcher = subprocess.Popen(
+        [*launch(), "-m", "classification.train", *settings],
+        cwd=tmp_path, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while launcher.poll() is None and last_state(tmp_path / "run") is None:  # CHECKPOINT_PERIOD is 5
+        time.sleep(0.01)
+    os.killpg(launcher.pid, signal.SIGTERM)
+    stdout, _ = launcher.communicate(timeout=300)
+    assert launcher.returncode and "stopped by SIGTERM in epoch 1 after" in stdout
+    _, step = place_of(last_state(tmp_path / "run"))
+    assert f"after {step} steps" in stdout and step >= 5
+
+    resumed = command([*launch(), "-m", "classification.train", "--resume", *settings], tmp_path)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
     _, history, figures = outcome(tmp_path / "run")
     assert figures["processes"] == 2 and len(history) == 1 and history[0]["top1"] == figures["last_top1"]
     evaluated = command([sys.executable, "-m", "classification.evaluate", *settings], tmp_path)
     assert json.loads(evaluated.stdout.splitlines()[-1])["top1"] == pytest.approx(figures["last_top1"], abs=1e-9)
+
+
+def launch() -> list[str]:
+    line = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    line += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*line, "--main_process_port", str(free_port())]

@@ -21,17 +21,17 @@ def refuse(match: str, *overrides: object, processes: int = 1) -> None:
     [
         (("DATA.NAME", "cifar10"), r"DATA\.NAME 'cifar10' does not exist\. Did you mean 'cifar100'\?"),
         (("DATA.NAME", "digit"), r"Did you mean 'digits'"),
-        (("DATA.BATCH_SIZE", 0), r"DATA\.BATCH_SIZE 0"),
-        (("DATA.EVAL_BATCH_SIZE", 0), r"DATA\.EVAL_BATCH_SIZE 0"),
-        (("DATA.WORKERS", -1), r"DATA\.WORKERS -1"),
-        (("SEED", -1), r"SEED -1"),
+        (("DATA.BATCH_SIZE", 0), r"DATA\.BATCH_SIZE is 0"),
+        (("DATA.EVAL_BATCH_SIZE", 0), r"DATA\.EVAL_BATCH_SIZE is 0"),
+        (("DATA.WORKERS", -1), r"DATA\.WORKERS is -1"),
+        (("SEED", -1), r"SEED is -1"),
         (("DATA.BATCH_SIZE", 1438), r"DATA\.BATCH_SIZE 1438 is larger than the training set of 1437"),
         (("DATA.IMAGE_SIZE", 64), r"DATA\.IMAGE_SIZE 64.*TEACHER\.IMAGE_SIZE"),
         (("DATA.NAME", "cifar100", "DATA.IMAGE_SIZE", 224), r"DATA\.IMAGE_SIZE 224.*TEACHER\.IMAGE_SIZE"),
-        (("DATA.NAME", "folder", "DATA.IMAGE_SIZE", 0), r"DATA\.IMAGE_SIZE 0"),
-        (("DATA.LABEL_NOISE", 1.0), r"DATA\.LABEL_NOISE 1\.0"),
-        (("DATA.LABEL_NOISE", -0.1), r"DATA\.LABEL_NOISE -0\.1"),
-        (("DATA.CONFIDENCE_RANGE", "(0.5, 0.5)"), r"DATA\.CONFIDENCE_RANGE \(0\.5, 0\.5\)"),
+        (("DATA.NAME", "folder", "DATA.IMAGE_SIZE", 0), r"DATA\.IMAGE_SIZE is 0"),
+        (("DATA.LABEL_NOISE", 1.0), r"DATA\.LABEL_NOISE is 1\.0"),
+        (("DATA.LABEL_NOISE", -0.1), r"DATA\.LABEL_NOISE is -0\.1"),
+        (("DATA.CONFIDENCE_RANGE", "(0.5, 0.5)"), r"DATA\.CONFIDENCE_RANGE is \(0\.5, 0\.5\)"),
         (("DATA.CONFIDENCE_RANGE", "(0.5, 0.2)"), r"DATA\.CONFIDENCE_RANGE"),
         (("DATA.CONFIDENCE_RANGE", "(-0.1, 0.2)"), r"DATA\.CONFIDENCE_RANGE"),
         (("DATA.CONFIDENCE_RANGE", "(0.5, 1.1)"), r"DATA\.CONFIDENCE_RANGE"),
@@ -45,7 +45,7 @@ def test_settings(overrides, match):
 def test_label_noise_that_is_no_number():
     cfg = config()
     cfg.DATA.LABEL_NOISE = float("nan")
-    with pytest.raises(SetupError, match=r"DATA\.LABEL_NOISE nan"):
+    with pytest.raises(SetupError, match=r"DATA\.LABEL_NOISE is nan"):
         build_data(cfg, "cpu")
 
 

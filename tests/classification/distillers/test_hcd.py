@@ -103,7 +103,7 @@ def test_one_sub_logit_has_no_orthogonality():
     [
         (["HCD.STAGE", 2], "HCD.STAGE 2: the student has the stages 0 to 1"),
         (["HCD.STAGE", -2], "HCD.STAGE -2: the student has the stages 0 to 1"),
-        (["HCD.N", 0], "HCD.N 0: it must be 1 or more"),
+        (["HCD.N", 0], "HCD.N is 0; it must be a whole number, 1 or more"),
         (["HCD.PROJECTOR_CHANNELS", -1], "HCD.PROJECTOR_CHANNELS is -1"),
         (["HCD.TEMPERATURE", 0.0], "HCD.TEMPERATURE is 0.0"),
         (["HCD.WEIGHT", float("nan")], "HCD.WEIGHT is nan"),

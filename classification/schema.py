@@ -1,0 +1,186 @@
+"""What every key of the configuration may be. Checked at start-up, all keys of them, whatever the method needs.
+
+What depends on data or networks (a stage that there is, a batch that is not larger than the training set) is checked
+where these are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from classification.models.stem import STEMS
+from kd_det.common.errors import SetupError, non_negative, one_of, positive, temperature, whole_number
+
+Check = Callable[[str, Any], Any]
+MOST_PIXELS = 4096
+
+
+def flag(key: str, value: Any) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise SetupError(f"{key} is {value!r}; it must be True or False.")
+
+
+def text(key: str, value: Any) -> None:
+    """Any text, which may be empty."""
+    if not isinstance(value, str) or "\0" in value:
+        raise SetupError(f"{key} is {value!r}; it must be text without zero bytes.")
+
+
+def path(key: str, value: Any) -> None:
+    """The path of a file or folder."""
+    text(key, value)
+    if not value:
+        raise SetupError(f"{key} is empty; give a path.")
+
+
+def below_one(key: str, value: Any) -> None:
+    """A fraction from 0 to below 1."""
+    non_negative(key, value)
+    if value >= 1:
+        raise SetupError(f"{key} is {value!r}; it must be from 0 to below 1.")
+
+
+def fractions(key: str, value: Any) -> None:
+    """(a, b) with 0 <= a < b <= 1."""
+    numbers = isinstance(value, (tuple, list)) and all(isinstance(end, (int, float)) for end in value)
+    if not numbers or len(value) != 2 or not 0 <= value[0] < value[1] <= 1:
+        raise SetupError(f"{key} is {value!r}; it must be (a, b) with 0 <= a < b <= 1, such as (0.0, 0.5).")
+
+
+def epochs(key: str, value: Any) -> None:
+    """Increasing numbers of epochs, or none."""
+    whole = isinstance(value, (tuple, list)) and all(type(epoch) is int and epoch > 0 for epoch in value)
+    if not whole or any(a >= b for a, b in pairwise(value)):
+        raise SetupError(f"{key} is {value!r}; it must be increasing whole numbers from 1, such as (150, 180, 210).")
+
+
+def scales(key: str, value: Any) -> None:
+    """1, then other whole numbers, none of them twice."""
+    whole = isinstance(value, (tuple, list)) and all(type(scale) is int and scale > 0 for scale in value)
+    if not whole or tuple(value[:1]) != (1,) or len(set(value)) < len(value):
+        raise SetupError(
+            f"{key} is {value!r}; it must be 1, the whole image, and then different whole numbers, such as (1, 2, 4)."
+        )
+
+
+def whole(key: str, value: Any, least: int, most: int) -> None:
+    """A whole number from ``least`` to ``most``."""
+    whole_number(key, value, least)
+    if value > most:
+        raise SetupError(f"{key} is {value!r}; it must be at most {most}.")
+
+
+count = partial(whole_number, least=0)
+at_least_one = partial(whole_number, least=1)
+# Beyond these a typing error would take all memory or every process.
+pixels = partial(whole, least=0, most=MOST_PIXELS)
+channels = partial(whole, least=0, most=65536)
+
+SCHEMA: dict[str, Check] = {
+    "OUTPUT_DIR": path,
+    "SEED": partial(whole, least=0, most=2**32 - 1),  # what every generator takes
+    "DISTILLER": text,
+    "STANDARDIZE": flag,
+    "WARMUP_EPOCHS": count,
+    "CE_WEIGHT": non_negative,
+    "DATA.NAME": text,
+    "DATA.ROOT": path,
+    "DATA.IMAGE_SIZE": partial(whole, least=1, most=MOST_PIXELS),
+    "DATA.BATCH_SIZE": at_least_one,
+    "DATA.EVAL_BATCH_SIZE": at_least_one,
+    "DATA.WORKERS": partial(whole, least=0, most=1024),
+    "DATA.AUTO_AUGMENT": flag,
+    "DATA.LABEL_NOISE": below_one,
+    "DATA.CONFIDENCE_RANGE": fractions,
+    "STUDENT.NAME": text,
+    "STUDENT.PRETRAINED": flag,
+    "STUDENT.WEIGHTS": text,
+    "STUDENT.STEM": partial(one_of, allowed=STEMS),
+    "STUDENT.IMAGE_SIZE": pixels,
+    "TEACHER.NAME": text,
+    "TEACHER.WEIGHTS": text,
+    "TEACHER.PRETRAINED": flag,
+    "TEACHER.AUTO_TRAIN": flag,
+    "TEACHER.STEM": partial(one_of, allowed=STEMS),
+    "TEACHER.IMAGE_SIZE": pixels,
+    "SOLVER.EPOCHS": at_least_one,
+    "SOLVER.OPTIMIZER": partial(one_of, allowed=("sgd", "adamw")),
+    "SOLVER.LR": positive,
+    "SOLVER.MOMENTUM": below_one,
+    "SOLVER.WEIGHT_DECAY": non_negative,
+    "SOLVER.SCHEDULE": partial(one_of, allowed=("step", "cosine")),
+    "SOLVER.STEPS": epochs,
+    "SOLVER.GAMMA": positive,
+    "SOLVER.ACCUMULATE": at_least_one,
+    "SOLVER.CLIP_GRAD_NORM": non_negative,
+    "SOLVER.MIXED_PRECISION": partial(one_of, allowed=("no", "fp16", "bf16")),
+    "SOLVER.CHANNELS_LAST": flag,
+    "SOLVER.COMPILE": flag,
+    "SOLVER.CHECKPOINT_PERIOD": count,
+    "SOLVER.EVAL_PERIOD": at_least_one,
+    "WANDB": flag,
+    "KD.WEIGHT": non_negative,
+    "KD.TEMPERATURE": temperature,
+    "DKD.WEIGHT": non_negative,
+    "DKD.ALPHA": non_negative,
+    "DKD.BETA": non_negative,
+    "DKD.TEMPERATURE": temperature,
+    "NKD.WEIGHT": non_negative,
+    "NKD.GAMMA": non_negative,
+    "NKD.TEMPERATURE": temperature,
+    "SDD.WEIGHT": non_negative,
+    "SDD.BASE": partial(one_of, allowed=("kd", "dkd", "nkd")),
+    "SDD.SCALES": scales,
+    "SDD.COMPLEMENTARY_WEIGHT": non_negative,
+    "FITNET.WEIGHT": non_negative,
+    "FITNET.STAGE": count,
+    "AT.WEIGHT": non_negative,
+    "AT.POWER": partial(whole, least=1, most=16),
+    "RKD.DISTANCE_WEIGHT": non_negative,
+    "RKD.ANGLE_WEIGHT": non_negative,
+    "REVIEWKD.WEIGHT": non_negative,
+    "REVIEWKD.MID_CHANNELS": channels,
+    "MCLD.WEIGHT": non_negative,
+    "MCLD.TEMPERATURE": temperature,
+    "MCLD.QUEUE": count,
+    "MCLD.CE": flag,
+    "MCLD.INSTANCE": flag,
+    "MCLD.SAMPLE": flag,
+    "MCLD.CATEGORY": flag,
+    "HCD.WEIGHT": non_negative,
+    "HCD.N": partial(whole, least=1, most=1024),
+    "HCD.TEMPERATURE": temperature,
+    "HCD.CE_WEIGHT": non_negative,
+    "HCD.ORTHOGONAL_WEIGHT": non_negative,
+    "HCD.STAGE": partial(whole_number, least=-1),
+    "HCD.PROJECTOR_CHANNELS": channels,
+}
+
+
+def checked(cfg: CfgNode, key: str) -> Any:
+    """The value of ``key``, "SECTION.NAME".
+
+    Raises:
+        SetupError: it cannot work, whatever the data and networks.
+    """
+    value: Any = cfg
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, CfgNode) else None  # a whole section may be set to None
+    SCHEMA[key](key, value)
+    return value
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Checks every key.
+
+    Raises:
+        SetupError: for the first that cannot work.
+    """
+    for key in SCHEMA:
+        checked(cfg, key)

@@ -1,0 +1,73 @@
+"""Every key has a check, and none lets pass what is no value of its kind."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from fvcore.common.config import CfgNode
+
+from classification.config import get_config
+from classification.resuming import _leaves
+from classification.schema import SCHEMA, check_values, checked
+from kd_det.common.errors import SetupError
+
+KEYS = [key for key, _ in _leaves(get_config())]
+
+
+def with_value(key: str, value: object) -> CfgNode:
+    cfg = get_config()
+    *sections, name = key.split(".")
+    node = cfg
+    for section in sections:
+        node = node[section]
+    node[name] = value
+    return cfg
+
+
+def test_every_key_has_a_check_and_every_default_passes():
+    assert sorted(SCHEMA) == sorted(KEYS)
+    check_values(get_config())
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_what_is_no_value_of_its_kind(key):
+    own = type(checked(get_config(), key))
+    values = [None, math.inf, -math.inf, math.nan, {}, [None], ("a",), -7, -7.0, b"bytes", 1j]
+    values += [value for value in (True, "text\0", 3, 2.5, (1.5,)) if not isinstance(value, own)]
+    for value in values:
+        if isinstance(value, int) and own is float and value > 0:
+            continue  # 3 is 3.0
+        with pytest.raises(SetupError, match=rf"^{key} is "):
+            check_values(with_value(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("KD.TEMPERATURE", 1e-30),
+        ("KD.TEMPERATURE", 1e7),
+        ("MCLD.TEMPERATURE", 1e-7),
+        ("SOLVER.STEPS", (210, 150)),
+        ("SOLVER.STEPS", (150, 150)),
+        ("SOLVER.STEPS", (0, 5)),
+        ("SOLVER.MOMENTUM", 5.0),
+        ("SDD.SCALES", (1, 2, 2)),
+        ("SDD.SCALES", (2, 1)),
+        ("DATA.CONFIDENCE_RANGE", (0.5, math.nan)),
+        ("DATA.IMAGE_SIZE", 10**9),
+        ("HCD.N", 10**9),
+        ("DATA.WORKERS", 10**6),
+        ("SEED", 2**32),
+        ("OUTPUT_DIR", ""),
+        ("STUDENT.STEM", "cifer"),
+    ],
+)
+def test_values_that_cannot_work(key, value):
+    with pytest.raises(SetupError, match=rf"^{key} is "):
+        check_values(with_value(key, value))
+
+
+def test_a_section_that_is_set_to_none():
+    with pytest.raises(SetupError, match=r"^KD\.WEIGHT is None"):
+        check_values(with_value("KD", None))
