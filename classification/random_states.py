@@ -1,19 +1,16 @@
 """The states of the random number generators: Python's, NumPy's, PyTorch's, and those of the device.
 
-They are saved as plain values and tensors, under the names that Accelerate gives them. States of earlier versions have
-NumPy's as a pickled array: reading such a file calls nothing of NumPy's, which trusts what a pickle tells it.
+They are saved as plain values and tensors, under the names that Accelerate gives them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 WORDS = 624  # of NumPy's generator, 32 bits each
 
@@ -57,51 +54,7 @@ def _device_key(device: torch.device) -> str:
 
 
 def _words(saved: Any) -> np.ndarray:
-    if isinstance(saved, _PickledArray):
-        words = np.frombuffer(saved.content, "<u4")
-    elif isinstance(saved, Tensor):
-        words = saved.numpy()
-    else:
-        raise TypeError("NumPy's state is no array")
+    words = np.asarray(saved)  # a tensor; an array in states of earlier versions
     if words.shape != (WORDS,):
         raise ValueError(f"NumPy's state has the shape {words.shape}, not {(WORDS,)}")
     return words.astype(np.uint32)
-
-
-class _PickledArray:
-    """Stands in for NumPy's own types while a pickled array is read: keeps the array's bytes."""
-
-    def __init__(self, *parts: object) -> None:
-        self.content = b""
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        if isinstance(state[-1], bytes):
-            self.content = state[-1]
-
-
-def _stand_in(path: str) -> type[_PickledArray]:
-    module, _, name = path.rpartition(".")
-    return type(name, (_PickledArray,), {"__module__": module})  # PyTorch goes by the two names
-
-
-_STAND_INS = [
-    _stand_in(path)
-    for path in (
-        "numpy.core.multiarray._reconstruct",
-        "numpy._core.multiarray._reconstruct",
-        "numpy.ndarray",
-        "numpy.dtype",
-    )
-]
-
-
-@contextmanager
-def pickled_arrays() -> Iterator[None]:
-    """Within it, ``torch.load`` with ``weights_only`` takes NumPy's state as earlier versions wrote it."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(_STAND_INS)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)

@@ -11,7 +11,6 @@ import errno
 import hashlib
 import io
 import json
-import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -23,9 +22,10 @@ import safetensors.torch
 import torch
 from accelerate import Accelerator
 
-from classification.random_states import pickled_arrays, random_states
+from classification.random_states import random_states
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_atomically, write_json
+from kd_det.common.tensor_files import UnreadableError, read_tensor_file
 
 STATES = "states"
 MODEL, OPTIMIZER, SCALER, PROGRESS = "model.safetensors", "optimizer.bin", "scaler.pt", "progress.pt"
@@ -179,11 +179,10 @@ def load_file(path: Path, load: Callable[[Any], Any] = lambda content: content) 
     try:
         if path.name == MODEL:
             return load(safetensors.torch.load(content))
-        with pickled_arrays():
-            return load(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        return load(read_tensor_file(io.BytesIO(content)))
     except SetupError:
         raise
-    except (*MISFITS, safetensors.SafetensorError, OSError, pickle.UnpicklingError) as error:
+    except (*MISFITS, safetensors.SafetensorError, OSError, UnreadableError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise _unusable(path, f"cannot be used: {reason}") from error
 
