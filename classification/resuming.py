@@ -138,7 +138,8 @@ def restore(
         load_file(state / states.SCALER, accelerator.scaler.load_state_dict)
 
     def take(saved: dict[str, Any]) -> Progress:
-        scheduler.load_state_dict(saved["scheduler"])
+        # Without the epochs of its steps: they are the configuration's, and a reader of plain values has no Counter.
+        scheduler.load_state_dict({key: value for key, value in saved["scheduler"].items() if key != "milestones"})
         return Progress.from_state(saved["progress"], accelerator.device)
 
     progress = load_file(state / states.PROGRESS, take)

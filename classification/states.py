@@ -182,7 +182,7 @@ def load_file(path: Path, load: Callable[[Any], Any] = lambda content: content) 
         return load(read_tensor_file(io.BytesIO(content)))
     except SetupError:
         raise
-    except (*MISFITS, safetensors.SafetensorError, OSError, UnreadableError) as error:
+    except (*MISFITS, safetensors.SafetensorError, UnreadableError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise _unusable(path, f"cannot be used: {reason}") from error
 

@@ -109,7 +109,7 @@ class Command:
 def test_no_code_is_run(state, resume, name):
     (state / "digests.json").unlink()
     torch.save({"state": Command(), "random_state": Command()}, state / name)
-    assert f"0-7/{name}' cannot be used: Weights only load failed" in resume()
+    assert f"0-7/{name}' cannot be used: " in resume()
     assert not (state.parents[2] / "ran").exists()
 
 

@@ -211,7 +211,7 @@ def cases(moments: int, processes: list[int], numbers: random.Random) -> list[Ca
     """``moments`` of each number of processes, signal and target; the data sets take turns."""
     return [
         Case(
-            ("digits", "folder")[i % 2],
+            ("digits", "folder")[(i + (target == "group")) % 2],
             count,
             sent,
             target,

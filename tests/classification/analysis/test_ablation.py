@@ -205,7 +205,7 @@ def test_a_diverged_run_is_a_result_and_another_failure_is_not():
         def result(self):
             raise RuntimeError(self.text)
 
-    diverged = Failing("kd_det.common.errors.NonFiniteLossError: loss_ce is nan")
+    diverged = Failing("error: {'loss_ce': nan} is not finite in epoch 1, step 2, samples [3]")
     assert outcome(diverged) == {"last_top1": None, PEAK: None}
     with pytest.raises(RuntimeError, match="disk"):
         outcome(Failing("no space left on disk"))
