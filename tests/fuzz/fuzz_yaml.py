@@ -16,7 +16,7 @@ from tests.fuzz.harness import Target, main, mutated
 
 FILES = (
     "configs/coco/_base.yaml", "configs/coco/dkd_r101_r18.yaml", "configs/digits_det/teacher.yaml",
-    "configs/digits/dkd_resnet20_resnet8.yaml", "configs/cifar100/_base/base.yaml",
+    "configs/digits/pairs/resnet20_resnet8.yaml", "configs/cifar100/base.yaml",
 )  # fmt: skip
 PARTS = (
     "!!python/object/apply:os.system ['touch {marker}']", "!!python/name:os.system", "!!python/object/apply:eval ['1']",
