@@ -48,7 +48,8 @@ def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence
     own = [part for name in names for part in by_method.get(name, ())]
     _log_unused(contents, own)
     merge_config(cfg, "", [*own, *overrides], source="overrides")
-    cfg.OUTPUT_DIR = cfg.OUTPUT_DIR or f"{OUTPUT}/{run_name(cfg)}"
+    if cfg.OUTPUT_DIR == "":
+        cfg.OUTPUT_DIR = f"{OUTPUT}/{run_name(cfg)}"
 
 
 def _overrides_by_method(cfg: CfgNode, sections: CfgNode) -> dict[str, list[object]]:

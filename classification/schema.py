@@ -76,6 +76,12 @@ def whole(key: str, value: Any, least: int, most: int) -> None:
         raise SetupError(f"{key} is {value!r}; it must be at most {most}.")
 
 
+def texts(key: str, value: Any) -> None:
+    """A list of texts."""
+    if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):
+        raise SetupError(f"{key} is {value!r}; it must be a list of texts, such as ['cifar100/base.yaml'].")
+
+
 count = partial(whole_number, least=0)
 at_least_one = partial(whole_number, least=1)
 # Beyond these a typing error would take all memory or every process.
@@ -83,7 +89,7 @@ pixels = partial(whole, least=0, most=MOST_PIXELS)
 channels = partial(whole, least=0, most=65536)
 
 SCHEMA: dict[str, Check] = {
-    "OUTPUT_DIR": path,
+    "OUTPUT_DIR": text,  # empty: named after the run
     "SEED": partial(whole, least=0, most=2**32 - 1),  # what every generator takes
     "DISTILLER": text,
     "STANDARDIZE": flag,
@@ -107,6 +113,7 @@ SCHEMA: dict[str, Check] = {
     "TEACHER.WEIGHTS": text,
     "TEACHER.PRETRAINED": flag,
     "TEACHER.AUTO_TRAIN": flag,
+    "TEACHER.CONFIG_FILES": texts,
     "TEACHER.STEM": partial(one_of, allowed=STEMS),
     "TEACHER.IMAGE_SIZE": pixels,
     "SOLVER.EPOCHS": at_least_one,

@@ -116,7 +116,7 @@ def test_a_full_disk_keeps_the_state_before_and_leaves_nothing(finished, tmp_pat
 
 def test_what_killed_runs_left_is_removed(finished, begin):
     output = finished / "stopped"
-    left = [output / "states" / "0-9.partial" / "model.safetensors", output / "model.pth.123.tmp"]
+    left = [output / "states" / "0-9.partial" / "model.safetensors", output / "model.pth.123.kd_det.tmp"]
     mine = [output / "states" / "notes.partial", output / "notes.tmp"]
     for path in left + mine:
         path.parent.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.models import WeightsEnum, resnet18
 
-from classification import teacher, train
+from classification import run, teacher, train
 from classification.checkpoint import save_student
 from classification.config import load_config
 from classification.models import create_model
@@ -17,7 +17,6 @@ from kd_det.benchmark.process import CommandError
 from kd_det.common.command_line import parse_arguments
 from kd_det.common.errors import SetupError
 from kd_det.common.signals import StopRequested
-from tests.conftest import ROOT
 
 DATA = SimpleNamespace(
     mean=(0.51, 0.49, 0.44), std=(0.27, 0.26, 0.28), num_classes=3, class_names=("a", "b", "c"), image_size=32
@@ -78,9 +77,8 @@ def test_a_training_that_failed_or_was_stopped(code, expected, tmp_path, monkeyp
         raise CommandError("its lines", code)
 
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.setattr(teacher, "stream", stream)
-    cfg = load_config("", ["TEACHER.NAME", "resnet20", "TEACHER.WEIGHTS", "digits/vanilla_resnet20"])
+    cfg = load_config("digits/pairs/resnet20_resnet8.yaml")
     with pytest.raises(expected) as raised:
         teacher.train_teacher(cfg)
     if expected is SetupError:
@@ -139,13 +137,14 @@ def test_auto_train_trains_it_alone_by_its_configurations(monkeypatch, tmp_path)
     assert teacher.weights_path(cfg.TEACHER.WEIGHTS).parent.as_posix() == trained.OUTPUT_DIR
 
 
-def test_without_a_method_the_teacher_is_neither_trained_nor_used(monkeypatch, capsys):
+def test_without_a_method_the_teacher_is_neither_trained_nor_used(tmp_path, monkeypatch, capsys):
     trained = []
     result = {"last_top1": 1.0, "best_top1": 1.0}
-    monkeypatch.setattr(train, "train_teacher", lambda cfg: pytest.fail("the teacher was trained"))
-    monkeypatch.setattr(train, "build_accelerator", lambda cfg: None)
-    train_it = SimpleNamespace(train=lambda: result)
-    monkeypatch.setattr(train, "Trainer", lambda cfg, *_, **__: trained.append(cfg) or train_it)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "train_teacher", lambda cfg: pytest.fail("the teacher was trained"))
+    monkeypatch.setattr(run, "build_accelerator", lambda cfg: None)
+    train_it = SimpleNamespace(train=lambda received: result)
+    monkeypatch.setattr(run, "Trainer", lambda cfg, *_, **__: trained.append(cfg) or train_it)
     train.main(["--config-file", "digits/pairs/resnet20_resnet8.yaml"])
     assert trained[0].OUTPUT_DIR == "output/digits/vanilla_resnet8"
     assert "TEACHER.NAME 'resnet20' is not used; a method's file" in capsys.readouterr().out

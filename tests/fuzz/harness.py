@@ -127,7 +127,7 @@ def _work(target: Target, first: int, last: int, pipe: Any) -> None:
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = taken + 2 * MEMORY_MIB * 2**20  # of addresses, of which not all are used
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    signal.signal(signal.SIGALRM, _too_slow)
+    signal.signal(signal.SIGPROF, _too_slow)
     for number in range(first, last):
         pipe.send((number, None, 0.0))
         result = _try(target, number)
@@ -150,7 +150,7 @@ def _too_slow(number: int, frame: object) -> None:
 def _try(target: Target, number: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         case = target.make(random.Random(f"{target.name} {number}"), Path(folder))
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of this process: others may have the cores
         try:
             target.read(case)
         except SetupError as error:
@@ -159,7 +159,7 @@ def _try(target: Target, number: int) -> str:
             where = traceback.extract_tb(error.__traceback__)[-1]
             return f"{type(error).__name__}: {str(error)[:200]} ({Path(where.filename).name}:{where.lineno})"
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
     return "read"
 
 

@@ -37,9 +37,9 @@ def test_whose_configuration_it_is(config, expected, monkeypatch):
 def test_no_configuration(tmp_path):
     with pytest.raises(SetupError, match="--config-file: no file"):
         is_classification(str(tmp_path / "a.yaml"))
-    for text in ("a: [", ""):
+    for text, expected in (("a: [", "line 1: this is no YAML"), ("", "is empty; give a YAML file")):
         (tmp_path / "a.yaml").write_text(text)
-        with pytest.raises(SetupError, match="is no configuration in YAML"):
+        with pytest.raises(SetupError, match=expected):
             is_classification(str(tmp_path / "a.yaml"))
 
 
