@@ -38,6 +38,8 @@ def test_what_is_no_value_of_its_kind(key):
     for value in values:
         if isinstance(value, int) and own is float and value > 0:
             continue  # 3 is 3.0
+        if value == ("a",) and key == "TEACHER.CONFIG_FILES":
+            continue  # its kind
         with pytest.raises(SetupError, match=rf"^{key} is "):
             check_values(with_value(key, value))
 
@@ -59,7 +61,6 @@ def test_what_is_no_value_of_its_kind(key):
         ("HCD.N", 10**9),
         ("DATA.WORKERS", 10**6),
         ("SEED", 2**32),
-        ("OUTPUT_DIR", ""),
         ("STUDENT.STEM", "cifer"),
     ],
 )
