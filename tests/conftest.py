@@ -1,14 +1,40 @@
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+
+
+@contextmanager
+def kept_loggers() -> Iterator[None]:
+    """Detectron2 adds handlers to loggers at each start, for a process that starts once. They would write to the
+    captured streams of a test that has ended."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "kd_det")]
+    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    try:
+        yield
+    finally:
+        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        detectron2_logger = sys.modules.get("detectron2.utils.logger")
+        if detectron2_logger is not None:  # it would not set up the same logger a second time
+            detectron2_logger.setup_logger.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def loggers_of_one_test():
+    with kept_loggers():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import signal
 import time
 
 import pytest
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, _utils
 
 from kd_det.common import signals
 from kd_det.common.signals import (
@@ -122,7 +122,9 @@ def test_a_forked_process_does_not_note_for_its_parent():
     assert received.number == 0
 
 
-def test_the_error_of_a_dead_worker_waits_for_the_end_and_tells_the_cause():
+def test_the_error_of_a_dead_worker_waits_for_the_end_and_tells_the_cause(monkeypatch):
+    # PyTorch sets its handler once in a process, and another test may have put the one before back.
+    monkeypatch.setattr(_utils.signal_handling, "_SIGCHLD_handler_set", False)
     batches = iter(DataLoader(range(1000), num_workers=1))
     next(batches)
     (worker,) = multiprocessing.active_children()

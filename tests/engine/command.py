@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
 from train_net import main
 
+from tests.conftest import kept_loggers
 from tests.stress.signals_detection import Stage
 
 QUICK = ["DATALOADER.NUM_WORKERS", 0, "SOLVER.CHECKPOINT_PERIOD", 100, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", "()"]
@@ -29,30 +27,16 @@ class Ended:
 
 def run_here(stage: Stage, output: Path, *options: object) -> Ended:
     """Runs the command with the stage's settings, without evaluation; ``options`` are flags and overrides."""
-    setup_logger.cache_clear()  # it would not log to the same folder a second time
     flags = [option for option in options if str(option).startswith("--")]
     overrides = [option for option in options if option not in flags]
     code, start, stderr = 0, len(_log(output)), io.StringIO()
     try:
-        with redirect_stderr(stderr):
+        with kept_loggers(), redirect_stderr(stderr):
             main([*map(str, [*flags, *stage.settings, *QUICK, "OUTPUT_DIR", output, *overrides])])
     except SystemExit as end:
         code = end.code
     lines = stderr.getvalue().splitlines() or [""]
     return Ended(code, lines[-1], _log(output)[start:])
-
-
-@contextmanager
-def kept_loggers() -> Iterator[None]:
-    """Detectron2 adds handlers to loggers at each start, for a process that starts once."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "kd_det")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
-    try:
-        yield
-    finally:
-        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-            logger.handlers, logger.propagate = handlers, propagate
-            logger.setLevel(level)
 
 
 def _log(output: Path) -> str:

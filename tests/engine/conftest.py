@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.command import kept_loggers, run_here
+from tests.engine.command import run_here
 from tests.stress.signals_detection import Stage
 
 
@@ -15,5 +15,4 @@ def stage(tmp_path_factory):
 @pytest.fixture
 def train(stage, tmp_path):
     """``train(*options)``: tools/train_net.py in this process, with its output in ``tmp_path``/output."""
-    with kept_loggers():
-        yield lambda *options: run_here(stage, tmp_path / "output", *options)
+    return lambda *options: run_here(stage, tmp_path / "output", *options)

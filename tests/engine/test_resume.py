@@ -15,15 +15,14 @@ from kd_det.common import files
 from kd_det.common.files import run_lock
 from kd_det.config import load_config
 from kd_det.engine.resuming import compare_settings, config_leaves
-from tests.engine.command import kept_loggers, run_here
+from tests.engine.command import run_here
 
 
 @pytest.fixture(scope="module")
 def trained(stage, tmp_path_factory):
     """The folder of a run of three steps."""
     folder = tmp_path_factory.mktemp("trained") / "output"
-    with kept_loggers():
-        assert run_here(stage, folder, "SOLVER.MAX_ITER", 3).code == 0
+    assert run_here(stage, folder, "SOLVER.MAX_ITER", 3).code == 0
     return folder
 
 
