@@ -14,8 +14,7 @@ from fvcore.common.config import CfgNode
 from classification.data import Data
 from classification.progress import Progress
 from classification.step import TrainingStep
-from kd_det.benchmark.environment import hardware, versions
-from kd_det.memory import peak_memory_mib
+from kd_det.common.environment import hardware, peak_memory_mib, versions
 
 HISTORY = "history.json"
 RESULT = "result.json"

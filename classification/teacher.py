@@ -21,9 +21,9 @@ from classification.models.outputs import ModelOutput
 from classification.models.protocol import ClassificationModel
 from classification.models.resizing import resize_inputs
 from classification.states import last_state
-from kd_det.benchmark.process import CommandError, forwarding_sigterm, stream
 from kd_det.common.config_files import find_configs
 from kd_det.common.errors import SetupError
+from kd_det.common.processes import CommandError, forwarding_sigterm, stream
 from kd_det.common.signals import SIGNALS, StopRequested
 
 logger = logging.getLogger(__name__)

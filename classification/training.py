@@ -22,12 +22,12 @@ from classification.data.batch import Batch
 from classification.data.file_source import WorkerError
 from classification.data.image_file import UnreadableImageError
 from classification.evaluation import evaluate
-from classification.finite import check_finite
 from classification.progress import Progress
 from classification.results import HISTORY, RESULT, about_student, describe_run
 from classification.states import largest, place_of, save_state
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_json
+from kd_det.common.nonfinite import check_finite
 from kd_det.common.signals import Received, StopRequested
 
 T = TypeVar("T")
@@ -172,10 +172,13 @@ class Trainer:
                 teacher_out = self.teacher(batch.images)
         rows = None if self.distilled is None else self.distilled[batch.indices].nonzero().squeeze(1)
         losses, logits = self.model(batch, teacher_out, rows, self._warmup())
-        check_finite(losses, batch, self.progress, self.accelerator)
+        check_finite(losses, lambda: self._where(batch))
         correct = (logits.detach().argmax(1) == batch.labels).sum()
         self.progress.add(losses, correct, len(batch.labels))
         return sum(losses.values(), torch.zeros((), device=logits.device))
+
+    def _where(self, batch: Batch) -> str:
+        return f"in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, samples {batch.indices.tolist()}"
 
     def _warmup(self) -> float:
         epochs = self.cfg.WARMUP_EPOCHS

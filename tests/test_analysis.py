@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from kd_det.analysis import ANCHORS, confidence_gap, suggested_beta
+from kd_det.common.beta import ANCHORS, confidence_gap, suggested_beta
 
 
 def test_gap_by_hand():
@@ -69,5 +69,5 @@ def test_anchors_of_ones_own():
 
 
 def test_detectron2_is_not_imported():
-    code = "import kd_det.analysis, sys; sys.exit('detectron2' in sys.modules)"
+    code = "import kd_det.common.beta, sys; sys.exit('detectron2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,12 +9,12 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils.events import EventStorage
 
-from kd_det.class_map import class_map
 from kd_det.common.errors import SetupError
 from kd_det.losses import dkd_loss, kd_loss
 from kd_det.modeling.regions import SharedRegions, on_shared_classes
-from kd_det.teacher import load_teacher
-from kd_det.teacher_config import teacher_config
+from kd_det.teacher.classes import class_map
+from kd_det.teacher.config import teacher_config
+from kd_det.teacher.frozen import load_teacher
 from tests.tiny import batch, build, loss_gradients, student_config, teacher_files
 
 STUDENT = ["cat", "dog", "person"]

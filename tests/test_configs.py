@@ -15,7 +15,7 @@ from detectron2.utils.events import EventStorage
 from kd_det.config import load_config
 from kd_det.data.digits_scenes import DigitsDetSettings, annotation_file, image_root, make_digits_det
 from kd_det.engine import DistillTrainer
-from kd_det.teacher_config import teacher_config
+from kd_det.teacher.config import teacher_config
 from tests.conftest import ROOT
 from tests.mini_coco import THINGS
 

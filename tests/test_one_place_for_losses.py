@@ -35,11 +35,11 @@ ALLOWED = {
     # The task's own loss, with the labels.
     ("classification/step.py", "TrainingStep.forward", "cross_entropy"),
     # The plain hand-written loop that the training step is timed against.
-    ("classification/benchmark/step_worker.py", "plain_step.step", "cross_entropy"),
+    ("classification/studies/step_worker.py", "plain_step.step", "cross_entropy"),
     # Training samples ranked by the teacher's probability of their label.
     ("classification/building.py", "distilled_samples", "softmax"),
     # A backbone warmed up by classifying crops, before there is any teacher.
-    ("kd_det/benchmark/warm_up.py", "warm_up_backbone", "cross_entropy"),
+    ("kd_det/studies/warm_up.py", "warm_up_backbone", "cross_entropy"),
     # Probabilities written on a picture.
     ("kd_det/modeling/drawing.py", "_first_image", "softmax"),
 }

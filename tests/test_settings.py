@@ -5,11 +5,10 @@ from detectron2.config import CfgNode
 
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
+from kd_det.config.check import check_settings, leaves
+from kd_det.config.model_keys import MODEL
+from kd_det.config.other_keys import OTHER
 from kd_det.modeling.terms import TERMS
-from kd_det.settings import check_settings
-from kd_det.settings.check import leaves
-from kd_det.settings.model_keys import MODEL
-from kd_det.settings.other_keys import OTHER
 
 # What is free, or is checked where it is used.
 UNCHECKED = {"GLOBAL.HACK", "DATASETS.COCO_JSON"}

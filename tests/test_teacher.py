@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from kd_det.config import load_config
-from kd_det.teacher import load_teacher
+from kd_det.teacher.frozen import load_teacher
 from tests.modeling.test_any_rcnn import KINDS, distilling
 from tests.tiny import batch, build, loss_gradients, student_config, teacher_files
 

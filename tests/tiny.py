@@ -11,8 +11,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 
 import kd_det.modeling  # noqa: F401  (registers the models)
-from kd_det.box_stages import box_stages
 from kd_det.config import load_config, plain_config
+from kd_det.teacher.box_stages import box_stages
 
 TINY = [
     "MODEL.DEVICE", "cpu", "MODEL.MASK_ON", False, "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone",

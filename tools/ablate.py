@@ -13,12 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from classification.analysis.ablation import Ablation, make_table, write_csv
-from classification.analysis.heat_map import MOST_KEYS, draw_heat_map, heat_map
+from classification.studies.ablation import Ablation, make_table, write_csv
+from classification.studies.heat_map import MOST_KEYS, draw_heat_map, heat_map
 from kd_det.common.command_line import add_config_file, parse_arguments
 from kd_det.common.errors import one_line_errors
+from kd_det.common.figures import save_figure
 from kd_det.common.files import write_json
-from kd_det.figures import save_figure
 
 NAME = "ablation"
 

@@ -10,9 +10,9 @@ import argparse
 import torch
 from tabulate import tabulate
 
-from classification.benchmark.pipeline import compare_pipelines
-from classification.benchmark.steps import Arm, compare_steps
-from kd_det.benchmark.environment import described, hardware
+from classification.studies.pipeline import compare_pipelines
+from classification.studies.steps import Arm, compare_steps
+from kd_det.common.environment import described, hardware
 
 BY_HAND, DKD = "DKD, loop written by hand", "DKD"
 ARMS = [

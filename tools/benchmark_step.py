@@ -13,10 +13,10 @@ import json
 
 import torch
 
-from kd_det.benchmark.all_methods import PLAIN, measure_methods
-from kd_det.benchmark.methods import METHODS, TITLES
-from kd_det.benchmark.step import benchmark_config, measure_times, peak_memory, run_for_memory
 from kd_det.common.command_line import add_config_file, parse_arguments
+from kd_det.studies.all_methods import PLAIN, measure_methods
+from kd_det.studies.methods import METHODS, TITLES
+from kd_det.studies.step import benchmark_config, measure_times, peak_memory, run_for_memory
 
 
 def parse() -> argparse.Namespace:

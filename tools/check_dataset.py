@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from kd_det.common.command_line import add_config_file, parse_arguments
 from kd_det.data.coco_json import add_dataset_option, parse_option
-from kd_det.dataset_check import check_sets
+from kd_det.engine.dataset_check import check_sets
 from kd_det.engine.setup import one_line_errors, read_setup
 
 

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import torch
 
-from classification.analysis.efficiency import choose_arms, make_rows, make_table, points, read_accuracies
-from classification.analysis.scatter import draw_scatter
-from classification.benchmark.noise import NOISE
-from classification.benchmark.steps import compare_steps
 from classification.results import commit
-from kd_det.benchmark.environment import described, hardware, versions
+from classification.studies.efficiency import choose_arms, make_rows, make_table, points, read_accuracies
+from classification.studies.noise import NOISE
+from classification.studies.scatter import draw_scatter
+from classification.studies.steps import compare_steps
+from kd_det.common.environment import described, hardware, versions
 from kd_det.common.errors import SetupError, one_line_errors
+from kd_det.common.figures import save_figure
 from kd_det.common.files import write_json
-from kd_det.figures import save_figure
 
 NAME = "efficiency"
 

@@ -8,9 +8,9 @@ Writes linear_probe.json, .csv, .png and .svg. digits_rotated_inverted is embedd
 below --data-root as published (stl10_binary/, tiny-imagenet-200/) and seen at the size of the run's own images.
 """
 
-from classification.analysis.command import load_runs, parser
-from classification.analysis.linear_probe import NAME, make_table, probe_run, write_probes
-from classification.analysis.transfer_data import DOMAINS, read_domain
+from classification.studies.command import load_runs, parser
+from classification.studies.linear_probe import NAME, make_table, probe_run, write_probes
+from classification.studies.transfer_data import DOMAINS, read_domain
 from kd_det.common.errors import one_line_errors
 
 

@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from classification.benchmark import model_zoo as classification
-from kd_det.benchmark import model_zoo as detection
+from classification.studies import model_zoo as classification
 from kd_det.common.errors import SetupError
+from kd_det.studies import model_zoo as detection
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -17,8 +17,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from classification.benchmark.seeds import choices, make_table, run_seeds, update_results
 from classification.config import load_config
+from classification.studies.seeds import choices, make_table, run_seeds, update_results
 from kd_det.common.errors import SetupError, one_line_errors
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from kd_det.benchmark.digits_det import Benchmark, arms_of, seeds_of
-from kd_det.benchmark.methods import METHODS
-from kd_det.benchmark.schedules import SCHEDULES
+from kd_det.studies.digits_det import Benchmark, arms_of, seeds_of
+from kd_det.studies.methods import METHODS
+from kd_det.studies.schedules import SCHEDULES
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from classification.analysis.beta import classifier_gaps, is_classification
 from classification.config import load_config
+from classification.studies.beta import classifier_gaps, is_classification
+from kd_det.common.beta import MeasuredGaps, describe, write
 from kd_det.common.command_line import add_config_file, output_folder, parse_arguments
 from kd_det.common.errors import SetupError, one_line_errors
-from kd_det.gap_report import MeasuredGaps, describe, write
 
 DETECTION_IMAGES = 500
 
@@ -51,7 +51,7 @@ def of_classifier(args: argparse.Namespace) -> MeasuredGaps:
 def of_detector(args: argparse.Namespace) -> MeasuredGaps:
     # Only here: classification does without Detectron2.
     from kd_det.engine.setup import read_setup
-    from kd_det.teacher_confidence import detector_gaps
+    from kd_det.studies.teacher_confidence import detector_gaps
 
     images = DETECTION_IMAGES if args.images is None else args.images
     return detector_gaps(read_setup(args.config_file, args.opts, args.dataset), args.on, images)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from kd_det.common.command_line import UpToOverrides, add_config_file, parse_arguments
 from kd_det.data.coco_json import add_dataset_option, parse_option
 from kd_det.engine.setup import one_line_errors, read_setup
-from kd_det.visualization import visualize
+from kd_det.engine.visualization import visualize
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,10 +8,10 @@ import argparse
 import logging
 import sys
 
-from kd_det.benchmark.warm_up import WarmUpSettings, warm_up_backbone
 from kd_det.common.command_line import add_config_file, parse_arguments
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
+from kd_det.studies.warm_up import WarmUpSettings, warm_up_backbone
 
 
 def main() -> None:

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from classification.data.batch import Batch
 from classification.models.outputs import ModelOutput
-from kd_det.common.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError
+from kd_det.common.registry import Registry
+
+D = TypeVar("D", bound=type)
 
 
 class Pair(NamedTuple):
@@ -59,21 +62,16 @@ class Distiller(nn.Module, ABC):
         return self.losses(batch, student_out, teacher_out)
 
 
-DISTILLERS: dict[str, type[Distiller]] = {}
-
-D = TypeVar("D", bound=type[Distiller])
+DISTILLERS: Registry[type[Distiller]] = Registry("distiller", "DISTILLER")
 
 
 def register_distiller(name: str) -> Callable[[D], D]:
-    """A class decorator: makes the distiller known as ``DISTILLER: name``."""
+    """Class decorator that makes a distiller known as ``DISTILLER: name``.
 
-    def add(cls: D) -> D:
-        if name in DISTILLERS:
-            raise ValueError(f"there already is a distiller {name!r}: {DISTILLERS[name].__qualname__}.")
-        DISTILLERS[name] = cls
-        return cls
-
-    return add
+    Raises:
+        ValueError: there is a distiller of that name already.
+    """
+    return DISTILLERS.register(name)
 
 
 def build_distiller(cfg: CfgNode, pair: Pair) -> Distiller:
@@ -86,8 +84,9 @@ def build_distiller(cfg: CfgNode, pair: Pair) -> Distiller:
 
 
 def distiller_class(name: str) -> Any:
-    """The class registered as ``name``; a ``SetupError`` that suggests the nearest if there is none."""
-    if name not in DISTILLERS:
-        known = ", ".join(sorted(DISTILLERS))
-        raise SetupError(f"DISTILLER {name!r} does not exist.{did_you_mean(name, DISTILLERS)} Known: {known}.")
-    return DISTILLERS[name]
+    """The class registered as ``name``.
+
+    Raises:
+        SetupError: there is none; the nearest is suggested.
+    """
+    return DISTILLERS.find(name)

@@ -15,7 +15,7 @@ from torch import nn
 
 import kd_det
 from kd_det.common.errors import SetupError
-from kd_det.settings import check_maps
+from kd_det.config.model_rules import check_maps
 
 PACKAGE = str(Path(kd_det.__file__).parent) + os.sep
 

@@ -13,9 +13,10 @@ from detectron2.utils import comm
 import kd_det.pretrained  # noqa: F401  (registers torchvision://)
 from kd_det.common.errors import SetupError, one_line_errors, whole_number
 from kd_det.config import load_config
+from kd_det.config.check import check_keys, check_settings
+from kd_det.config.model_rules import check_model
 from kd_det.data.coco_json import use_datasets
 from kd_det.modeling.terms import TERMS
-from kd_det.settings import check_keys, check_model, check_settings
 
 __all__ = ["one_line_errors", "read_setup"]
 

@@ -13,12 +13,12 @@ from torch import nn
 
 from kd_det.common.errors import SetupError
 from kd_det.config import plain_config
+from kd_det.config.training_rules import check_proposal_files, check_training
 from kd_det.engine.dry_build import dry_build, dry_build_solver
 from kd_det.engine.setup import read_setup
 from kd_det.modeling import DistillRCNN
-from kd_det.settings import check_proposal_files, check_training
-from kd_det.teacher import check_heads, check_image_formats
-from kd_det.teacher_config import teacher_config
+from kd_det.teacher.config import teacher_config
+from kd_det.teacher.frozen import check_heads, check_image_formats
 
 
 def read_run(args: argparse.Namespace) -> CfgNode:

@@ -20,21 +20,21 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from kd_det.checkpoint import KDCheckpointer
+from kd_det.common.environment import peak_memory_mib
 from kd_det.common.errors import NonFiniteLossError, SetupError
 from kd_det.common.signals import StopRequested, worker_errors_deferred
 from kd_det.data.mapper import NamingDatasetMapper
+from kd_det.engine.evaluation import FasterCOCOEvaluator
 from kd_det.engine.launch import is_user_error
 from kd_det.engine.resuming import config_leaves, last_checkpoint, read_resumable, set_learning_rate
 from kd_det.engine.stopping import StopOnSignal, StoppableEvaluator, protect_workers, wait_for_the_others
-from kd_det.evaluation import FasterCOCOEvaluator
-from kd_det.memory import peak_memory_mib
 from kd_det.modeling import DistillRCNN
 
 logger = logging.getLogger(__name__)
 
 
 class LogPeakMemory(HookBase):
-    """Logs ``peak_memory_mib``: see ``kd_det.memory``."""
+    """Logs ``peak_memory_mib``: see ``kd_det.common.environment``."""
 
     def after_step(self) -> None:
         peak = peak_memory_mib(torch.device(self.trainer.cfg.MODEL.DEVICE))

@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
-from kd_det.teacher_classes import class_names
+from kd_det.teacher.classes import class_names
 
 # What a trace gives, in this order, where the student has it; and what the numbers mean. R detections.
 OUTPUTS = {

@@ -16,16 +16,16 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from kd_det.cells import Cells
 from kd_det.common.errors import SetupError
+from kd_det.common.nonfinite import check_finite, naming_the_batch
 from kd_det.config import PLAIN_ROI_HEADS
 from kd_det.modeling.balance import BalanceWatch
 from kd_det.modeling.drawing import draw_teacher_and_student
-from kd_det.modeling.finite import check_finite, naming_the_batch
 from kd_det.modeling.regions import DistillationInputs, SharedRegions, StudentRegions, on_shared_classes
 from kd_det.modeling.terms import KDTerm, Maps, build_terms
-from kd_det.teacher import FrozenTeacher, load_teacher, teacher_maps
-from kd_det.teacher_classes import class_names
+from kd_det.teacher.cells import Cells
+from kd_det.teacher.classes import class_names
+from kd_det.teacher.frozen import FrozenTeacher, load_teacher, teacher_maps
 
 TERMS_PREFIX = "terms."
 
@@ -82,7 +82,7 @@ class DistillRCNN(GeneralizedRCNN):
         """Loads the teacher if there are terms and it is not there yet.
 
         Raises:
-            SetupError: see ``kd_det.teacher.load_teacher``.
+            SetupError: see ``kd_det.teacher.frozen.load_teacher``.
         """
         if self.terms and self.teacher is None:
             self.teacher = self._make_teacher()
@@ -95,12 +95,13 @@ class DistillRCNN(GeneralizedRCNN):
         """
         if not self.training:
             return self.inference(batched_inputs)
-        with naming_the_batch(batched_inputs, self.device):
+        where = partial(_where, batched_inputs)
+        with naming_the_batch(where, self.device):
             own, of_terms = self._distill(batched_inputs) if self.terms else (super().forward(batched_inputs), {})
         losses = dict(own)
         for part in of_terms.values():
             losses.update(part)
-        check_finite(losses, batched_inputs)
+        check_finite(losses, where)
         if of_terms:
             self._balance.note(own, of_terms)
         return losses
@@ -189,6 +190,11 @@ class DistillRCNN(GeneralizedRCNN):
         """Loads the student's entries; what the terms hold stays as it is."""
         kept = {TERMS_PREFIX + name: value for name, value in self.terms.state_dict().items()}
         return super().load_state_dict({**kept, **state_dict}, *args, **kwargs)
+
+
+def _where(batched_inputs: list[dict[str, Any]]) -> str:
+    images = [str(item.get("file_name", item.get("image_id", "unnamed"))) for item in batched_inputs]
+    return f"at iteration {get_event_storage().iter} on the images {', '.join(images)}"
 
 
 def _weight(term: KDTerm) -> float | None:

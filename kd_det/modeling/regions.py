@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from kd_det.class_map import ClassMap
+from kd_det.teacher.classes import ClassMap
 
 
 @dataclass(frozen=True)

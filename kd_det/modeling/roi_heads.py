@@ -18,9 +18,9 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, cat, no_grad
 
-from kd_det.box_stages import BoxStage, box_stages
-from kd_det.cells import Cells, choose_boxes
 from kd_det.modeling.regions import StudentRegions
+from kd_det.teacher.box_stages import BoxStage, box_stages
+from kd_det.teacher.cells import Cells, choose_boxes
 
 Trained = tuple[list[Instances], dict[str, Tensor], list[StudentRegions]]
 

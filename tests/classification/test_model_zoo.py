@@ -11,10 +11,10 @@ from pathlib import PurePosixPath
 import pytest
 
 from classification import train
-from classification.benchmark.methods import shown
-from classification.benchmark.model_zoo import DATA, read_results, render
 from classification.composition import method_name
 from classification.config import load_config
+from classification.studies.methods import shown
+from classification.studies.model_zoo import DATA, read_results, render
 from kd_det.common.command_line import parse_arguments
 from kd_det.common.errors import SetupError
 from tests.classification.test_configs import RUNS, UNREVIEWED

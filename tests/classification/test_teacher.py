@@ -13,9 +13,9 @@ from classification.checkpoint import save_student
 from classification.config import load_config
 from classification.models import create_model
 from classification.models.resizing import resize_inputs
-from kd_det.benchmark.process import CommandError
 from kd_det.common.command_line import parse_arguments
 from kd_det.common.errors import SetupError
+from kd_det.common.processes import CommandError
 from kd_det.common.signals import StopRequested
 
 DATA = SimpleNamespace(

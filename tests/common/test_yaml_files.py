@@ -10,12 +10,12 @@ from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser
 
 import classification.config
-from classification.analysis.beta import is_classification
+from classification.studies.beta import is_classification
 from kd_det.common.config_merge import merge_config
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
 from kd_det.engine import run
-from kd_det.teacher_config import teacher_config
+from kd_det.teacher.config import teacher_config
 
 LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)

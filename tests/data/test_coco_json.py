@@ -14,8 +14,8 @@ from detectron2.data.detection_utils import create_keypoint_hflip_indices
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config, plain_config
 from kd_det.data.coco_json import parse_option, register_coco_json, use_datasets
-from kd_det.teacher_classes import class_names
-from kd_det.teacher_config import teacher_config
+from kd_det.teacher.classes import class_names
+from kd_det.teacher.config import teacher_config
 from tests.mini_coco import THINGS, annotation_file, edit_annotations, make_mini_coco
 from tests.tiny import student_config, teacher_files
 

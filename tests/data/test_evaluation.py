@@ -13,7 +13,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
 
-from kd_det.evaluation import FasterCOCOEvaluator
+from kd_det.engine.evaluation import FasterCOCOEvaluator
 from tests.data.own_coco import KEYPOINTS, SIZE, own_coco
 
 SIGMAS = [0.05, 0.1, 0.08]

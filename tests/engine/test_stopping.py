@@ -83,7 +83,7 @@ def test_a_stop_after_the_last_step_leaves_the_final_checkpoint_without_evaluati
 
 
 def test_an_evaluation_is_left_at_once(train, tmp_path, monkeypatch, stage):
-    from kd_det.evaluation import FasterCOCOEvaluator
+    from kd_det.engine.evaluation import FasterCOCOEvaluator
 
     seen = []
 

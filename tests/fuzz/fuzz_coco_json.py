@@ -23,7 +23,7 @@ from kd_det.data.checks import check_coco_json
 from kd_det.data.coco_json import register_coco_json
 from kd_det.data.model_needs import check_objects, missing_for_model
 from kd_det.data.report import compare_sets, examine, format_report
-from kd_det.evaluation import FasterCOCOEvaluator
+from kd_det.engine.evaluation import FasterCOCOEvaluator
 from tests.data.own_coco import KEYPOINTS, SIZE, own_coco
 from tests.fuzz import harness
 from tests.fuzz.harness import Target, mutated

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kd_det.common.environment import peak_memory_mib
 from kd_det.common.errors import SetupError
-from kd_det.memory import peak_memory_mib
 
 MEMORY_MIB = 1024
 SECONDS = 30

@@ -12,10 +12,10 @@ from detectron2.structures import Boxes
 from detectron2.utils import comm
 from matplotlib.figure import Figure
 
-from kd_det.class_map import class_map
 from kd_det.modeling import drawing
 from kd_det.modeling.drawing import AGREE, DIFFER, draw_teacher_and_student
 from kd_det.modeling.regions import SharedRegions, StudentRegions, on_shared_classes
+from kd_det.teacher.classes import class_map
 from tests.tiny import batch, build, loss_gradients, student_config, teacher_files
 
 NAME = "teacher and student"

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from kd_det.box_stages import box_stages
-from kd_det.cells import Cells
-from kd_det.class_map import class_map
 from kd_det.common.errors import SetupError
 from kd_det.config import plain_config
 from kd_det.losses import dkd_loss, kd_loss, nkd_loss
 from kd_det.modeling.regions import SharedRegions, on_shared_classes
 from kd_det.modeling.terms import TERMS, LogitTerm, register_term
+from kd_det.teacher.box_stages import box_stages
+from kd_det.teacher.cells import Cells
+from kd_det.teacher.classes import class_map
 from tests.modeling.test_any_rcnn import CASCADE, distilling
 from tests.modeling.test_distill_rcnn import Calls
 from tests.tiny import batch, build, loss_gradients, student_config, teacher_files

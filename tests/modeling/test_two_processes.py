@@ -11,7 +11,7 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from kd_det.common.errors import NonFiniteLossError
-from kd_det.modeling.finite import check_finite, naming_the_batch
+from kd_det.common.nonfinite import check_finite, naming_the_batch
 from tests.tiny import batch, build, loss_gradients, student_config, teacher_files
 
 # Sampling cannot differ: every anchor and every proposal is taken, and each image has the same number of them.
@@ -54,8 +54,8 @@ def one_process_fails(rank: int, teacher: tuple[str, str], port: int, folder: st
         model(batch()[rank : rank + 1])
     with EventStorage(5), pytest.raises(NonFiniteLossError) as raised_early:
         if rank == 0:
-            check_finite({"loss_cls": torch.tensor(1.0)}, batch()[:1])
-        with naming_the_batch(batch()[1:], model.device):
+            check_finite({"loss_cls": torch.tensor(1.0)}, lambda: "here")
+        with naming_the_batch(lambda: "on image 12", model.device):
             raise FloatingPointError("Predicted boxes contain NaN.")  # as Detectron2's RPN, before the others' losses
     with open(f"{folder}/{rank}.txt", "w") as file:
         print(raised.value, raised_early.value, sep="\n", file=file)
@@ -87,4 +87,4 @@ def test_a_loss_that_is_no_number_in_one_process_stops_both(teacher, tmp_path):
     assert told[0] == told[1]
     loss, boxes = told[0].splitlines()
     assert loss.startswith("process 1: {'loss_dkd': nan") and "at iteration 4 on the images image_1.png" in loss
-    assert boxes == "process 1: Predicted boxes contain NaN. at iteration 5 on the images image_1.png"
+    assert boxes == "process 1: Predicted boxes contain NaN. on image 12"

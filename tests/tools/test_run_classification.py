@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from classification.benchmark.seeds import Run, choices, run_seeds
+from classification.studies.seeds import Run, choices, run_seeds
 from kd_det.common.errors import SetupError
 from tests.classification.conftest import ROOT, command
 
@@ -47,7 +47,7 @@ def test_two_seeds(run, tmp_path):
 
 
 def test_other_rows_stay(tmp_path):
-    from classification.benchmark.seeds import update_results
+    from classification.studies.seeds import update_results
 
     path = tmp_path / "results.json"
     update_results(path, [{"config": "a", "last_top1": [1.0]}, {"config": "b", "last_top1": [2.0]}], "digits")
@@ -57,7 +57,7 @@ def test_other_rows_stay(tmp_path):
 
 
 def test_a_file_that_is_no_results_file_is_not_overwritten(tmp_path):
-    from classification.benchmark.seeds import update_results
+    from classification.studies.seeds import update_results
 
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(SetupError, match="no results file"):

@@ -16,7 +16,7 @@ from detectron2.structures import Boxes
 import kd_det.data  # noqa: F401  (registers digits_det_val)
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
-from kd_det.teacher_confidence import detector_gaps
+from kd_det.studies.teacher_confidence import detector_gaps
 from tests.mini_coco import annotation_file
 from tests.tiny import student_config, teacher_files
 from tests.tools.commands import run_tool

@@ -10,8 +10,8 @@ import visualize as visualize_tool
 
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
-from kd_det.panels import GAP
-from kd_det.visualization import image_files, visualize
+from kd_det.engine.visualization import image_files, visualize
+from kd_det.modeling.drawing import GAP
 from tests.mini_coco import annotation_file
 from tests.tiny import build, student_config, teacher_files
 from tests.tools.commands import run_tool

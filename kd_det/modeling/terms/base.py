@@ -13,11 +13,12 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from kd_det.cells import Cells
-from kd_det.common.errors import SetupError, did_you_mean
+from kd_det.common.errors import SetupError
+from kd_det.common.registry import Registry
+from kd_det.common.setting_checks import Check
+from kd_det.config.check import check_keys
 from kd_det.modeling.regions import DistillationInputs, SharedRegions
-from kd_det.settings import check_keys
-from kd_det.settings.checks import Check
+from kd_det.teacher.cells import Cells
 
 Term = TypeVar("Term", bound="type[KDTerm]")
 
@@ -45,7 +46,7 @@ class KDTerm(nn.Module, ABC):
         """Returns scalar losses, already weighted, each under a name that starts with ``loss_``."""
 
 
-TERMS: dict[str, type[KDTerm]] = {}
+TERMS: Registry[type[KDTerm]] = Registry("KD term", "KD.TERMS")
 
 
 class LogitTerm(KDTerm):
@@ -70,14 +71,15 @@ class LogitTerm(KDTerm):
 
 
 def register_term(name: str) -> Callable[[Term], Term]:
-    """Class decorator that makes a term known to ``KD.TERMS`` as ``name``."""
+    """Class decorator that makes a term known to ``KD.TERMS`` as ``name``.
+
+    Raises:
+        ValueError: there is a term of that name already.
+    """
 
     def register(term: Term) -> Term:
-        if name in TERMS:
-            raise ValueError(f"there is a KD term {name!r} already: {TERMS[name]}")
         term.name = name
-        TERMS[name] = term
-        return term
+        return TERMS.register(name)(term)
 
     return register
 
@@ -104,17 +106,13 @@ def build_terms(cfg: CfgNode, maps: Maps) -> dict[str, KDTerm]:
     """The terms that ``KD.TERMS`` names, in its order; each is built as ``Term(cfg, maps)``.
 
     Raises:
-        SetupError: a name is unknown or stands twice, or a setting of a term makes no sense.
+        SetupError: a name is unknown or listed twice, or a setting of a term makes no sense.
     """
     names = list(cfg.KD.TERMS)
     for name in names:
-        if not isinstance(name, str) or name not in TERMS:
-            raise SetupError(
-                f"KD.TERMS: there is no term {name!r}.{did_you_mean(str(name), TERMS)} "
-                f"Known: {', '.join(sorted(TERMS))}."
-            )
+        TERMS.find(name)
         if names.count(name) > 1:
-            raise SetupError(f"KD.TERMS: {name!r} stands twice in {names}; name it once and set its WEIGHT.")
+            raise SetupError(f"KD.TERMS: {name!r} is listed twice in {names}; name it once and set its WEIGHT.")
     for name in (*names, *TERMS):  # a term may read another's keys
         check_keys(cfg, TERMS[name].checks)
     return {name: TERMS[name](cfg, maps) for name in names}

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_det.common.errors import SetupError, did_you_mean
+from kd_det.common.setting_checks import name_pair
 from kd_det.modeling.regions import DistillationInputs
 from kd_det.modeling.terms.base import KDTerm, Maps
-from kd_det.settings.checks import name_pair
 
 
 @dataclass(frozen=True)

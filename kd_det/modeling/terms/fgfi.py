@@ -14,11 +14,11 @@ from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 
 from kd_det.common.errors import SetupError, below_one, non_negative
+from kd_det.common.setting_checks import Check, name_pairs
 from kd_det.losses import fgfi_loss
 from kd_det.modeling.regions import DistillationInputs
 from kd_det.modeling.terms.base import Maps, register_term
 from kd_det.modeling.terms.features import Adapters, FeatureTerm, Pair, align, feature_pairs
-from kd_det.settings.checks import Check, name_pairs
 
 
 @register_term("fgfi")

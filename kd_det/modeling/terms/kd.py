@@ -9,10 +9,10 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from kd_det.common.errors import non_negative, temperature
+from kd_det.common.setting_checks import Check
 from kd_det.losses import kd_loss
 from kd_det.modeling.regions import SharedRegions
 from kd_det.modeling.terms.base import LogitTerm, Maps, register_term
-from kd_det.settings.checks import Check
 
 
 @register_term("kd")

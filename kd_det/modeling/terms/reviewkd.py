@@ -9,11 +9,11 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from kd_det.common.errors import non_negative
+from kd_det.common.setting_checks import Check, channels, name_pairs
 from kd_det.losses import ReviewKDFusion, hcl_loss
 from kd_det.modeling.regions import DistillationInputs
 from kd_det.modeling.terms.base import Maps, register_term
 from kd_det.modeling.terms.features import FeatureTerm, feature_pairs
-from kd_det.settings.checks import Check, channels, name_pairs
 
 
 @register_term("reviewkd")

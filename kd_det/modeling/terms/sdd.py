@@ -10,15 +10,15 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
-from kd_det.cells import FINEST, KINDS, Cells
 from kd_det.common.errors import SetupError, non_negative
+from kd_det.common.setting_checks import Check, choice, count
 from kd_det.losses import dkd_loss, kd_loss, nkd_loss, sdd_loss
 from kd_det.modeling.regions import SharedRegions
 from kd_det.modeling.terms.base import LogitTerm, Maps, register_term
 from kd_det.modeling.terms.dkd import DKDTerm
 from kd_det.modeling.terms.kd import KDLossTerm
 from kd_det.modeling.terms.nkd import NKDTerm
-from kd_det.settings.checks import Check, choice, count
+from kd_det.teacher.cells import FINEST, KINDS, Cells
 
 # The loss of a region by its name in KD.SDD.BASE, and the term whose settings it takes.
 BASES: dict[str, tuple[Callable[..., Tensor], type[LogitTerm]]] = {
@@ -44,7 +44,7 @@ class SDDTerm(LogitTerm):
     """``loss_sdd``: ``sdd_loss`` (Wei et al. 2024) averaged over the batch's proposals and their regions.
 
     Region 0 of a proposal is the whole, with the logits that the box head is trained on, so that the base loss is part
-    of this one; the others are its cells (``kd_det.cells``). The target class of each is the proposal's label.
+    of this one; the others are its cells (``kd_det.teacher.cells``). The target class of each is the proposal's label.
 
     Args:
         weight: of the loss.

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from classification.benchmark.pipeline import SyntheticCIFAR100, write_synthetic_cifar100
 from classification.data import cifar
+from classification.studies.pipeline import SyntheticCIFAR100, write_synthetic_cifar100
 from tests.classification.data.layouts import config, write_cub, write_folders
 
 

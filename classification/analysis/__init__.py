@@ -1,1 +1,0 @@
-"""What finished runs learnt: analyses that write data and a picture."""

@@ -1,1 +1,0 @@
-"""What the classification package's speed and results are measured with."""

@@ -1,0 +1,1 @@
+"""Benchmarks, sweeps and analyses of trained classifiers."""

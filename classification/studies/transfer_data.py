@@ -1,0 +1,164 @@
+"""Data sets of other domains, as a run's student sees images: at its size, normalised as its own data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.datasets import STL10, ImageFolder
+from torchvision.transforms import v2
+
+from classification.data.contents import FileData, ImagesInMemory, ImagesOnDisk
+from classification.data.digits import read_digits
+from classification.data.file_source import FileSource
+from classification.data.loaders import EvalLoader, Source
+from classification.data.memory_source import MemorySource
+from classification.data.normalization import Normalization
+from classification.data.padded import PaddedImages
+from classification.studies.runs import Run
+from kd_det.common.errors import SetupError
+
+TINY_IMAGENET = "tiny-imagenet-200"
+TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+LAYOUT = "train/WNID/images/*.JPEG, val/images/*.JPEG and val/val_annotations.txt"
+RESIZED_AT_A_TIME = 1000
+
+
+class TransferData(NamedTuple):
+    """Both splits as they are published; nothing is augmented."""
+
+    train: EvalLoader
+    test: EvalLoader
+
+
+class Splits(NamedTuple):
+    """Both splits of a data set that is kept in memory."""
+
+    train: ImagesInMemory  # images of any size
+    test: ImagesInMemory
+
+
+def read_domain(name: str, root: str) -> Splits | FileData:
+    """The data set ``name``, one of ``DOMAINS``; ``root`` is the folder that has stl10_binary and tiny-imagenet-200.
+
+    Raises:
+        SetupError: it is not there, or inconsistent.
+    """
+    return DOMAINS[name](os.path.expanduser(root))
+
+
+def transfer_data(content: Splits | FileData, run: Run) -> TransferData:
+    """What ``read_domain`` gave, for the student of ``run``."""
+    source = _files if isinstance(content, FileData) else _memory
+    return TransferData(*(EvalLoader(source(split, run), run.cfg.DATA.EVAL_BATCH_SIZE) for split in content[:2]))
+
+
+def read_digits_rotated_inverted(root: str) -> Splits:
+    """The embedded digits in another domain: a quarter turn anticlockwise, ink black on white. ``root`` is not used."""
+    content = read_digits()
+    return Splits(*(ImagesInMemory(255 - split.images.rot90(1, (2, 3)), split.labels) for split in content[:2]))
+
+
+def read_stl10(root: str) -> Splits:
+    """STL-10 by torchvision's reader: 5,000 labelled images for training and 8,000 for testing, 96 × 96.
+
+    Raises:
+        SetupError: it is not there, or damaged.
+    """
+    try:
+        train, test = (STL10(root, split=split) for split in ("train", "test"))
+    except RuntimeError as error:  # torchvision's word for files that are missing or fail their checksum
+        raise SetupError(
+            f"--data-root {root!r} has no intact {STL10.base_folder}; download {STL10.url} and unpack it there."
+        ) from error
+    return Splits(*(ImagesInMemory(torch.from_numpy(split.data), _int64(split.labels)) for split in (train, test)))
+
+
+def read_tiny_imagenet(root: str) -> FileData:
+    """Tiny-ImageNet as published; its validation images, whose labels alone are public, are the test split.
+
+    Raises:
+        SetupError: a file or folder is missing, or a line of val_annotations.txt has no image or class of its own.
+    """
+    folder = os.path.join(root, TINY_IMAGENET)
+    annotations = os.path.join(folder, "val", "val_annotations.txt")
+    for path in (os.path.join(folder, "train"), annotations):
+        if not os.path.exists(path):
+            raise SetupError(
+                f"--data-root {root!r}: no {path!r}. Expected in {folder!r}: {LAYOUT}, as in {TINY_IMAGENET_URL}."
+            )
+    try:
+        train = ImageFolder(os.path.join(folder, "train"))
+    except FileNotFoundError as error:
+        raise SetupError(f"--data-root {root!r}: expected in {folder!r}: {LAYOUT}. {error}") from error
+    return FileData(
+        ImagesOnDisk([path for path, _ in train.samples], torch.tensor(train.targets)),
+        _read_annotations(annotations, train.class_to_idx),
+        tuple(train.classes),
+    )
+
+
+def _read_annotations(path: str, classes: dict[str, int]) -> ImagesOnDisk:
+    """Lines of image, WNID, and a box that is not used, separated by tabs."""
+    images = os.path.join(os.path.dirname(path), "images")
+    labels: dict[str, int] = {}
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            name, _, rest = line.rstrip("\n").partition("\t")
+            wnid = rest.split("\t")[0]
+            if wnid not in classes or name in labels:
+                raise SetupError(f"{path}, line {number}: {line.strip()!r} is not a new image and a class of train/.")
+            labels[name] = classes[wnid]
+    if not labels:
+        raise SetupError(f"{path} is empty; unpack {TINY_IMAGENET_URL} again.")
+    return ImagesOnDisk([os.path.join(images, name) for name in labels], torch.tensor(list(labels.values())))
+
+
+def _files(split: ImagesOnDisk, run: Run) -> Source:
+    size = run.data.image_size
+    prepare = v2.Compose([v2.Resize((size, size), antialias=True), v2.PILToTensor()])
+    return FileSource(
+        split.paths,
+        split.labels,
+        augment=prepare,
+        prepare=prepare,
+        normalize=_normalization(run),
+        seed=0,
+        workers=run.cfg.DATA.WORKERS,
+        device=run.device,
+    )
+
+
+def _memory(split: ImagesInMemory, run: Run) -> Source:
+    images = PaddedImages(
+        _resized(split.images, run.data.image_size), run.device, torch.contiguous_format, mirror=False
+    )
+    return MemorySource(images, split.labels, _normalization(run), seed=0)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """uint8 (N, 3, H, W) to (N, 3, size, size), bilinearly; in parts, whose floats fit into memory."""
+    if images.shape[-2:] == (size, size):
+        return images
+    parts = images.split(RESIZED_AT_A_TIME)
+    return torch.cat([v2.functional.resize(part, [size, size], antialias=True) for part in parts])
+
+
+def _normalization(run: Run) -> Normalization:
+    data = run.data
+    return Normalization(data.mean, data.std, data.image_size, run.device, torch.contiguous_format)
+
+
+def _int64(labels: object) -> Tensor:
+    return torch.as_tensor(labels).long()
+
+
+# Each takes the folder that has the data sets.
+DOMAINS: dict[str, Callable[[str], Splits | FileData]] = {
+    "digits_rotated_inverted": read_digits_rotated_inverted,
+    "stl10": read_stl10,
+    "tiny_imagenet": read_tiny_imagenet,
+}

@@ -1,0 +1,169 @@
+"""Penultimate features in two dimensions, by t-SNE (van der Maaten and Hinton 2008), and how far classes come apart.
+
+Shape legend: N samples, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from classification.studies.csv_file import write_table
+from classification.studies.features import Answers, collect
+from classification.studies.pairs import check_same_samples
+from classification.studies.runs import Run
+from kd_det.common.environment import versions
+from kd_det.common.errors import SetupError, positive
+from kd_det.common.figures import save_figure
+from kd_det.common.files import write_json
+
+NAME = "tsne"
+MOST_CLASSES = 20  # more colours than these cannot be told apart
+NEIGHBOURS = 10
+
+
+class Settings(NamedTuple):
+    """What is drawn, and how.
+
+    ``check`` raises ``SetupError`` for what cannot work.
+    """
+
+    classes: int = 10  # of the data's, evenly spread over their numbers
+    samples: int = 2000  # at most, of the validation samples of these classes, drawn by the seed
+    perplexity: float = 30.0
+    seed: int = 0  # also of t-SNE
+
+    def check(self) -> None:
+        if not 2 <= self.classes <= MOST_CLASSES:
+            raise SetupError(f"--classes {self.classes}: give 2 to {MOST_CLASSES}; more colours cannot be told apart.")
+        if self.samples <= NEIGHBOURS:
+            raise SetupError(f"--samples {self.samples}: give more than {NEIGHBOURS}.")
+        if self.seed < 0:
+            raise SetupError(f"--seed {self.seed} is negative; give 0 or more.")
+        positive("--perplexity", self.perplexity)
+
+
+class Embedding(NamedTuple):
+    """One run's samples in two dimensions."""
+
+    run: str
+    indices: np.ndarray  # (N,) int64: places in the validation split
+    labels: np.ndarray  # (N,) int64
+    points: np.ndarray  # (N, 2) float32
+    figures: dict[str, dict[str, float]]  # "embedding" and "features": ``separation`` there
+
+
+def choose_samples(labels: Tensor, num_classes: int, settings: Settings) -> Tensor:
+    """Places int64 (N,) of the samples to draw among ``labels`` (all,), in rising order; the same for every run.
+
+    Raises:
+        SetupError: these are too few for the perplexity, or of one class only.
+    """
+    wanted = min(settings.classes, num_classes)
+    classes = torch.tensor([place * num_classes // wanted for place in range(wanted)])
+    places = torch.isin(labels, classes).nonzero().flatten()
+    count = min(len(places), settings.samples)
+    order = torch.randperm(len(places), generator=torch.Generator().manual_seed(settings.seed))
+    chosen = places[order[:count].sort().values]
+    if count <= max(settings.perplexity, NEIGHBOURS) or len(labels[chosen].unique()) < 2:
+        raise SetupError(
+            f"--perplexity {settings.perplexity:g} with {count} samples of {wanted} classes: t-SNE needs more samples "
+            f"than its perplexity and than {NEIGHBOURS}, of two classes or more; lower it, or raise --samples."
+        )
+    return chosen
+
+
+def separation(points: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """How far the classes are apart, in any space.
+
+    Args:
+        points: (N, D), N above ``NEIGHBOURS``.
+        labels: (N,), of at least two classes and fewer than N.
+
+    Returns:
+        "silhouette" (Rousseeuw 1987; mean over the samples, -1 to 1, the higher the farther apart) and "knn_top1", in
+        percent: how many samples are of the class that is most frequent among their 10 nearest others.
+    """
+    neighbours = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(points).kneighbors(return_distance=False)
+    voted = torch.from_numpy(labels[neighbours]).mode(1).values.numpy()
+    return {
+        "silhouette": float(silhouette_score(points, labels)),
+        "knn_top1": 100 * float((voted == labels).mean()),
+    }
+
+
+def embed(name: str, answers: Answers, chosen: Tensor, settings: Settings) -> Embedding:
+    """scikit-learn's t-SNE, from the first two principal components on: the same seed gives the same points.
+
+    Args:
+        name: the run's.
+        answers: to the whole validation split.
+        chosen: of ``choose_samples``.
+    """
+    features, labels = answers.pooled[chosen].double().numpy(), answers.labels[chosen].numpy()
+    tsne = TSNE(perplexity=settings.perplexity, init="pca", learning_rate="auto", random_state=settings.seed)
+    points = tsne.fit_transform(features)
+    figures = {"embedding": separation(points, labels), "features": separation(features, labels)}
+    return Embedding(name, chosen.numpy(), labels, points, figures)
+
+
+def compare(first: Run, second: Run, settings: Settings) -> list[Embedding]:
+    """Both runs' embeddings, of the same samples.
+
+    Raises:
+        SetupError: the runs have other data, or the settings do not fit these.
+    """
+    settings.check()
+    check_same_samples(first, second)
+    embeddings = []
+    for run in (first, second):
+        answers = collect(partial(run.student, return_features=True), run.data.val)
+        chosen = choose_samples(answers.labels, run.data.num_classes, settings)
+        embeddings.append(embed(run.name, answers, chosen, settings))
+    return embeddings
+
+
+def write_comparison(folder: Path, embeddings: Sequence[Embedding], run: Run, settings: Settings) -> list[Path]:
+    """Writes tsne.json (figures), tsne.csv (points), tsne.png and .svg into ``folder``; ``run`` is one of the two."""
+    names = run.data.class_names
+    pictures = save_figure(draw(embeddings, names), folder, NAME)
+    about = {"kind": NAME, "data": run.cfg.DATA.NAME, "settings": settings._asdict(), "neighbours": NEIGHBOURS}
+    runs = [{"run": each.run, "samples": len(each.labels), **each.figures} for each in embeddings]
+    write_json(folder / f"{NAME}.json", {**about, "runs": runs, "versions": versions()})
+    rows = (
+        [each.run, index, names[label], *point]
+        for each in embeddings
+        for index, label, point in zip(each.indices, each.labels, each.points.tolist(), strict=True)
+    )
+    points = write_table(folder / f"{NAME}.csv", ["run", "sample", "class", "x", "y"], rows)
+    return [folder / f"{NAME}.json", points, *pictures]
+
+
+def draw(embeddings: Sequence[Embedding], class_names: Sequence[str]) -> Figure:
+    """The embeddings side by side, a colour a class; distances between them mean nothing, so there are no scales."""
+    figure = Figure((5 * len(embeddings) + 1.5, 5.2), layout="constrained")
+    panels = figure.subplots(1, len(embeddings), squeeze=False)[0]
+    present = np.unique(embeddings[0].labels)
+    colours = colormaps["tab10" if len(present) <= 10 else "tab20"]
+    for axes, each in zip(panels, embeddings, strict=True):
+        for place, label in enumerate(present):
+            points = each.points[each.labels == label]
+            axes.scatter(*points.T, s=12, color=colours(place), label=class_names[label], linewidths=0)
+        here = each.figures["embedding"]
+        axes.set_title(f"{each.run}\nsilhouette {here['silhouette']:.3f}, kNN {here['knn_top1']:.1f} %", fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="class", loc="outside right center", markerscale=2, frameon=False, fontsize=9)
+    return figure

@@ -1,1 +1,0 @@
-"""A benchmark of distillation that needs no download: a teacher and its students on the digits scenes."""

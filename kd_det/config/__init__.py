@@ -1,0 +1,11 @@
+"""The keys of a detection configuration, how it is read, and what its values may be."""
+
+from kd_det.config.defaults import (
+    PLAIN_ROI_HEADS,
+    TIMM_BACKBONE,
+    add_kd_config,
+    load_config,
+    plain_config,
+)
+
+__all__ = ["PLAIN_ROI_HEADS", "TIMM_BACKBONE", "add_kd_config", "load_config", "plain_config"]

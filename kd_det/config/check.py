@@ -1,0 +1,93 @@
+"""Applies the checks of single keys to a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+
+from kd_det.common.errors import SetupError
+from kd_det.common.setting_checks import Check
+from kd_det.config import add_kd_config
+from kd_det.config.model_keys import MODEL
+from kd_det.config.other_keys import INPUT_FORMAT, OTHER
+
+# What a value must be, by the type of its default.
+TYPES = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list", tuple: "a list",
+}  # fmt: skip
+
+
+def check_settings(cfg: CfgNode) -> None:
+    """Checks every key of ``cfg``: that it is there, that its value has the type of its default, and its value.
+
+    Raises:
+        SetupError: a value cannot be meant; the first that is found.
+    """
+    _check_leaves(dict(leaves(cfg)), {**MODEL, **OTHER})
+
+
+def check_model_settings(cfg: CfgNode) -> None:
+    """As ``check_settings``, for the keys alone that a teacher is built from: MODEL and INPUT.FORMAT."""
+    used = {key: value for key, value in leaves(cfg) if key.startswith("MODEL.") or key in INPUT_FORMAT}
+    _check_leaves(used, {**MODEL, **INPUT_FORMAT}, sections=("MODEL.", "INPUT.FORMAT"))
+
+
+def _check_leaves(values: Mapping[str, Any], table: Mapping[str, Check], sections: tuple[str, ...] = ("",)) -> None:
+    defaults = get_cfg()
+    add_kd_config(defaults)
+    for key, default in leaves(defaults):
+        if not key.startswith(sections):
+            continue
+        if key not in values:
+            raise SetupError(f"{key} is missing: a whole section was replaced. Set the keys of the section one by one.")
+        _check_type(key, values[key], default)
+    for key, value in values.items():
+        if isinstance(value, str) and "\0" in value:
+            raise SetupError(f"{key} is {value!r:.200}, which has a null character in it; remove it.")
+        if key not in table and isinstance(value, float) and not abs(value) < float("inf"):
+            raise SetupError(f"{key} is {value!r:.200}; it must be a finite number.")
+    _apply(table, values)
+
+
+def check_keys(cfg: CfgNode, table: Mapping[str, Check]) -> None:
+    """Applies the checks of ``table``, key to check, to the keys of it that ``cfg`` has.
+
+    Raises:
+        SetupError: a check refused.
+    """
+    _apply(table, dict(leaves(cfg)))
+
+
+def _apply(table: Mapping[str, Check], values: Mapping[str, Any]) -> None:
+    for key, check in table.items():
+        if key in values:
+            check(key, values[key])
+
+
+def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key that is no section, in full, with its value."""
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _check_type(key: str, value: Any, default: Any) -> None:
+    if default is None:  # such a key takes numbers as well
+        return
+    alike = (list, tuple) if isinstance(default, (list, tuple)) else (type(default),)
+    if isinstance(default, float) and not isinstance(value, bool):
+        alike = (int, float)
+    if not isinstance(value, alike) or isinstance(value, bool) != isinstance(default, bool):
+        raise SetupError(
+            f"{key} is {value!r:.200}; it must be {TYPES.get(type(default), type(default).__name__)}, as its default "
+            f"{_short(default)} is."
+        )
+
+
+def _short(default: Any) -> str:
+    text = repr(default)
+    return text if len(text) < 60 else f"{text[:50]} ..."

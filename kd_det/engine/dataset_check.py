@@ -1,0 +1,92 @@
+"""The report of ``tools/check_dataset.py``: every data set of a training, and its classes beside the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from kd_det.common.errors import SetupError
+from kd_det.data.checks import check_named
+from kd_det.data.class_comparison import compare_classes
+from kd_det.data.model_needs import missing_for_model
+from kd_det.data.report import CocoReport, Finding, compare_sets, examine, format_findings, format_report
+from kd_det.modeling.terms import TERMS
+from kd_det.teacher.classes import KEY as CLASS_MAP
+from kd_det.teacher.classes import class_names, shared_classes, unpaired_classes
+from kd_det.teacher.config import teacher_config
+
+
+def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, with_model: bool) -> tuple[str, bool]:
+    """Reports on data sets and on how their classes stand to the teacher's.
+
+    Args:
+        cfg: with the sets registered; its ``KD.TEACHER`` is compared, if it names one.
+        names: of registered sets with a COCO JSON.
+        sizes: decode every image, and compare its size with the JSON's.
+        with_model: whether the sets must have what ``cfg.MODEL`` asks for: its number of classes, masks, keypoints.
+
+    Returns:
+        the text, and whether a fault in it would stop training.
+
+    Raises:
+        SetupError: a set is unknown, not in COCO format or damaged; the teacher's configuration is not valid.
+    """
+    if not names:
+        raise SetupError("there is no data set to look at: give names, --dataset, or a --config-file with DATASETS.")
+    reports = [_report(name, sizes) for name in dict.fromkeys(names)]
+    findings = compare_sets(reports)
+    if with_model:
+        findings += _model_findings(cfg, reports)
+    if cfg.KD.TEACHER.CONFIG_FILE:
+        findings += _teacher_findings(cfg, reports[0])
+    texts = [format_report(report) for report in reports]
+    if findings:
+        texts.append("\n".join(["together:", *format_findings(findings)]))
+    stops = any(finding.stops for part in (findings, *(report.findings for report in reports)) for finding in part)
+    return "\n\n".join(texts), stops
+
+
+def _report(name: str, sizes: bool) -> CocoReport:
+    check_named("data set", name)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("json_file") is None:
+        raise SetupError(f"data set {name!r} has no COCO JSON; only such sets can be looked at.")
+    if metadata.get("make") is not None:
+        metadata.make()
+    return examine(name, metadata.json_file, metadata.image_root, sizes=sizes)
+
+
+def _model_findings(cfg: CfgNode, reports: Sequence[CocoReport]) -> Iterator[Finding]:
+    for report in reports:
+        evaluates = report.name in cfg.DATASETS.TEST
+        trains = report.name in cfg.DATASETS.TRAIN or not evaluates
+        for missing in missing_for_model(cfg, report.name, report.coco, trains=trains, evaluates=evaluates):
+            yield Finding(missing, stops=True)
+
+
+def _teacher_findings(cfg: CfgNode, report: CocoReport) -> list[Finding]:
+    teacher_cfg = teacher_config(cfg)
+    theirs = class_names(teacher_cfg)
+    if cfg.KD.TERMS and not any(TERMS[name].needs_logits for name in cfg.KD.TERMS if name in TERMS):
+        return [Finding(unpaired_classes(cfg, teacher_cfg), stops=False)]
+    if cfg.KD.TEACHER.CLASS_MAP:
+        return [_map_finding(cfg, teacher_cfg)]
+    if theirs is None:
+        count, ours = teacher_cfg.MODEL.ROI_HEADS.NUM_CLASSES, len(report.classes)
+        text = f"the teacher's class names are not known; it has {count} classes, {report.name} {ours}"
+        return [Finding(text, stops=count != ours)]
+    comparison = compare_classes(list(report.classes), theirs)
+    text = comparison.verdict
+    if comparison.suggestion:
+        text += f". Set {CLASS_MAP} to {comparison.suggestion}"
+    return [Finding(text, stops=not comparison.fits)]
+
+
+def _map_finding(cfg: CfgNode, teacher_cfg: CfgNode) -> Finding:
+    try:
+        pairs = shared_classes(cfg, teacher_cfg)
+    except SetupError as error:
+        return Finding(str(error), stops=True)
+    return Finding(f"{CLASS_MAP} pairs {len(pairs.student)} of the {pairs.student_classes} classes", stops=False)

@@ -1,0 +1,1 @@
+"""Benchmarks and studies: what the figures of this project are measured with."""

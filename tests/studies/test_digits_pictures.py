@@ -1,0 +1,41 @@
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+
+from kd_det.studies.pictures import ap_bars, loss_curves, right_detections
+
+
+def run(ap):
+    return {"AP": ap, "AP50": ap + 30, "AP75": ap + 10}
+
+
+def test_curves_show_what_was_logged():
+    entries = [
+        {"iteration": 19, "total_loss": 3.0, "loss_dkd": 1.0},
+        {"iteration": 39, "total_loss": 2.0, "loss_dkd": 0.5},
+    ]
+    plain = [{key: entry[key] for key in ("iteration", "total_loss")} for entry in entries]
+    total, terms = loss_curves({"student alone": plain, "student + DKD": entries}).axes
+    assert [line.get_xydata().tolist() for line in total.lines] == [[[20, 3.0], [40, 2.0]]] * 2
+    (line,) = terms.lines
+    assert line.get_xydata().tolist() == [[20, 1.0], [40, 0.5]]
+    assert line.get_label() == "student + DKD (loss_dkd)"
+
+
+def test_bars_are_means_over_seeds():
+    axes = ap_bars({"teacher": [run(50.0)], "student alone": [run(30.0), run(34.0)]}).axes[0]
+    heights = [bar.get_height() for bar in axes.patches]
+    assert heights == pytest.approx([50, 80, 60, 32, 62, 42])
+
+
+def test_an_object_is_found_once_by_the_best_scored_detection_of_its_class():
+    truth = Boxes(torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]]))
+    found = Instances((50, 50))
+    # The same object twice (the worse first), another class, an IoU of 1/3, and none at all.
+    found.pred_boxes = Boxes(
+        torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10], [25, 0, 35, 10], [40, 40, 50, 50]])
+    )
+    found.pred_classes = torch.tensor([3, 3, 5, 4, 4])
+    found.scores = torch.tensor([0.6, 0.9, 0.8, 0.7, 0.95])
+    assert right_detections(found, truth, [3, 4]) == [False, True, False, False, False]
+    assert right_detections(found[:0], truth, [3, 4]) == []

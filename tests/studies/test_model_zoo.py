@@ -1,0 +1,68 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from kd_det.common.errors import SetupError
+from kd_det.studies.model_zoo import read_results, render
+from tests.conftest import ROOT
+
+PAIR = {"teacher": "big", "student": "small", "config": "configs/x.yaml"}
+
+
+def paper(*rows):
+    return {"benchmark": "COCO", "source": "Doe 2030", "schedule": "1x", "rows": [{**PAIR, **row} for row in rows]}
+
+
+def ours(*rows):
+    hardware = {"name": "a processor", "cpu_cores": 2, "torch_threads": 1, "runs_at_a_time": 2}
+    return {**paper(*rows), "source": "ours", "hardware": hardware, "versions": {"torch": "9.9"}, "command": "run it"}
+
+
+def cells(page):
+    """The rows of the only table as lists of cells, the header first."""
+    lines = [line for line in page.splitlines() if line.startswith("|") and not line.startswith("|-")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_ours_stand_beside_the_papers_and_are_blank_where_not_run():
+    published = paper(
+        {"method": "KD", "teacher_AP": [42.0], "student_AP": [33.26], "AP": [33.97]},
+        {"method": "DKD", "teacher_AP": [42.0], "student_AP": [33.26], "AP": [35.05]},
+    )
+    run = {"method": "DKD", "teacher_AP": [41.0], "student_AP": [30.0, 34.0], "AP": [35.0, 37.0]}
+    run |= {"best_AP": [36.0, 38.0], "seconds_per_iteration": [0.5, 0.5], "memory_mib": [900.0, 1100.0]}
+    page = render([published, ours(run)])
+    header, kd, dkd = cells(page)
+    assert header[5:8] == ["student alone (Doe 2030)", "Doe 2030", "Δ"]
+    assert kd == ["big", "small", "KD", "1x", "42.00", "33.26", "33.97", "+0.71", *[""] * 7, "`configs/x.yaml`"]
+    # ours: 32 ± sqrt(8) and 36 ± sqrt(2)
+    assert dkd[4:11] == ["41.0", "33.26", "35.05", "+1.79", "32.0 ± 2.8", "36.0 ± 1.4", "+4.0"]
+    assert dkd[11:15] == ["37.0 ± 1.4", "2", "0.50 ± 0.00", "1000 ± 141"]
+    assert "Ours: `run it` on a processor, 2 cores, threads: 1 a run, 2 runs at a time; torch 9.9." in page
+
+
+def test_without_a_paper_there_are_no_columns_for_one():
+    (header, row) = cells(render([ours({"method": "DKD", "student_AP": [30.0], "AP": [31.0]})]))
+    assert header[4:8] == ["teacher AP", "student alone (ours)", "ours", "Δ"]
+    assert row[4:8] == ["", "30.0", "31.0", "+1.0"]
+
+
+def test_faults_are_named(tmp_path):
+    with pytest.raises(SetupError, match="no results in"):
+        read_results(tmp_path)
+    content = paper({"method": "KD", "AP": [1.0]})
+    del content["rows"][0]["config"], content["schedule"]
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(SetupError, match=r"x\.json lacks rows config, schedule"):
+        read_results(tmp_path)
+
+
+def test_the_committed_page_is_what_the_results_give(tmp_path):
+    command = [sys.executable, "tools/make_tables.py"]
+    checked = subprocess.run([*command, "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    (tmp_path / "page.md").write_text("old")
+    stale = subprocess.run([*command, "--check", "--output", tmp_path / "page.md"], cwd=ROOT, capture_output=True)
+    assert stale.returncode == 1 and b"out of date" in stale.stderr
