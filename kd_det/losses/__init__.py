@@ -21,35 +21,61 @@ same numbers, made safe and fast. What all of them share is said here once:
 """
 
 from kd_det.losses import textbook
+from kd_det.losses.contrast import CRDLoss
 from kd_det.losses.dkd import coupled_dkd_loss, dkd_loss
 from kd_det.losses.hcd import HCDLoss
 from kd_det.losses.kd import kd_loss
 from kd_det.losses.maps import at_loss, fgfi_loss, fitnet_loss, hcl_loss, pkd_loss, pool_to_common_size
 from kd_det.losses.mcld import MCLDLoss
+from kd_det.losses.mimic import SimKDLoss, VIDLoss, ofd_loss, ofd_margin
+from kd_det.losses.multi_level import (
+    catkd_loss,
+    class_activation_maps,
+    ctkd_loss,
+    ctkd_reversal,
+    dist_loss,
+    mlkd_loss,
+)
 from kd_det.losses.nkd import nkd_loss
 from kd_det.losses.normalize import standardize_logits
+from kd_det.losses.relations import kdsvd_loss, nst_loss, pkt_loss, sp_loss
 from kd_det.losses.review_fusion import ReviewKDFusion
 from kd_det.losses.rkd import rkd_angle_loss, rkd_distance_loss
 from kd_det.losses.sdd import multi_scale_logits, sdd_loss
 
 __all__ = [
+    "CRDLoss",
     "HCDLoss",
     "MCLDLoss",
     "ReviewKDFusion",
+    "SimKDLoss",
+    "VIDLoss",
     "at_loss",
+    "catkd_loss",
+    "class_activation_maps",
     "coupled_dkd_loss",
+    "ctkd_loss",
+    "ctkd_reversal",
+    "dist_loss",
     "dkd_loss",
     "fgfi_loss",
     "fitnet_loss",
     "hcl_loss",
     "kd_loss",
+    "kdsvd_loss",
+    "mlkd_loss",
     "multi_scale_logits",
     "nkd_loss",
+    "nst_loss",
+    "ofd_loss",
+    "ofd_margin",
     "pkd_loss",
+    "pkt_loss",
     "pool_to_common_size",
     "rkd_angle_loss",
     "rkd_distance_loss",
     "sdd_loss",
+    "sp_loss",
     "standardize_logits",
     "textbook",
 ]
