@@ -70,9 +70,8 @@ class SimKDLoss(nn.Module):
         Raises:
             ValueError: a shape, dtype or device other than these.
         """
-        _check_pair(self, student_map, teacher_map)
-        student_map, teacher_map = pool_to_common_size(student_map, teacher_map.detach())
-        return _mean_squared_error(self.projector(student_map), teacher_map)
+        projected, target = _imitated(self, self.projector, student_map, teacher_map)
+        return F.mse_loss(projected, target) if projected.numel() else projected.sum()
 
     def logits(self, student_map: Tensor, classifier: nn.Module, size: tuple[int, int]) -> Tensor:
         """The student's logits, by the teacher's ``classifier`` on (B, E).
@@ -102,8 +101,8 @@ class VIDLoss(nn.Module):
     smaller height and width by adaptive average pooling. It is for one level; the losses of several are added.
 
     Source: Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Knowledge Transfer", CVPR 2019.
-    Weight 1. In some published code no optimiser gets the variances, which then stay at their
-    initial value; here they are parameters of the module.
+    Weight 1. In some published code no optimiser gets the variances, which then stay at their initial value; here they
+    are parameters of the module.
 
     Args:
         student_channels: C, 1 or more.
@@ -149,9 +148,7 @@ class VIDLoss(nn.Module):
         Raises:
             ValueError: a shape, dtype or device other than these.
         """
-        _check_pair(self, student_map, teacher_map)
-        student_map, teacher_map = pool_to_common_size(student_map, teacher_map)
-        mean, target = to_loss_dtype(self.regressor(student_map), teacher_map)
+        mean, target = _imitated(self, self.regressor, student_map, teacher_map)
         log_scale = self.log_scale.to(mean.dtype).view(1, -1, 1, 1)
         variance = torch.logaddexp(log_scale, torch.zeros_like(log_scale)) + self.eps
         losses = ((mean - target).square() / variance + variance.log()) / 2
@@ -203,8 +200,9 @@ def ofd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], mar
     t̂ or less costs nothing (the partial L2 distance): either is removed by the ReLU behind it. The teacher's map is
     brought to the student's size by adaptive average pooling.
 
-    Source: Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019. The weight is 0.001 on CIFAR-100. There the student's map goes through a 1 × 1 convolution and batch
-    normalisation first. In some published code the teacher is in training mode; it must be in evaluation mode.
+    Source: Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019. The weight
+    is 0.001 on CIFAR-100. There the student's map goes through a 1 × 1 convolution and batch normalisation first. In
+    some published code the teacher is in training mode; it must be in evaluation mode.
 
     Args:
         student_maps: one or more (B, C, H, W) before the ReLU, already adapted to the teacher's channels, first level
@@ -250,7 +248,10 @@ def _check_channels(student_channels: int, teacher_channels: int) -> None:
         )
 
 
-def _check_pair(loss: SimKDLoss | VIDLoss, student_map: Tensor, teacher_map: Tensor) -> None:
+def _imitated(
+    loss: SimKDLoss | VIDLoss, layers: nn.Sequential, student_map: Tensor, teacher_map: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What ``layers`` make of the student's map, and the teacher's map without a graph: one shape, one dtype."""
     check_maps("student_map", [student_map])
     check_maps("teacher_map", [teacher_map])
     channels = student_map.shape[1], teacher_map.shape[1]
@@ -260,8 +261,7 @@ def _check_pair(loss: SimKDLoss | VIDLoss, student_map: Tensor, teacher_map: Ten
             f"(teacher), of the same images; got {tuple(student_map.shape)} and {tuple(teacher_map.shape)}."
         )
     check_one_device("map", student_map, teacher_map)
-
-
-def _mean_squared_error(student_map: Tensor, teacher_map: Tensor) -> Tensor:
-    s, t = to_loss_dtype(student_map, teacher_map)
-    return F.mse_loss(s, t) if s.numel() else s.sum()
+    wide, target = to_loss_dtype(student_map, teacher_map)
+    pooled, target = pool_to_common_size(wide, target)
+    result: Tensor = layers(pooled.to(next(layers.parameters()).dtype))
+    return to_loss_dtype(result, target)

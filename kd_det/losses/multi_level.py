@@ -132,10 +132,11 @@ def mlkd_loss(
     check_logits(student_logits, teacher_logits)
     if not temperatures:
         raise ValueError("temperatures must have one entry or more; got none.")
+    # Widened here, so that the gradients of all parts are added up in one wide dtype.
+    s, t = to_loss_dtype(student_logits, teacher_logits)
     # Checks each temperature, too.
-    instance = [kd_loss(student_logits, teacher_logits, temperature=temperature) for temperature in temperatures]
-    pair = to_loss_dtype(student_logits, teacher_logits)
-    relations = [_relation_errors(*(probabilities(z, temperature) for z in pair)) for temperature in temperatures]
+    instance = [kd_loss(s, t, temperature=temperature) for temperature in temperatures]
+    relations = [_relation_errors(*(probabilities(z, temperature) for z in (s, t))) for temperature in temperatures]
     return torch.stack(instance + relations).sum()
 
 

@@ -145,7 +145,8 @@ def kdsvd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], k
     """1/B Σ over consecutive levels of Σ (g_s − g_t)², g the relations of singular vectors: KD by SVD.
 
     A map, as a matrix (H·W, C), is compressed to right singular vectors of C entries: the teacher's to its first k, the
-    student's to the first k + 3. To each vector of the teacher belongs that of the student with the greatest absolute
+    student's to the first k + 3. The sign of a vector is arbitrary: the greatest entry of the teacher's is made
+    positive, so that the loss does not depend on the machine. To each vector of the teacher belongs that of the student with the greatest absolute
     cosine, with its sign turned to fit. The k vectors of either side are multiplied by the teacher's first k singular
     values, which are first divided by their norm. g_ij = exp(−(u_i − v_j)² / 8) for the entries of a vector u of a
     level and of the vector v of the same number, of the level before: (B, C, C', k).
@@ -190,12 +191,18 @@ def _aligned_vectors(s: Tensor, t: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(B, C, k) each: the student's and the teacher's vectors of a level, times the teacher's singular values."""
     s_matrix, t_matrix = (z.flatten(2).mT.clamp(-LARGEST, LARGEST) for z in (s, t))
     _, values, t_vectors = _svd(t_matrix)
-    t_vectors, strengths = t_vectors[..., :k], F.normalize(values[:, :k], dim=1).unsqueeze(1)
+    t_vectors, strengths = _with_fixed_signs(t_vectors[..., :k]), F.normalize(values[:, :k], dim=1).unsqueeze(1)
     s_vectors: Tensor = _FirstVectors.apply(s_matrix, k + EXTRA_VECTORS)
     cosines = s_vectors.detach().mT @ t_vectors
     best = cosines.abs().argmax(1, keepdim=True)
     turned = torch.zeros_like(cosines).scatter_(1, best, cosines.gather(1, best).sign())
     return products(s_vectors, turned.mT) * strengths, t_vectors * strengths
+
+
+def _with_fixed_signs(vectors: Tensor) -> Tensor:
+    """(B, C, k), the greatest entry of each vector by absolute value made positive."""
+    greatest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    return torch.where(greatest < 0, -vectors, vectors)
 
 
 def _relations(vectors: Tensor, before: Tensor) -> Tensor:
