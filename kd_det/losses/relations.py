@@ -146,10 +146,10 @@ def kdsvd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], k
 
     A map, as a matrix (H·W, C), is compressed to right singular vectors of C entries: the teacher's to its first k, the
     student's to the first k + 3. The sign of a vector is arbitrary: the greatest entry of the teacher's is made
-    positive, so that the loss does not depend on the machine. To each vector of the teacher belongs that of the student with the greatest absolute
-    cosine, with its sign turned to fit. The k vectors of either side are multiplied by the teacher's first k singular
-    values, which are first divided by their norm. g_ij = exp(−(u_i − v_j)² / 8) for the entries of a vector u of a
-    level and of the vector v of the same number, of the level before: (B, C, C', k).
+    positive, so that the loss is the same on every machine. To each vector of the teacher belongs that of the student
+    with the greatest absolute cosine, with its sign turned to fit. The k vectors of either side are multiplied by the
+    teacher's first k singular values, which are first divided by their norm. g_ij = exp(−(u_i − v_j)² / 8) for the
+    entries of a vector u of a level and of the vector v of the same number, of the level before: (B, C, C', k).
 
     Singular values nearer to each other than 1e-4 (or than 100 times the rounding of the greatest) have no vectors of
     their own: there the part of the gradient that turns one into the other is left out.

@@ -133,7 +133,7 @@ def test_mlkd_is_the_plain_formula(classes, temperatures):
 
 
 def test_mlkd_by_hand():
-    """One-hot predictions, the student's on one class, the teacher's on two: relations (1, 1; 1, 1) and the identity."""
+    """One-hot predictions, the student's of one class, the teacher's of two: relations of ones, and the identity."""
     s = torch.tensor([[2000.0, 0.0], [2000.0, 0.0]], dtype=torch.float64)
     t = torch.tensor([[2000.0, 0.0], [0.0, 2000.0]], dtype=torch.float64)
     samples, classes = 2 / 2, (1 + 1) / 2

@@ -184,6 +184,7 @@ def kdsvd_by_eigenvectors(student, teacher, k):
         before = None
         for s, t in zip(student, teacher, strict=True):
             theirs, strengths = singular(t[i].flatten(1).T, k)
+            theirs = [vector * max(vector, key=abs).sign() for vector in theirs]
             ours, _ = singular(s[i].flatten(1).T, k + 3)
             now = []
             for vector, strength in zip(theirs, strengths / strengths.norm(), strict=True):
@@ -199,13 +200,8 @@ def kdsvd_by_eigenvectors(student, teacher, k):
 @pytest.mark.parametrize("k", [1, 2])
 def test_kdsvd_is_the_plain_formula(k):
     """Levels with more positions than channels and with fewer, and maps of other sizes than the teacher's."""
-    student = [
-        leaves(size, channels=c, seed=i)[0] for i, (size, c) in enumerate([((4, 4), 6), ((2, 3), 9), ((3, 3), 5)])
-    ]
-    teacher = [
-        random_maps(size, channels=c, seed=9 + i)[0]
-        for i, (size, c) in enumerate([((3, 5), 6), ((3, 3), 9), ((4, 4), 5)])
-    ]
+    student = [leaves(size, channels=c, seed=c)[0] for size, c in [((4, 4), 6), ((2, 3), 9), ((3, 3), 5)]]
+    teacher = [random_maps(size, channels=c, seed=1)[0] for size, c in [((3, 5), 6), ((3, 3), 9), ((4, 4), 5)]]
     actual, expected = kdsvd_loss(student, teacher, k), kdsvd_by_eigenvectors(student, teacher, k)
     assert_same_value_and_gradient(actual, expected, *student)
 
@@ -217,6 +213,13 @@ def test_kdsvd_by_hand():
     near = math.exp(-1 / 8)
     # The differences of a student's entries: (0 − 1, 0 − 0; 1 − 1, 1 − 0). The teacher's are all 0.
     assert kdsvd_loss(student, teacher).item() == pytest.approx(2 * (1 - near) ** 2)
+
+
+def test_kdsvd_does_not_see_the_signs_of_the_maps():
+    """A map and its negative have the same singular vectors but for the signs, which are arbitrary."""
+    student, teacher = leaves((4, 4), (3, 3)), random_maps((4, 4), (3, 3), seed=1)
+    turned = kdsvd_loss([student[0], -student[1]], [-teacher[0], teacher[1]])
+    torch.testing.assert_close(turned, kdsvd_loss(student, teacher), rtol=1e-10, atol=0)
 
 
 def test_kdsvd_of_the_teachers_maps_at_any_scale_is_0():
