@@ -29,14 +29,14 @@ class CRDLoss(nn.Module):
     memories keep an embedding of every sample of the training set, m^s of the student and m^t of the teacher. With the
     score P(x, m) = exp(⟨x, m⟩ / τ) / Z and c = K/M, a side costs, averaged over the samples i,
 
-        −log P(x, m_i) / (P(x, m_i) + c + 1e-7) − Σ_j log c / (P(x, m_j) + c + 1e-7),
+        −log[P(x, m_i) / (P(x, m_i) + c + 1e-7)] − Σ_j log[c / (P(x, m_j) + c + 1e-7)],
 
-    where j are K negatives of i. x is u_i and m = m^t for the student, and x is v_i and m = m^s for the teacher's
-    embedding. The loss is the sum of the two. Student, and both embeddings, learn from it; the teacher does not.
+    where j runs over K negatives of i. The student's side compares x = u_i with m = m^t, the teacher's x = v_i with
+    m = m^s. The loss is the sum of the two sides. The student and both embeddings learn from it, the teacher does not.
 
-    **Negatives** are drawn anew in each step, evenly and with repetitions, from the samples other than i, or from those
-    of classes other than that of i if ``labels`` are given. The draws, and the memories' first values, follow from
-    ``seed`` and the number of steps; not from torch's global seed. ``negatives`` of ``forward`` takes their place.
+    **Negatives** are drawn in each step, uniformly and with repetitions, from the samples other than i; with ``labels``
+    from the samples of other classes. The draws and the initial memories depend on ``seed`` and the number of steps,
+    and not on torch's global generator. ``forward`` takes given negatives too.
 
     **Memories.** After the loss, in training mode, m_i becomes momentum · m_i + (1 − momentum) · x_i, L2-normalised,
     with the x of its own network. Z of a side is M times the mean score of the first step and stays.
@@ -53,8 +53,8 @@ class CRDLoss(nn.Module):
     the usual K that is much less memory than K rows for each sample are. For the backward pass it keeps (B, F).
 
     Source: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, with the constants of its
-    code. There the negatives are of other classes, and repeat only where K is more
-    than there are. The weight on CIFAR-100 is 0.8.
+    code. There the negatives are of other classes, and repeat only where K is more than there are. The weight on
+    CIFAR-100 is 0.8.
 
     Args:
         student_dim: D, the student's features, 1 or more.

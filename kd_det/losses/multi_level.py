@@ -113,10 +113,10 @@ def mlkd_loss(
     ``kd_loss``, a mean over the samples. The second compares the relations of samples (B, B), the third those of
     classes (C, C). The third grows with B², as its matrices are sums over the samples.
 
-    Source: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023. The weights are 0.9 on CIFAR-100
-    and 0.5 on ImageNet, and the loss is taken on a weakly and a strongly augmented view of each image. The paper leaves
-    out samples and classes of which the teacher is surer than of half of the others. Its code does so by a factor on
-    the finished mean, which halves the parts of the weak view; this loss does neither.
+    Source: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023. The weights are 0.9 on CIFAR-100 and 0.5 on
+    ImageNet, and the loss is taken on a weakly and a strongly augmented view of each image. The published code also
+    multiplies the means of the weak view by a mask of the samples or classes of which the teacher is less sure. As they
+    are means already, that only halves them. This loss has no mask.
 
     Args:
         student_logits: (B, C), C >= 2.

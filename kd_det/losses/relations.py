@@ -59,12 +59,12 @@ def _similarities(feature_map: Tensor) -> Tensor:
     rows = feature_map.flatten(1).clamp(-LARGEST, LARGEST)
     if not len(rows):
         return rows.sum(1, keepdim=True).mT
-    # The last division removes a row's factor and the factor of all anyway. With lengths near 1 no square overflows.
+    # The rows are normalised at the end, so a factor on a row or on all of them is free: these keep squares in range.
     gram = products(unit_rows(rows), rows / _or_one(rows.detach().abs().amax()))
     gram = gram / _or_one(gram.detach().abs().amax(1, keepdim=True))
     similarities = unit_rows(gram)
-    audible = torch.linalg.vector_norm(rows.detach(), dim=1, keepdim=True) > MIN_NORM
-    return torch.where(audible, similarities, similarities.detach())
+    passes_gradient = torch.linalg.vector_norm(rows.detach(), dim=1, keepdim=True) > MIN_NORM
+    return torch.where(passes_gradient, similarities, similarities.detach())
 
 
 def _or_one(scale: Tensor) -> Tensor:
