@@ -72,17 +72,26 @@ maps, others = [torch.randn(2, 3, 8, 8)], [torch.randn(2, 3, 8, 8)]
 regions = [losses.multi_scale_logits(m, torch.nn.Linear(3, 5)) for m in maps + others]
 values = {
     "at_loss": losses.at_loss(maps, others),
+    "catkd_loss": losses.catkd_loss(maps[0], others[0]),
     "coupled_dkd_loss": losses.coupled_dkd_loss(s, t, y),
+    "ctkd_loss": losses.ctkd_loss(s, t, torch.zeros(()), reversal=losses.ctkd_reversal(3)),
+    "dist_loss": losses.dist_loss(s, t),
     "dkd_loss": losses.dkd_loss(s, t, y),
     "fgfi_loss": losses.fgfi_loss(maps, others, [torch.ones(2, 8, 8, dtype=torch.bool)]),
     "fitnet_loss": losses.fitnet_loss(maps, others),
     "hcl_loss": losses.hcl_loss(losses.ReviewKDFusion([3], [3], 4)(maps), others),
     "kd_loss": losses.kd_loss(losses.standardize_logits(s), losses.standardize_logits(t)),
+    "kdsvd_loss": losses.kdsvd_loss(maps * 2, others * 2),
+    "mlkd_loss": losses.mlkd_loss(s, t),
     "nkd_loss": losses.nkd_loss(s, t, y),
+    "nst_loss": losses.nst_loss(maps, others),
+    "ofd_loss": losses.ofd_loss(maps, others, [losses.ofd_margin(torch.ones(3), torch.zeros(3))]),
     "pkd_loss": losses.pkd_loss(maps, others),
+    "pkt_loss": losses.pkt_loss(s, t),
     "rkd_angle_loss": losses.rkd_angle_loss(s, t),
     "rkd_distance_loss": losses.rkd_distance_loss(s, t),
     "sdd_loss": losses.sdd_loss(*regions, y[:2]),
+    "sp_loss": losses.sp_loss(maps, others),
 }
 print([name for name, value in values.items() if float(value) >= 0] == [n for n in losses.__all__ if "_loss" in n])
 """)
