@@ -1,7 +1,8 @@
 """MkDocs hook: writes the tables of configuration.md from the commented defaults in the source code.
 
-A line ``<!-- keys: PATH -->`` in that page becomes one table for each section of the ``CfgNode`` keys that PATH sets.
-The source is read, not imported, so the site builds without Detectron2.
+A line ``<!-- keys: FILE FOLDER SECTION -->`` in that page becomes one table for each section of keys: those that FILE
+sets on a ``CfgNode``, and those that classes in FOLDER bring to SECTION by their attribute ``keys``. The source is
+read, not imported, so the site builds without Detectron2.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKER = re.compile(r"^<!-- keys: (\S+) -->$", re.MULTILINE)
+MARKER = re.compile(r"^<!-- keys: (\S+) (\S+) (\S* ?)-->$", re.MULTILINE)
 # KD.DKD.BETA, OUTPUT_DIR: shown as code.
 KEY = re.compile(r"(?<![/\w])[A-Z][A-Z0-9]*(?:[._][A-Z0-9]+)+\b")
 CONFIG = "cfg"
@@ -60,6 +61,41 @@ def read_sections(path: str | Path) -> list[Section]:
     return [section for section in sections.values() if section.keys]
 
 
+def read_class_keys(folder: str | Path, above: str = "") -> list[Section]:
+    """The keys that registered classes in the files of a folder bring: ``keys = {"WEIGHT": 1.0}``, with their comments.
+
+    Args:
+        folder: a Python package.
+        above: the section that theirs are in, such as "KD".
+    """
+    sections = []
+    for path in sorted(Path(folder).glob("*.py")):
+        source = path.read_text()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                sections += _class_section(node, source.splitlines(), above)
+    return sections
+
+
+def _class_section(node: ast.ClassDef, lines: list[str], above: str) -> list[Section]:
+    names = [call.args[0] for call in node.decorator_list if isinstance(call, ast.Call) and call.args]
+    values = [
+        part.value
+        for part in node.body
+        if isinstance(part, (ast.Assign, ast.AnnAssign))
+        and ast.unparse(part.targets[0] if isinstance(part, ast.Assign) else part.target) == "keys"
+    ]
+    if not names or not values or not isinstance(values[0], ast.Dict):
+        return []
+    name = ".".join(part for part in (above, ast.literal_eval(names[0]).upper()) if part)
+    section = Section(name, [(ast.get_docstring(node) or "").partition("\n\n")[0].replace("\n", " ")])
+    for key, default in zip(values[0].keys, values[0].values, strict=True):
+        after = lines[default.end_lineno - 1][default.end_col_offset :]
+        comment = after.partition("#")[2].strip() if '"' not in after else ""
+        section.keys.append((f"{name}.{ast.literal_eval(key)}", ast.unparse(default), comment))
+    return [section]
+
+
 def render(sections: list[Section]) -> str:
     """The sections as Markdown: a heading, the notes and a table for each."""
     parts = []
@@ -74,7 +110,12 @@ def render(sections: list[Section]) -> str:
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """Called by MkDocs for every page."""
     del kwargs
-    return MARKER.sub(lambda match: render(read_sections(ROOT / match[1])), markdown)
+    return MARKER.sub(_tables, markdown)
+
+
+def _tables(marker: re.Match[str]) -> str:
+    file, folder, above = marker.groups()
+    return render([*read_sections(ROOT / file), *read_class_keys(ROOT / folder, above.strip())])
 
 
 def on_serve(server: Any, **kwargs: Any) -> Any:
@@ -86,11 +127,11 @@ def on_serve(server: Any, **kwargs: Any) -> Any:
 
 
 def _assignments(tree: ast.Module) -> Iterator[tuple[str, ast.Assign]]:
-    """Every ``cfg.A.B = value`` with "A.B", from the top of the file to its end."""
+    """Every ``cfg.A.B = default`` with "A.B", from the top of the file to its end."""
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
     for node in sorted(found, key=lambda node: node.lineno):
         root, _, name = ast.unparse(node.targets[0]).partition(".")
-        if root == CONFIG and name and name == name.upper():
+        if root == CONFIG and name and not isinstance(node.value, ast.Name):  # a variable is no default
             yield name, node
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
+from typing import Any
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+from kd_det.config import plain_config
 from tests.docs.recipes import follow, read_recipes
 
 RECIPES = read_recipes("extend.md")
@@ -49,6 +53,23 @@ def test_recipe(title, workplace):
         assert set(checkpoint["kd_terms"]) == {"p3.adapt.weight", "p3.adapt.bias"}
     if title == "A data set":
         assert json.loads(lines[-1])["bbox/AP"] >= 0 or "bbox/AP" in lines[-1]
+
+
+def test_steps_by_hand(workplace, capsys):
+    (workplace / "steps.py").write_text(
+        read_recipes("api.md")["Build a student and take steps by hand"].files["steps.py"]
+    )
+    names = runpy.run_path("steps.py")
+    assert capsys.readouterr().out.count("loss_reviewkd") == 2
+    plain = build_model(plain_config(names["cfg"]))
+    assert plain.state_dict().keys() == torch.load("student.pth")["model"].keys()
+
+
+def test_the_example_of_the_losses():
+    (block,) = read_recipes("losses.md")[""].blocks
+    values: dict[str, Any] = {}
+    exec(block, values)
+    assert values["student_logits"].grad.abs().sum() > 0
 
 
 def test_distiller(tmp_path, monkeypatch):
