@@ -16,8 +16,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = re.compile(r"^<!-- keys: (\S+) (\S+) (\S* ?)-->$", re.MULTILINE)
-# KD.DKD.BETA, OUTPUT_DIR: shown as code.
-KEY = re.compile(r"(?<![/\w])[A-Z][A-Z0-9]*(?:[._][A-Z0-9]+)+\b")
+# Shown as code: ``code`` of a docstring, KD.DKD.BETA, OUTPUT_DIR.
+CODE = re.compile(r"``(.+?)``|((?<![/\w])[A-Z][A-Z0-9]*(?:[._][A-Z0-9]+)+\b)")
 CONFIG = "cfg"
 
 
@@ -161,8 +161,8 @@ def _text(comment: str) -> str:
     """A comment as Markdown: its keys as code, what Markdown would read as a sign escaped."""
     pieces = []
     end = 0
-    for match in KEY.finditer(comment):
-        pieces += [_escaped(comment[end : match.start()]), f"`{match[0]}`"]
+    for match in CODE.finditer(comment):
+        pieces += [_escaped(comment[end : match.start()]), f"`{match[1] or match[2]}`"]
         end = match.end()
     return "".join([*pieces, _escaped(comment[end:])])
 
