@@ -14,7 +14,7 @@ export PYTHONUNBUFFERED := 1
 RUN := PYTHONPATH="$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))" $(PY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint test demo clean
+.PHONY: help setup lint docs test demo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,13 +43,17 @@ lint: setup  ## ruff on everything, mypy --strict on the losses
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
+# In seconds: the source is read, not imported. The variable silences an advertisement.
+docs: setup  ## build the documentation into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
 # One thread for each of as many tests at a time as there are cores: most of them are too small to use two.
-test: lint  ## lint and all tests
+test: lint docs  ## lint, documentation and all tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
 demo: setup  ## train a small teacher and its students on digits scenes; table and pictures in output/demo
 	$(RUN) tools/run_digits_det.py --demo
 
 clean:  ## remove caches and build products; VENV, datasets/ and output/ stay
-	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf build dist site *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path '*/.venv/*' -prune -exec rm -rf {} +

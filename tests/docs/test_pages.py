@@ -1,0 +1,59 @@
+"""What the pages name exists: configurations, files, keys and commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from detectron2.config import get_cfg
+
+from classification.config import get_config
+from kd_det.cli import VERBS
+from kd_det.common.config_files import find_config, leaves
+from kd_det.config import add_kd_config
+from kd_det.modeling import terms  # noqa: F401  (their keys are part of the configuration)
+from tests.conftest import ROOT
+
+CONFIG = re.compile(r"(?<![\w/])(?:configs/)?((?:coco|digits_det|digits|cifar100|imagenet|cub200)/[\w/]+\.yaml)")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+KEY = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*(?:\.[A-Z][A-Z0-9_]*)+\b")
+# Files and keys of the reader's own, and of the packages that readers come from.
+OWN = {"KD.P3", "KD.P3.WEIGHT", "KD.JS.TEMPERATURE", "KD.JS.WEIGHT", "MAP_PKD.WEIGHT"}
+MIGRATION = "migration.md"
+PLACEHOLDER = re.compile("METHOD|NAME|PAIR")
+
+
+def keys() -> set[str]:
+    cfg = get_cfg()
+    add_kd_config(cfg)
+    full = {key for key, _ in [*leaves(cfg), *leaves(get_config())]}
+    return full | {key.rpartition(".")[0] for key in full} | OWN
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_exists(page):
+    text = page.read_text()
+    for name in CONFIG.findall(text):
+        if not PLACEHOLDER.search(name) and (page.name != MIGRATION or "/dkd/" not in name):
+            find_config(name)
+    for name in re.findall(r"(?<![\w/.])((?:tools|kd_det|classification|tests)/[\w/]+\.py)\b", text):
+        if not PLACEHOLDER.search(name) and page.name != MIGRATION:
+            assert (ROOT / name).is_file(), name
+    for link in re.findall(r"\]\(((?:docs/)?[\w./-]+)(?:#[\w.-]+)?\)", text):
+        assert (page.parent / link).exists(), link
+    if page.name != MIGRATION:
+        known = keys()
+        for key in KEY.findall(text):
+            assert key in known, key
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_verbs(page):
+    for line in re.findall(r"^kd-det .+$", page.read_text(), re.MULTILINE):
+        verb = shlex.split(line.rstrip("\\"), comments=True)[1]
+        assert verb in VERBS or verb == "--help", line
