@@ -56,8 +56,8 @@ def test_logits_and_labels_go_to_the_pairs():
     [
         (["cta"], STUDENT, r"the student has no class 'cta'. Did you mean 'cat'\?"),
         (["cat=kitten"], STUDENT, r"the teacher has no class 'kitten'"),
-        (["cat", "cat"], STUDENT, "'cat' or 'cat' stands twice"),
-        (["cat=dog", "dog=dog"], STUDENT, "'dog' or 'dog' stands twice"),
+        (["cat", "cat"], STUDENT, "'cat' or 'cat' is listed twice"),
+        (["cat=dog", "dog=dog"], STUDENT, "'dog' or 'dog' is listed twice"),
         (["*"], ["bus", "car"], "no class name in common"),
     ],
 )

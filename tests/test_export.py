@@ -19,9 +19,8 @@ from PIL import Image
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
 from kd_det.export import export_student, formats, student
-from kd_det.export.description import OUTPUTS, describe
-from kd_det.export.detections import Detections, detect, largest_difference
-from kd_det.export.images import inputs
+from kd_det.export.comparison import Detections, detect, inputs, largest_difference
+from kd_det.export.formats import OUTPUTS, describe
 from tests.modeling.test_any_rcnn import CASCADE, distilling
 from tests.tiny import TINY, build, student_config, teacher_files
 
@@ -198,8 +197,8 @@ def other_objects(expected, given):
     [
         ("torchscript", lambda patch: patch.setattr(torch.jit, "trace", refuse), "torch cannot trace this student"),
         ("torchscript", lambda patch: patch.setattr(torch.jit, "save", refuse), "torch cannot trace this student"),
-        ("onnx", lambda patch: fake_onnx(patch, refuse), "exporter does not take this student (a Python function"),
-        ("onnx", fake_onnx, "the trace is bound to the size of the image"),
+        ("onnx", lambda patch: fake_onnx(patch, refuse), "torch cannot export this student (a Python function"),
+        ("onnx", fake_onnx, "the trace works only for the image size"),
         ("torchscript", lambda patch: patch.setattr(student, "largest_difference", other_objects), "finds other obj"),
         ("checkpoint", lambda patch: patch.setattr(student, "largest_difference", other_objects), "finds other obj"),
     ],

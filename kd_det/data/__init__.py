@@ -6,7 +6,7 @@ that ``DETECTRON2_DATASETS`` names ("datasets" by default, as Detectron2 has it)
 
 import os
 
-from .digits_scenes import DigitsDetSettings, make_digits_det, register_digits_det
+from kd_det.data.digits_scenes import DigitsDetSettings, make_digits_det, register_digits_det
 
 __all__ = ["DigitsDetSettings", "make_digits_det", "register_digits_det"]
 

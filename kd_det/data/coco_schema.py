@@ -60,6 +60,11 @@ class CheckedCoco:
         return [item for item in self.annotations if not item.get("iscrowd", 0) and not is_dropped(item)]
 
     @property
+    def trained_on(self) -> list[Item]:
+        """The objects whose box has an area: Detectron2's mapper drops the others."""
+        return [item for item in self.objects if min(item["bbox"][2:]) > 0]
+
+    @property
     def degenerate(self) -> list[Item]:
         """Annotations whose box has no area."""
         return [item for item in self.annotations if min(item["bbox"][2:]) <= 0]

@@ -23,7 +23,7 @@ from kd_det.modeling.balance import BalanceWatch
 from kd_det.modeling.drawing import draw_teacher_and_student
 from kd_det.modeling.regions import DistillationInputs, SharedRegions, StudentRegions, on_shared_classes
 from kd_det.modeling.terms import KDTerm, Maps, build_terms
-from kd_det.teacher.classes import ClassMap, class_names
+from kd_det.teacher.classes import ClassMap, checked_class_names
 from kd_det.teacher.frozen import FrozenTeacher, load_teacher, teacher_maps
 
 TERMS_PREFIX = "terms."
@@ -70,11 +70,9 @@ class DistillRCNN(GeneralizedRCNN):
             cfg.VIS_PERIOD = 0
         parts = super().from_config(cfg)
         terms = build_terms(cfg, Maps(parts["backbone"].output_shape(), partial(teacher_maps, cfg)))
-        names = class_names(cfg)
-        names = names if names and len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES else None
         needs_logits = any(term.needs_logits for term in terms.values())
         teacher = partial(load_teacher, cfg, needs_logits=needs_logits)
-        return {**parts, "terms": terms, "teacher": teacher, "class_names": names}
+        return {**parts, "terms": terms, "teacher": teacher, "class_names": checked_class_names(cfg)}
 
     def load_teacher(self) -> FrozenTeacher | None:
         """Loads the teacher if there are terms and it is not loaded yet; returns it.

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_det.data.digits_rendering import SceneSettings, covered_share, draw_scene, paste
-from kd_det.data.digits_sources import scans
+from kd_det.data.digits_rendering import SceneSettings, covered_share, draw_scene, paste, scans
 
 GREY = (Image.new("RGB", (200, 200), (100, 100, 100)),)
 

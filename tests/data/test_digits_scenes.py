@@ -11,8 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from kd_det.common.errors import SetupError
-from kd_det.data.digits_manifest import remove_made
-from kd_det.data.digits_scenes import DigitsDetSettings, annotation_file, image_root, make_digits_det
+from kd_det.data.digits_scenes import DigitsDetSettings, annotation_file, image_root, make_digits_det, remove_made
 
 SMALL = DigitsDetSettings(seed=3, train_images=6, val_images=4)
 

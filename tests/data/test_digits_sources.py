@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits, load_sample_images
 
-from kd_det.data.digits_sources import photographs, scans
+from kd_det.data.digits_rendering import photographs, scans
 
 
 @pytest.mark.parametrize("seed", [0, 7])

@@ -149,7 +149,7 @@ def test_timms_own_weights_come_through_its_cache(tmp_path):
     hub.rename(tmp_path / "gone")
     (tmp_path / "cache" / "kd_det" / f"timm-mobilenetv2_050.{settings.tag}.pth").unlink()
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert "MODEL.WEIGHTS 'timm://mobilenetv2_050': timm cannot fetch the weights" in result.stderr
+    assert "MODEL.WEIGHTS 'timm://mobilenetv2_050': timm cannot download the weights" in result.stderr
     assert "timm:///path/to/model.safetensors" in result.stderr
 
 
