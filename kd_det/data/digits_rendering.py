@@ -1,4 +1,8 @@
-"""doc"""
+"""Draws the digits scenes: scikit-learn's scanned digits, pasted onto crops of its two sample photographs.
+
+A scan belongs to one split only, and so does every column of a photograph: nothing that a detector sees in training
+appears in validation. All randomness comes from the caller's generator.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,13 @@ from sklearn.datasets import load_digits, load_sample_images
 from sklearn.model_selection import train_test_split
 
 SPLITS = ("train", "val")
+INK_THRESHOLD = 0.25  # opacity from which a pixel counts as ink; it determines box and area
 VAL_SCANS = 500
-TRAIN_WIDTH = 0.65  # the share of a photograph's columns, from the left, that training may use
+TRAIN_WIDTH = 0.65  # share of a photograph's columns, from the left, for training
 
 
 def check_split(split: str) -> None:
-    """Raise ValueError unless ``split`` is one of :data:`SPLITS`."""
+    """Raises ``ValueError`` unless ``split`` is one of ``SPLITS``."""
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; choose one of {SPLITS}")
 
@@ -32,17 +37,17 @@ def _split_indices(seed: int) -> dict[str, np.ndarray]:
 
 
 def scans(split: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Handwritten digits of one split (1,297 for training, 500 for validation, stratified by class).
+    """The handwritten digits of one split (1,297 for training, 500 for validation, stratified by class).
 
     Args:
         split: "train" or "val".
-        seed: chooses which of the 1,797 scans go to which split; the data set's own seed (0 by default).
+        seed: of the split of the 1,797 scans.
 
     Returns:
-        Ink of shape (N, 8, 8), float32 between 0 (paper) and 1 (full ink), and classes of shape (N,), int64.
+        ink (N, 8, 8), float32 from 0 (paper) to 1 (full ink), and classes (N,), int64.
 
     Raises:
-        ValueError: on an unknown split.
+        ValueError: the split is unknown.
     """
     check_split(split)
     digits = load_digits()
@@ -52,10 +57,10 @@ def scans(split: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=2)
 def photographs(split: str) -> tuple[Image.Image, ...]:
-    """The part of each sample photograph that a split may use, RGB: the left 65 % trains, the rest validates.
+    """The part of each sample photograph that belongs to a split, RGB: the left 65 % is for training.
 
     Raises:
-        ValueError: on an unknown split.
+        ValueError: the split is unknown.
     """
     check_split(split)
     parts = []
@@ -66,21 +71,18 @@ def photographs(split: str) -> tuple[Image.Image, ...]:
     return tuple(parts)
 
 
-INK_THRESHOLD = 0.25  # opacity from which a pixel counts as ink; box and area are those of such pixels
-
-
 @dataclass(frozen=True)
 class SceneSettings:
-    """How a scene looks.
+    """The settings of a scene. Pairs are a smallest and a largest value.
 
     Attributes:
         image_size: height and width of a scene, pixels.
-        digits: fewest and most digits that are tried in a scene (at least one is placed).
-        digit_size: smallest and largest height of a pasted scan, pixels; drawn log-uniformly.
-        aspect: smallest and largest factor on the scan's width.
-        background: smallest and largest factor on the photographs' colours, which dims them.
-        contrast: smallest and largest grey level by which ink is lighter than its surroundings, of 255.
-        max_overlap: the largest share of the smaller of two boxes that may be covered by the other.
+        digits: number of digits tried in a scene; at least one is placed.
+        digit_size: height of a pasted scan, pixels; drawn log-uniformly.
+        aspect: factor on the scan's width.
+        background: factor on the photographs' colours, which dims them.
+        contrast: grey levels, of 255, by which the ink is lighter than its surroundings.
+        max_overlap: of two boxes, the largest share of the smaller one that the other may cover.
     """
 
     image_size: int = 128
@@ -94,7 +96,7 @@ class SceneSettings:
 
 @dataclass(frozen=True)
 class PastedDigit:
-    """A digit in a scene: its class, its box (x0, y0, x1, y1) in pixels, its ink in pixels."""
+    """A digit in a scene: its class, its box (x0, y0, x1, y1) in pixels, and its number of ink pixels."""
 
     label: int
     box: tuple[int, int, int, int]
@@ -135,7 +137,7 @@ def paste(
     settings: SceneSettings,
     rng: np.random.Generator,
 ) -> None:
-    """Blend light ink of a random colour into ``canvas`` (H, W, 3) in place."""
+    """Blends light ink of a random colour into ``canvas`` (H, W, 3), in place."""
     height, width = opacity.shape
     patch = canvas[top : top + height, left : left + width]
     surroundings = float(patch.mean())

@@ -1,4 +1,4 @@
-"""The report on every data set of a training, and the comparison of its classes with the teacher's."""
+"""The report of ``kd-det check-data``: every data set of a training, and its classes compared with the teacher's."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_a_users_own_folder_of_that_name_is_left_alone(tmp_path):
     own = tmp_path / "digits_det" / "train" / "mine.png"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"mine")
-    with pytest.raises(SetupError, match=r"it has 'train.*', which no manifest of ours names"):
+    with pytest.raises(SetupError, match=r"it has 'train.*', which is not in a manifest of kd_det"):
         make_digits_det(tmp_path, SMALL)
     assert own.read_bytes() == b"mine"
 

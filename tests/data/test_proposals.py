@@ -54,7 +54,7 @@ class Exploit:
     [
         (b"no pickle", "cannot be read"),
         ({**proposals(), "ids": Exploit()}, "cannot be read"),
-        ([1], "holds a list"),
+        ([1], "contains a list"),
         ({"ids": [1, 2]}, "lists ids, boxes, objectness_logits of one length"),
         ({**proposals(), "ids": [1]}, "of one length"),
         ({**proposals(), "boxes": [np.zeros((2, 5)), np.zeros((1, 4))]}, "entry 0 must have boxes"),

@@ -106,7 +106,7 @@ def test_user_errors(own, mine, check):
     assert "form name=json,folder" in error_of(run_tool("check_dataset", "--dataset", "mine"))
     own[1].write_text("{")
     code, written = check(*mine)
-    assert code == 2 and "DATASETS.COCO_JSON 'mine'" in written.err and "is no JSON" in written.err
+    assert code == 2 and "DATASETS.COCO_JSON 'mine'" in written.err and "is not JSON" in written.err
     code, written = check("coco_2017_vla")
     assert code == 2 and "Did you mean 'coco_2017_val'?" in written.err
 
