@@ -13,7 +13,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from kd_det.common.errors import SetupError
 from kd_det.data.coco_masks import is_dropped, mask_problem
@@ -258,11 +258,10 @@ def are_numbers(values: list[Any], largest: float = LARGEST) -> bool:
 
 
 def _has_size(image: Item) -> bool:
-    sides = (image.get("height"), image.get("width"))
-    return all(_is_whole(side) and 1 <= side <= LARGEST for side in sides)
+    return all(_is_whole(side) and 1 <= side <= LARGEST for side in map(image.get, ("height", "width")))
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[float]:
     """Whether it is a whole number. 3.0 counts, because some tools write so."""
     return type(value) is int or (type(value) is float and value.is_integer())
 

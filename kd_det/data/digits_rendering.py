@@ -108,7 +108,7 @@ def random_background(
 ) -> np.ndarray:
     """A random square of a random photograph, scaled to (image_size, image_size, 3), float32, 0 to 255."""
     size = settings.image_size
-    photo = photos[rng.integers(len(photos))]
+    photo = photos[int(rng.integers(len(photos)))]
     side = int(rng.integers(size // 2, min(3 * size // 2, *photo.size) + 1))
     left = int(rng.integers(photo.width - side + 1))
     top = int(rng.integers(photo.height - side + 1))

@@ -52,10 +52,11 @@ def _read(path: str, where: str) -> dict[str, Any]:
 
 
 def _checked_ids(content: dict[str, Any], where: str) -> list[Any]:
-    ids, boxes, scores = (content.get(name, content.get(other)) for name, other in PARTS)
-    lists = [part for part in (ids, boxes, scores) if isinstance(part, (list, tuple, np.ndarray))]
-    if len(lists) < 3 or len({len(part) for part in lists}) > 1:
+    parts = [content.get(name, content.get(other)) for name, other in PARTS]
+    lists = [part for part in parts if isinstance(part, (list, tuple, np.ndarray))]
+    if len(lists) < len(PARTS) or len({len(part) for part in lists}) > 1:
         raise SetupError(f"{where}: it must contain lists {', '.join(name for name, _ in PARTS)} of equal length.")
+    ids, boxes, scores = lists
     for number, (some, theirs) in enumerate(zip(boxes, scores, strict=True)):
         if not _are_numbers(some, 2) or not _are_numbers(theirs, 1) or some.shape != (len(theirs), 4):
             raise SetupError(

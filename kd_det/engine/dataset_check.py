@@ -79,7 +79,8 @@ def _teacher_findings(cfg: CfgNode, report: CocoReport) -> list[Finding]:
 
 def _map_finding(cfg: CfgNode, teacher_cfg: CfgNode) -> Finding:
     try:
-        pairs = shared_classes(cfg, teacher_cfg)
+        classes = shared_classes(cfg, teacher_cfg)
     except SetupError as error:
         return Finding(str(error), stops=True)
-    return Finding(f"{CLASS_MAP} pairs {len(pairs.student)} of the {pairs.student_classes} classes", stops=False)
+    assert classes is not None  # there is a class map
+    return Finding(f"{CLASS_MAP} pairs {len(classes.student)} of the {classes.student_classes} classes", stops=False)

@@ -189,9 +189,9 @@ class DistillTrainer(DefaultTrainer):
         except Exception as error:
             number = self._stopping.signal_behind(error)
             if number:
-                stop = StopRequested(number)
-                self._end_stopped(stop)
-                raise stop from error
+                requested = StopRequested(number)
+                self._end_stopped(requested)
+                raise requested from error
             if not is_user_error(error):
                 logger.exception("Exception during training:")
             raise

@@ -15,6 +15,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
 from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from PIL.Image import DecompressionBombError
 
 from kd_det.checkpoint import load_strictly
@@ -31,7 +32,7 @@ from kd_det.teacher.frozen import check_heads
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 UNREADABLE = (OSError, ValueError, SyntaxError, DecompressionBombError)  # what Pillow raises for damaged files
-PALETTE = colormaps["tab10"].colors + colormaps["Dark2"].colors
+PALETTE = [to_rgb(colormaps[name](index)) for name, size in (("tab10", 10), ("Dark2", 8)) for index in range(size)]
 
 
 class PanelDetector:

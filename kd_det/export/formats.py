@@ -117,7 +117,7 @@ def write_onnx(
     path, description = folder / "model.onnx", folder / "model.json"
     content = describe(cfg, _found(model, example))
     names = content["outputs"]
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # torch's annotation has paths only, for the other exporter
     try:
         with _quiet(), _traceable(model):
             # The exporter based on torch.export does not support the detector's data-dependent shapes.

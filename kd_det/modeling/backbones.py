@@ -121,7 +121,7 @@ def _plain(name: str) -> str:
     return name.replace("_", ".")
 
 
-def _create(name: str, **settings: Any) -> nn.Module:
+def _create(name: str, **settings: Any) -> Any:
     return import_timm().create_model(name, pretrained=False, **settings)
 
 

@@ -93,4 +93,5 @@ def box_stages(heads: nn.Module) -> list[BoxStage]:
 
 def box_modules(heads: nn.Module) -> list[nn.Module]:
     """The modules that turn pooled regions into logits, of all stages."""
-    return [heads.res5 if isinstance(heads, Res5ROIHeads) else heads.box_head, heads.box_predictor]
+    head = "res5" if isinstance(heads, Res5ROIHeads) else "box_head"
+    return [heads.get_submodule(head), heads.get_submodule("box_predictor")]

@@ -189,7 +189,7 @@ def check_image_formats(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
 def check_heads(model: nn.Module, config_file: str) -> None:
     """Raises ``SetupError`` unless ``model`` is an R-CNN whose box logits are for a softmax over K + 1 classes."""
     heads = getattr(model, "roi_heads", None)
-    if not isinstance(model, GeneralizedRCNN) or type(heads) not in TEACHER_HEADS:
+    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, nn.Module) or type(heads) not in TEACHER_HEADS:
         kind = type(model if heads is None else heads).__name__
         raise SetupError(
             f"KD.TEACHER.CONFIG_FILE {config_file!r} is a {kind}; a teacher must be a GeneralizedRCNN "

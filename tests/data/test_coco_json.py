@@ -150,5 +150,5 @@ def test_the_teachers_own_sets_give_its_class_names(own, tmp_path):
     cfg = teacher_config(student_config(files, "KD.TEACHER.OPTS", opts))
     assert class_names(cfg) == [thing["name"] for thing in THINGS]
     assert "COCO_JSON" not in cfg.DATASETS
-    with pytest.raises(SetupError, match=r"KD.TEACHER.CONFIG_FILE .* 'gone': there is no annotation .* does without"):
+    with pytest.raises(SetupError, match=r"KD.TEACHER.CONFIG_FILE .* 'gone': there is no annotation .* remove it with"):
         teacher_config(student_config(files, "KD.TEACHER.OPTS", ["DATASETS.COCO_JSON", [["gone", "a.json", own[1]]]]))

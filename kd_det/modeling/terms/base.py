@@ -55,7 +55,8 @@ def register_term(name: str) -> Callable[[Term], Term]:
 
     def register(term: Term) -> Term:
         term.name = name
-        return TERMS.register(name)(term)
+        TERMS.register(name)(term)
+        return term
 
     return register
 

@@ -61,6 +61,7 @@ class FGFITerm(FeatureTerm):
         }
 
     def map_loss(self, student: list[Tensor], teacher: list[Tensor], inputs: DistillationInputs) -> Tensor:
+        assert inputs.anchors is not None  # needs_anchors
         near = near_anchors([targets.gt_boxes for targets in inputs.targets], inputs.anchors, self.threshold)
         masks = []
         for pair, theirs in zip(self.pairs, teacher, strict=True):

@@ -82,7 +82,7 @@ class DKDTerm(LogitTerm):
     @configurable
     def __init__(self, *, weight: float, alpha: float, beta: float, temperature: float) -> None:
         super().__init__(weight=weight)
-        self.settings = {"alpha": alpha, "beta": beta, "temperature": temperature}
+        self.settings: dict[str, Any] = {"alpha": alpha, "beta": beta, "temperature": temperature}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class NKDTerm(LogitTerm):
     @configurable
     def __init__(self, *, weight: float, gamma: float, temperature: float) -> None:
         super().__init__(weight=weight)
-        self.settings = {"gamma": gamma, "temperature": temperature}
+        self.settings: dict[str, Any] = {"gamma": gamma, "temperature": temperature}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:

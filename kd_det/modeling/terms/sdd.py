@@ -18,7 +18,7 @@ from kd_det.modeling.terms.cells import FINEST, KINDS, Cells, cell_logits, choos
 from kd_det.modeling.terms.logits import DKDTerm, KDLossTerm, LogitTerm, NKDTerm
 
 # The loss of a region by its name in KD.SDD.BASE, and the term whose settings it takes.
-BASES: dict[str, tuple[Callable[..., Tensor], type[LogitTerm]]] = {
+BASES: dict[str, tuple[Callable[..., Tensor], type[KDLossTerm | DKDTerm | NKDTerm]]] = {
     "kd": (kd_loss, KDLossTerm),
     "dkd": (dkd_loss, DKDTerm),
     "nkd": (nkd_loss, NKDTerm),
@@ -72,7 +72,7 @@ class SDDTerm(LogitTerm):
         cells: Cells | None,
     ) -> None:
         super().__init__(weight=weight)
-        self.settings = {"base": base, "complementary_weight": complementary_weight, **base_settings}
+        self.settings: dict[str, Any] = {"base": base, "complementary_weight": complementary_weight, **base_settings}
         self.cells = cells
 
     @classmethod
