@@ -75,7 +75,7 @@ class DistillRCNN(GeneralizedRCNN):
         return {**parts, "terms": terms, "teacher": teacher, "class_names": checked_class_names(cfg)}
 
     def load_teacher(self) -> FrozenTeacher | None:
-        """Loads the teacher if there are terms and it is not loaded yet; returns it.
+        """Loads the teacher if there are terms and it is not loaded yet.
 
         Returns:
             the teacher; None without terms.

@@ -92,8 +92,8 @@ class FrozenTeacher:
 
         Args:
             features: what ``features`` returned.
-            number: the student's stage whose proposals are looked at, 0 for the RPN's. A Cascade teacher answers with
-                its stage of that number, or its last if it has fewer; any other teacher has one stage.
+            number: of the student's stage whose proposals are given, 0 for the RPN's. A Cascade teacher uses its stage
+                of that number, or its last if it has fewer; any other teacher has one stage.
         """
         return self.stages[min(number, len(self.stages) - 1)].on(features)
 

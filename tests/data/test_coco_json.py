@@ -65,7 +65,7 @@ def test_the_same_set_again_is_no_error_and_another_under_its_name_is(own, tmp_p
     other = make_mini_coco(tmp_path / "other", images=1)
     with pytest.raises(SetupError, match=r"DATASETS.COCO_JSON: there is already a data set 'mine'"):
         register_coco_json([["mine", str(annotation_file(other, "train2017")), own[1]]])
-    with pytest.raises(SetupError, match="'coco_2017_val' already"):
+    with pytest.raises(SetupError, match="already a data set 'coco_2017_val'"):
         register_coco_json([["coco_2017_val", *own]])
 
 

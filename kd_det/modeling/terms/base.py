@@ -40,7 +40,7 @@ class KDTerm(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: DistillationInputs) -> dict[str, Tensor]:
-        """Returns scalar losses, already weighted. Each name starts with ``loss_`` and is no other loss's."""
+        """Returns scalar losses, already weighted. Each name starts with ``loss_`` and is unique."""
 
 
 TERMS: Registry[type[KDTerm]] = Registry("KD term", "KD.TERMS")
@@ -83,7 +83,7 @@ def build_terms(cfg: CfgNode, maps: Maps) -> dict[str, KDTerm]:
     """The terms that ``KD.TERMS`` names, in that order; each is built as ``Term(cfg, maps)``.
 
     Raises:
-        SetupError: a name is unknown or listed twice, or a setting of a term makes no sense.
+        SetupError: a name is unknown or listed twice, or a setting of a term is invalid.
     """
     names = list(cfg.KD.TERMS)
     for name in names:

@@ -89,11 +89,11 @@ class SDDTerm(LogitTerm):
         }
 
     def region_loss(self, regions: SharedRegions) -> Tensor:
-        every = Wholes(regions.student_logits, regions.teacher_logits, regions.labels)
+        every = _Wholes(regions.student_logits, regions.teacher_logits, regions.labels)
         if self.cells is None:
             return self._loss_of_wholes(every)
         rows = _divided(regions, self.cells)
-        divided = Wholes(*(values[rows] for values in every))
+        divided = _Wholes(*(values[rows] for values in every))
         boxes = choose_boxes(regions.boxes, rows)
         student, teacher = (
             torch.cat((whole.unsqueeze(-1), cell_logits(stage, boxes, self.cells)), dim=-1)
@@ -108,11 +108,11 @@ class SDDTerm(LogitTerm):
         # The logits of all whole proposals are there: their mean replaces that of the divided ones.
         return loss + (self._loss_of_wholes(every) - self._loss_of_wholes(divided)) / student.shape[-1]
 
-    def _loss_of_wholes(self, wholes: Wholes) -> Tensor:
+    def _loss_of_wholes(self, wholes: _Wholes) -> Tensor:
         return sdd_loss(wholes.student.unsqueeze(-1), wholes.teacher.unsqueeze(-1), wholes.labels, **self.settings)
 
 
-class Wholes(NamedTuple):
+class _Wholes(NamedTuple):
     """Logits (R, C) of whole proposals by both networks, and their labels (R,)."""
 
     student: Tensor
