@@ -202,7 +202,7 @@ def test_images_that_two_processes_cannot_share(settings):
 def test_a_file_in_the_place_of_the_output(refused, tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert "is no folder. Give another" in refused("OUTPUT_DIR", path)
+        assert "is not a folder. Give another" in refused("OUTPUT_DIR", path)
     assert "OUTPUT_DIR is ''" in refused("OUTPUT_DIR", "''")
 
 

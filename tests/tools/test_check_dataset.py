@@ -84,7 +84,7 @@ def test_configuration_with_a_teacher(own, teacher, tmp_path):
     assert found.returncode == 1, found.stderr[-2000:]
     assert "coco_2017_val: 4 images" in found.stdout
     assert "the teacher has the same classes in another order. Set KD.TEACHER.CLASS_MAP to ['*']" in found.stdout
-    assert "mine and coco_2017_val have other classes" in found.stdout
+    assert "mine and coco_2017_val have different classes" in found.stdout
 
     mapped = ["--opts", "KD.TEACHER.CLASS_MAP", "['*']"]
     alone = run_tool("check_dataset", "mine", "--config-file", config, *mapped, DETECTRON2_DATASETS=root)

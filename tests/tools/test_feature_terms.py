@@ -1,4 +1,4 @@
-"""tools/train_net.py with a term on features: a teacher of other classes, and a term that drowns the detector."""
+"""tools/train_net.py with a term on features: a teacher of other classes, and a term far larger than the detector's losses."""
 
 from __future__ import annotations
 
