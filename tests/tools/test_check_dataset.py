@@ -83,7 +83,7 @@ def test_configuration_with_a_teacher(own, teacher, tmp_path):
     found = run_tool("check_dataset", "--config-file", config, DETECTRON2_DATASETS=root)
     assert found.returncode == 1, found.stderr[-2000:]
     assert "coco_2017_val: 4 images" in found.stdout
-    assert "the teacher has the same classes in another order. Set KD.TEACHER.CLASS_MAP to ['*']" in found.stdout
+    assert "the teacher has the same classes in a different order. Set KD.TEACHER.CLASS_MAP to ['*']" in found.stdout
     assert "mine and coco_2017_val have different classes" in found.stdout
 
     mapped = ["--opts", "KD.TEACHER.CLASS_MAP", "['*']"]
