@@ -1,4 +1,4 @@
-"""Reading checkpoints without running code from them, and writing them so that a crash leaves no half file."""
+"""Reads checkpoints without running code from them, and writes them so that a crash leaves no partial file."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from kd_det.common.errors import SetupError, one_line
 from kd_det.common.files import write_atomically
 from kd_det.common.tensor_files import UnreadableError, check_weights, read_tensor_file
 
-# What Detectron2 raises where it matches names of another library with the model's.
+# What Detectron2 raises while it matches names of another library with the model's.
 MATCHING_ERRORS = (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
 def read_checkpoint(path: str, key: str = "checkpoint") -> dict[str, Any]:
-    """Reads a checkpoint file: ``.pkl`` (model zoo), or what ``torch.save`` wrote.
+    """Reads a checkpoint file: ``.pkl`` (model zoo), or a file that ``torch.save`` wrote.
 
     Args:
-        path: a path or URL that Detectron2's ``PathManager`` knows.
+        path: a path or URL that Detectron2's ``PathManager`` can open.
         key: the configuration key that named it, for the messages.
 
     Returns:
@@ -32,8 +32,8 @@ def read_checkpoint(path: str, key: str = "checkpoint") -> dict[str, Any]:
         Detectron2's own.
 
     Raises:
-        SetupError: the file is missing, truncated, or holds anything but tensors, arrays and plain containers; or
-            the weights are not all finite tensors.
+        SetupError: the file is missing, truncated, or contains anything other than tensors, arrays and plain
+            containers; or the weights are not all finite tensors.
     """
     local = local_path(path, key)
     source = f"{key} {path!r}"
@@ -41,27 +41,29 @@ def read_checkpoint(path: str, key: str = "checkpoint") -> dict[str, Any]:
         data = read_tensor_file(local)
     except UnreadableError as error:
         raise SetupError(
-            f"{source} cannot be read: {error}. It is truncated, or no checkpoint of tensors; "
-            "fetch it again or give another file."
+            f"{source} cannot be read: {error}. It is truncated, or not a checkpoint of tensors; "
+            "download it again or give another file."
         ) from error
     if not isinstance(data, dict):
-        raise SetupError(f"{source} holds a {type(data).__name__}, not a dict of weights; give another file.")
+        raise SetupError(f"{source} contains a {type(data).__name__}, not a dict of weights; give another file.")
     checkpoint = _as_detectron2(data)
     checkpoint["model"] = check_weights(checkpoint["model"], source)
     for entry, kind in (("__author__", str), ("matching_heuristics", bool)):
         if not isinstance(checkpoint.get(entry, kind()), kind):
-            raise SetupError(f"{source}: {entry!r} is no {kind.__name__}; fetch the file again or give another.")
+            raise SetupError(f"{source}: {entry!r} is not a {kind.__name__}; download the file again or give another.")
     return checkpoint
 
 
 def load_strictly(model: nn.Module, path: str, key: str) -> None:
-    """Loads ``path`` into ``model`` and insists that every parameter and buffer of the model is in the file.
+    """Loads ``path`` into ``model``; every parameter and buffer of the model must be in the file.
 
     Args:
+        model: to load into.
+        path: a path or URL that Detectron2's ``PathManager`` can open.
         key: the configuration key that named the file, for the message.
 
     Raises:
-        SetupError: as ``read_checkpoint``, or the file lacks entries of the model or has them in other shapes.
+        SetupError: as ``read_checkpoint``, or the file lacks entries of the model or has them in different shapes.
     """
     checkpointer = KDCheckpointer(model, save_to_disk=False)
     checkpoint = read_checkpoint(path, key)
@@ -76,12 +78,12 @@ def load_strictly(model: nn.Module, path: str, key: str) -> None:
         raise SetupError(
             f"{key}: {path!r} does not fit the model: {'; '.join(faults[:5])}"
             + (f"; and {len(faults) - 5} more" if len(faults) > 5 else "")
-            + ". Part of the model would stay random. Give the checkpoint trained with this very configuration."
+            + ". Part of the model would stay random. Give a checkpoint that was trained with this configuration."
         )
 
 
 class KDCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, reading with ``read_checkpoint`` and writing each file whole or not at all."""
+    """Detectron2's checkpointer, which reads with ``read_checkpoint`` and writes each file whole or not at all."""
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Writes ``<save_dir>/<name>.pth`` ("model", every checkpointable, ``kwargs``) and tags it as the last."""
@@ -101,7 +103,7 @@ class KDCheckpointer(DetectionCheckpointer):
         write_atomically(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename.encode())
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As ``DetectionCheckpointer.load``; ``torchvision://`` and ``timm://`` too, whose slashes it would drop."""
+        """As ``DetectionCheckpointer.load``, which would break paths with ``torchvision://`` and ``timm://``."""
         path = PathManager.get_local_path(path) if path.startswith(("torchvision://", "timm://")) else path
         return super().load(path, *args, **kwargs)
 
@@ -130,21 +132,21 @@ class KDCheckpointer(DetectionCheckpointer):
 
 
 def local_path(path: str, key: str) -> str:
-    """The file on disk that ``path`` names, fetched if need be; a ``SetupError`` naming ``key`` if there is none."""
+    """The file on disk for ``path``, downloaded if necessary; raises a ``SetupError`` with ``key`` if there is none."""
     try:
         local = PathManager.get_local_path(path)
     except SetupError:
         raise
-    except Exception as error:  # every handler (file, http, s3, ...) has its own
+    except Exception as error:  # every handler (file, http, s3, ...) raises its own
         reason = one_line(error)
-        raise SetupError(f"{key} {path!r} cannot be fetched: {reason}. Give a path or URL that can.") from error
+        raise SetupError(f"{key} {path!r} cannot be downloaded: {reason}. Give another path or URL.") from error
     if not os.path.isfile(local):
         raise SetupError(f"{key} {path!r}: no such file. Give the path or URL of a checkpoint.")
     return local
 
 
 def _as_detectron2(data: dict[str, Any]) -> dict[str, Any]:
-    """Layouts in circulation: Detectron2's {"model"}, pycls's {"model_state"}, Caffe2 blobs, a bare state dict."""
+    """Converts other layouts: pycls's {"model_state"}, Caffe2 blobs, a bare state dict. Detectron2's has {"model"}."""
     if "model" in data:
         return data
     if "model_state" in data:
@@ -161,7 +163,7 @@ def _for_timm_backbone(model: nn.Module, state: dict[str, torch.Tensor]) -> dict
         if hasattr(module, "from_timm"):
             return {f"{name}.{entry}": value for entry, value in module.from_timm(state).items()}
     raise SetupError(
-        "MODEL.WEIGHTS: timm's weights are for a timm backbone. Set MODEL.BACKBONE.NAME build_timm_fpn_backbone and "
+        "MODEL.WEIGHTS: timm's weights need a timm backbone. Set MODEL.BACKBONE.NAME build_timm_fpn_backbone and "
         "MODEL.TIMM.NAME, or give another checkpoint."
     )
 

@@ -11,11 +11,11 @@ from detectron2.utils.events import EventStorage
 
 from kd_det.common.errors import SetupError
 from kd_det.losses import dkd_loss, kd_loss
-from kd_det.modeling.regions import SharedRegions, on_shared_classes
+from kd_det.modeling.regions import on_shared_classes
 from kd_det.teacher.classes import class_map
 from kd_det.teacher.config import teacher_config
 from kd_det.teacher.frozen import load_teacher
-from tests.tiny import batch, build, loss_gradients, student_config, teacher_files
+from tests.tiny import batch, build, loss_gradients, shared_regions, student_config, teacher_files
 
 STUDENT = ["cat", "dog", "person"]
 BACKGROUND = 9.0  # in every table of logits below
@@ -56,8 +56,8 @@ def test_logits_and_labels_go_to_the_pairs():
     [
         (["cta"], STUDENT, r"the student has no class 'cta'. Did you mean 'cat'\?"),
         (["cat=kitten"], STUDENT, r"the teacher has no class 'kitten'"),
-        (["cat", "cat"], STUDENT, "'cat' or 'cat' stands twice"),
-        (["cat=dog", "dog=dog"], STUDENT, "'dog' or 'dog' stands twice"),
+        (["cat", "cat"], STUDENT, "'cat' or 'cat' is listed twice"),
+        (["cat=dog", "dog=dog"], STUDENT, "'dog' or 'dog' is listed twice"),
         (["*"], ["bus", "car"], "no class name in common"),
     ],
 )
@@ -69,7 +69,7 @@ def test_maps_that_cannot_be(entries, teacher, message):
 def regions(labels, classes=3):
     rng = torch.Generator().manual_seed(0)
     student = torch.randn(len(labels), classes + 1, generator=rng).requires_grad_()
-    return SharedRegions(student, torch.randn(len(labels), 5, generator=rng), torch.tensor(labels))
+    return shared_regions(student, torch.randn(len(labels), 5, generator=rng), torch.tensor(labels))
 
 
 def test_proposals_of_unmatched_classes_are_left_out():

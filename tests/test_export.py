@@ -19,9 +19,8 @@ from PIL import Image
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
 from kd_det.export import export_student, formats, student
-from kd_det.export.description import OUTPUTS, describe
-from kd_det.export.detections import Detections, detect, largest_difference
-from kd_det.export.images import inputs
+from kd_det.export.comparison import Detections, detect, inputs, largest_difference
+from kd_det.export.formats import OUTPUTS, describe
 from tests.modeling.test_any_rcnn import CASCADE, distilling
 from tests.tiny import TINY, build, student_config, teacher_files
 
@@ -80,7 +79,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     deep = [*TINY, *SMALL, "MODEL.RESNETS.DEPTH", 34, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64]
     shallow = [*deep, "MODEL.RESNETS.DEPTH", 18]
     cfg, other = load_config("", deep), load_config("", shallow)
-    with pytest.raises(SetupError, match=r"--weights.*another architecture.*backbone\.bottom_up\.res2\.2"):
+    with pytest.raises(SetupError, match=r"--weights.*a different architecture.*backbone\.bottom_up\.res2\.2"):
         next(export_student(other, saved(cfg, tmp_path / "deep.pth"), str(tmp_path / "out")))
     with pytest.raises(SetupError, match=r"--weights.*backbone\.bottom_up\.res2\.2.*is not in the file"):
         next(export_student(cfg, saved(other, tmp_path / "shallow.pth"), str(tmp_path / "out")))
@@ -198,10 +197,10 @@ def other_objects(expected, given):
     [
         ("torchscript", lambda patch: patch.setattr(torch.jit, "trace", refuse), "torch cannot trace this student"),
         ("torchscript", lambda patch: patch.setattr(torch.jit, "save", refuse), "torch cannot trace this student"),
-        ("onnx", lambda patch: fake_onnx(patch, refuse), "exporter does not take this student (a Python function"),
-        ("onnx", fake_onnx, "the trace is bound to the size of the image"),
-        ("torchscript", lambda patch: patch.setattr(student, "largest_difference", other_objects), "finds other obj"),
-        ("checkpoint", lambda patch: patch.setattr(student, "largest_difference", other_objects), "finds other obj"),
+        ("onnx", lambda patch: fake_onnx(patch, refuse), "torch cannot export this student (a Python function"),
+        ("onnx", fake_onnx, "the trace works only for the image size"),
+        ("torchscript", lambda patch: patch.setattr(student, "largest_difference", other_objects), "finds different"),
+        ("checkpoint", lambda patch: patch.setattr(student, "largest_difference", other_objects), "finds different"),
     ],
 )
 def test_a_format_that_fails_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, name, broken, message, capfd):

@@ -12,7 +12,8 @@ from detectron2.structures import Boxes, Instances, PolygonMasks
 
 import kd_det.modeling  # noqa: F401  (registers the models)
 from kd_det.config import load_config, plain_config
-from kd_det.teacher.box_stages import box_stages
+from kd_det.modeling.regions import SharedRegions
+from kd_det.teacher.box_stages import BoundBoxStage, box_stages
 
 TINY = [
     "MODEL.DEVICE", "cpu", "MODEL.MASK_ON", False, "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone",
@@ -93,6 +94,16 @@ def _item(number: int, size: tuple[int, int], rng: torch.Generator, objects: int
         "width": width,
         "file_name": f"image_{number}.png",
     }
+
+
+def shared_regions(
+    student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, boxes: list[Boxes] | None = None, **others: Any
+) -> SharedRegions:
+    """Regions with these logits; without ``student_stage`` and ``teacher_stage`` no term can ask for more of them."""
+    nothing: Any = None
+    stages = dict.fromkeys(("student_stage", "teacher_stage"), BoundBoxStage(nothing, [], nothing, nothing))
+    given = [Boxes(torch.zeros(len(labels), 4))] if boxes is None else boxes
+    return SharedRegions(student, teacher, labels, given, **{**stages, **others})
 
 
 def loss_gradients(model: torch.nn.Module, inputs: list[dict[str, Any]], seed: int = 5) -> tuple[dict, dict]:

@@ -1,12 +1,12 @@
-"""Data sets that the toolkit brings. Importing this package registers them with Detectron2's catalogues.
+"""Data sets: their checks, their reading, and the digits scenes that kd_det generates.
 
-Nothing is generated or downloaded by the import; a data set is made when it is first loaded, below the folder
-that ``DETECTRON2_DATASETS`` names ("datasets" by default, as Detectron2 has it).
+Importing this package registers the digits scenes with Detectron2's catalogues. They are generated when they are first
+loaded, in the folder that ``DETECTRON2_DATASETS`` names ("datasets" by default, as in Detectron2).
 """
 
 import os
 
-from .digits_scenes import DigitsDetSettings, make_digits_det, register_digits_det
+from kd_det.data.digits_scenes import DigitsDetSettings, make_digits_det, register_digits_det
 
 __all__ = ["DigitsDetSettings", "make_digits_det", "register_digits_det"]
 

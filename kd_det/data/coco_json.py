@@ -1,4 +1,4 @@
-"""Users' own data sets: COCO instances files given in the configuration or on the command line."""
+"""A user's own data sets: COCO instances files given in the configuration or on the command line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_dataset_option(parser: argparse.ArgumentParser) -> None:
 def use_datasets(cfg: CfgNode, options: Sequence[str] = ()) -> None:
     """Adds the sets given as ``--dataset`` to ``cfg.DATASETS.COCO_JSON``, in place, and registers all of them.
 
-    To be called in every process that looks at the data; what is registered already is left alone.
+    To be called in every process that reads the data; registered sets are left unchanged.
 
     Raises:
         SetupError: see ``register_coco_json`` and ``parse_option``.
@@ -46,29 +46,29 @@ def parse_option(text: str) -> list[str]:
     """``name=json,folder`` as [name, json, folder].
 
     Raises:
-        SetupError: it is of another form, or a path has a comma.
+        SetupError: it does not have this form, or a path has a comma.
     """
     name, _, paths = text.partition("=")
     parts = [name, *paths.split(",")]
     if len(parts) != 3 or not all(parts):
         raise SetupError(
-            f"{OPTION} {text!r} is not of the form name=json,folder. Paths with a comma go into {KEY} of the "
-            "configuration."
+            f"{OPTION} {text!r} does not have the form name=json,folder. Paths with a comma go into {KEY} of "
+            "the configuration."
         )
     return parts
 
 
 def register_coco_json(entries: Iterable[Any]) -> None:
-    """Registers data sets with Detectron2, their class names (sorted by category id) known at once.
+    """Registers data sets with Detectron2, with their class names in the order of the category ids.
 
-    If the categories list keypoints, their names are set too, and left and right ones are paired by name for flipping.
+    If the categories list keypoints, their names are registered too, and pairs of left and right for flipping.
 
     Args:
         entries: each [name, COCO instances JSON, image folder]; paths are relative to the working directory.
 
     Raises:
         SetupError: an entry is malformed, its JSON is missing or damaged, its folder is missing, or its name is that of
-            another data set.
+            a different data set.
     """
     for entry in entries:
         name, json_file, folder = _checked(entry)
@@ -86,7 +86,7 @@ def _checked(entry: Any) -> tuple[str, str, str]:
     is_triple = isinstance(entry, (list, tuple)) and len(entry) == 3
     if not is_triple or not all(isinstance(part, str) and part for part in entry):
         raise SetupError(
-            f"{KEY}: {entry!r} is no entry of three strings. Write [[name, json, image folder], ...], for instance "
+            f"{KEY}: {entry!r} is not an entry of three strings. Write [[name, json, image folder], ...], for instance "
             "[['mine_train', 'train.json', 'images']]."
         )
     name, *paths = entry
@@ -96,10 +96,10 @@ def _checked(entry: Any) -> tuple[str, str, str]:
 
 def _check_same(name: str, json_file: str, folder: str) -> None:
     known = MetadataCatalog.get(name)
-    there = [known.get("json_file"), known.get("image_root")]
-    if [path and os.path.abspath(path) for path in there] != [json_file, folder]:
+    known_files = [known.get("json_file"), known.get("image_root")]
+    if [path and os.path.abspath(path) for path in known_files] != [json_file, folder]:
         raise SetupError(
-            f"{KEY}: there is another data set {name!r} already, of {there[0]!r} and {there[1]!r}; this one is of "
+            f"{KEY}: there is already a data set {name!r} of {known_files[0]!r} and {known_files[1]!r}; this one is of "
             f"{json_file!r} and {folder!r}. Give it another name."
         )
 
@@ -111,11 +111,11 @@ def _metadata(categories: list[dict[str, Any]], where: str) -> dict[str, Any]:
     if not keypoints:
         return metadata
     if any(names != keypoints[0] for names in keypoints):
-        raise SetupError(f"{where}: its categories have different keypoints; Detectron2 knows one list for a data set.")
+        raise SetupError(f"{where}: its categories have different keypoints; Detectron2 needs one list for a data set.")
     return {**metadata, "keypoint_names": keypoints[0], "keypoint_flip_map": _flip_map(keypoints[0])}
 
 
 def _flip_map(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs such as ("left_eye", "right_eye"): what a mirrored image swaps."""
+    """Pairs such as ("left_eye", "right_eye"), which a mirrored image swaps."""
     pairs = [(name, re.sub("left", "right", name, count=1)) for name in names if "left" in name]
     return [pair for pair in pairs if pair[1] in names]

@@ -1,4 +1,4 @@
-"""Masks as COCO files have them: lists of polygons, and run lengths, written out or compressed."""
+"""Masks in COCO files: lists of polygons, and run lengths, as numbers or compressed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-LONGEST = 1e6  # pixels of a polygon's outline; COCO's code needs some 100 bytes for each
+LONGEST = 1e6  # pixels of a polygon's outline; COCO's code needs about 100 bytes for each
 
 
 def mask_problem(mask: Any, size: tuple[int, int] | None, are_numbers: Callable[[list[Any]], bool]) -> str:
-    """What is wrong with a "segmentation", in words that follow "annotations"; "" if nothing is.
+    """What is wrong with a "segmentation", in words that follow "annotations"; "" if it is valid.
 
     Args:
         mask: not empty.
         size: height and width of the image, if they are known.
-        are_numbers: whether a list has finite numbers of a sensible size only.
+        are_numbers: whether a list has only finite numbers of a sensible size.
     """
     if isinstance(mask, dict):
         return _run_length_problem(mask, size)
@@ -28,23 +28,23 @@ def mask_problem(mask: Any, size: tuple[int, int] | None, are_numbers: Callable[
 
 
 def valid_polygons(polygons: list[list[float]]) -> list[list[float]]:
-    """The polygons of three corners or more; Detectron2 leaves out the others, and objects that have no valid one."""
+    """The polygons with three corners or more. Detectron2 drops the others, and objects without a valid one."""
     return [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
 def has_mask(annotation: dict[str, Any]) -> bool:
-    """Whether an annotation without faults has a mask that can be drawn."""
+    """Whether an annotation without faults has a valid mask."""
     mask = annotation.get("segmentation")
     return bool(valid_polygons(mask)) if isinstance(mask, list) else bool(mask)
 
 
 def is_dropped(annotation: dict[str, Any]) -> bool:
-    """Whether Detectron2 drops an annotation when it loads it: it has polygons, and no valid one."""
+    """Whether Detectron2 drops an annotation when it loads it, because it has polygons but no valid one."""
     return bool(annotation.get("segmentation")) and not has_mask(annotation)
 
 
 def _outline(polygon: list[float]) -> float:
-    """The polygon's length in pixels, or a number above it that is quick to find."""
+    """The polygon's length in pixels; 0 for most polygons that are short, for speed."""
     if not polygon or len(polygon) * (max(polygon) - min(polygon)) <= LONGEST:
         return 0.0
     corners = np.asarray(polygon[: len(polygon) // 2 * 2], dtype=np.float64).reshape(-1, 2)
@@ -56,7 +56,7 @@ def _run_length_problem(mask: dict[str, Any], size: tuple[int, int] | None) -> s
     if not isinstance(shape, list) or len(shape) != 2 or not all(type(side) is int for side in shape):
         return 'have run lengths without a "size" [height, width]'
     if size is not None and tuple(shape) != size:
-        return "have run lengths of another size than their image"
+        return "have run lengths whose size is not that of their image"
     if isinstance(counts, list):
         runs = counts if set(map(type, counts)) <= {int} else None
     else:
@@ -67,8 +67,11 @@ def _run_length_problem(mask: dict[str, Any], size: tuple[int, int] | None) -> s
 
 
 def _decompress(text: str) -> list[int] | None:
-    """COCO's compressed run lengths: 5 bits a character, the lowest first, from the fourth on as differences to the one
-    before the last. None if the text is none."""
+    """Decodes COCO's compressed run lengths; None if the text is invalid.
+
+    Each character has 5 bits, the lowest first. From the fourth number on, a number is the difference to the one two
+    places before it.
+    """
     codes = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) - 48
     if len(codes) == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         return None

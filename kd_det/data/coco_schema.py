@@ -1,7 +1,7 @@
-"""What a COCO instances file must look like: one schema, for training's start-up and for the report on a data set.
+"""The schema of a COCO instances file, for the checks before training and for the report on a data set.
 
-It takes what Detectron2's ``load_coco_json``, its mapper and COCO's evaluation can work with, and nothing that makes
-them fail or go wrong silently.
+It accepts what Detectron2's ``load_coco_json``, its mapper and COCO's evaluation can process, and nothing that makes
+them fail or give wrong results silently.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import reprlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from kd_det.common.errors import SetupError
 from kd_det.data.coco_masks import is_dropped, mask_problem
 
 SECTIONS = ("images", "annotations", "categories")
 LARGEST = 1e5  # pixels: of a side and of a coordinate
-LARGEST_IMAGE = 178_956_970  # pixels: Pillow reads none that is larger
+LARGEST_IMAGE = 178_956_970  # pixels: Pillow refuses larger images
 EXAMPLES = 3  # of each fault, named by index
 
 Item = dict[str, Any]
@@ -29,7 +29,7 @@ Problems = Iterator[tuple[str, Any]]  # what is wrong, in words that follow "5 i
 
 @dataclass
 class Fault:
-    """Something wrong with some items of a section; its text names the first by index."""
+    """A fault of some items of a section; its text gives the indices of the first ones."""
 
     what: str
     count: int = 0
@@ -42,7 +42,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class CheckedCoco:
-    """The items of a file that have no fault, and the faults of the others in the order of the file."""
+    """The items of a file without a fault, and the faults of the others in the order of the file."""
 
     images: list[Item]
     annotations: list[Item]
@@ -51,13 +51,18 @@ class CheckedCoco:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names in the order of their ids."""
+        """The names of the categories in the order of their ids."""
         return tuple(category["name"] for category in sorted(self.categories, key=lambda category: category["id"]))
 
     @property
     def objects(self) -> list[Item]:
-        """What Detectron2 trains on: no crowds, and nothing that it drops for want of a valid polygon."""
+        """The annotations that Detectron2 trains on: no crowds, and none without a valid polygon, which it drops."""
         return [item for item in self.annotations if not item.get("iscrowd", 0) and not is_dropped(item)]
+
+    @property
+    def trained_on(self) -> list[Item]:
+        """The objects whose box has an area. Detectron2's mapper drops the others."""
+        return [item for item in self.objects if min(item["bbox"][2:]) > 0]
 
     @property
     def degenerate(self) -> list[Item]:
@@ -73,27 +78,27 @@ def read_coco_json(json_file: str, key: str) -> Item:
         key: the configuration key (and set) that named it, for the messages.
 
     Returns:
-        a dict with the lists "images", "annotations" and "categories", at least; every category with an id of its own
-        and a name. Images and annotations are as they are: see ``check_items``.
+        a dict with at least the lists "images", "annotations" and "categories". Every category has a unique id and a
+        name. Images and annotations are not checked here: see ``check_items``.
 
     Raises:
-        SetupError: it is missing, no JSON, or lacks one of these.
+        SetupError: the file is missing, is not JSON, or lacks one of these.
     """
     content = _parse(json_file, key)
     missing = [part for part in SECTIONS if not isinstance(content, dict) or not isinstance(content.get(part), list)]
     if missing:
-        raise SetupError(f"{key}: {json_file!r} has no section {', '.join(missing)}; it is no COCO instances file.")
+        raise SetupError(f"{key}: {json_file!r} has no section {', '.join(missing)}; it is not a COCO instances file.")
     _check_categories(content["categories"], f"{key}: {json_file!r}")
     return content
 
 
 def check_items(content: Item, json_file: str) -> CheckedCoco:
-    """Looks at every image and annotation of what ``read_coco_json`` gave."""
+    """Checks every image and annotation of what ``read_coco_json`` returned."""
     faults: dict[str, Fault] = {}
     images = _sound("images", content["images"], _image_problems, faults)
     by_id = {image["id"]: image for image in content["images"] if isinstance(image, dict) and _is_id(image.get("id"))}
     if len({isinstance(number, str) for number in by_id}) > 1:
-        _note(faults, "images have ids of which some are numbers and some text", "images", 0, next(iter(by_id)))
+        _note(faults, "images have ids of which some are numbers and some are text", "images", 0, next(iter(by_id)))
     categories = {category["id"] for category in content["categories"]}
 
     def problems(annotation: Any) -> Problems:
@@ -101,7 +106,7 @@ def check_items(content: Item, json_file: str) -> CheckedCoco:
 
     annotations = _sound("annotations", content["annotations"], problems, faults)
     _check_repeated("images", content["images"], faults)
-    if "minival" not in json_file:  # COCO 2014's have some; Detectron2 lets them pass by this name
+    if "minival" not in json_file:  # COCO 2014's have some; Detectron2 accepts them by this name
         _check_repeated("annotations", content["annotations"], faults)
     return CheckedCoco(images, annotations, content["categories"], list(faults.values()))
 
@@ -112,7 +117,7 @@ def refuse(key: str, json_file: str, faults: Collection[Fault]) -> None:
         listed = "; ".join(map(str, list(faults)[:5]))
         more = f"; and {len(faults) - 5} other kinds of fault" if len(faults) > 5 else ""
         raise SetupError(
-            f"{key}: {json_file}: {listed}{more}. Correct these items or remove them; tools/check_dataset.py reports "
+            f"{key}: {json_file}: {listed}{more}. Correct these items or remove them; kd-det check-data reports "
             "on the whole file."
         )
 
@@ -125,20 +130,20 @@ def _parse(json_file: str, key: str) -> Any:
         )
     try:
         if not os.path.isfile(json_file):
-            raise OSError("it is no file")
+            raise OSError("it is not a file")
         with open(json_file, encoding="utf-8") as file:
             return json.load(file)
     except OSError as error:
         raise SetupError(f"{key}: {json_file!r} cannot be read ({error}). Give the path of a readable file.") from error
     except UnicodeDecodeError as error:
-        raise SetupError(f"{key}: {json_file!r} is no JSON in UTF-8 ({error}); save it in UTF-8.") from error
-    except ValueError as error:  # JSONDecodeError, and a number of more digits than Python reads
+        raise SetupError(f"{key}: {json_file!r} is not JSON in UTF-8 ({error}); save it in UTF-8.") from error
+    except ValueError as error:  # JSONDecodeError, and a number with more digits than Python reads
         reason = str(error).split(";")[0]
-        raise SetupError(f"{key}: {json_file!r} is no JSON ({reason}); it is damaged, fetch it again.") from error
+        raise SetupError(f"{key}: {json_file!r} is not JSON ({reason}); it is damaged, download it again.") from error
     except RecursionError as error:
-        raise SetupError(f"{key}: {json_file!r} is nested too deeply; it is no COCO instances file.") from error
+        raise SetupError(f"{key}: {json_file!r} is nested too deeply; it is not a COCO instances file.") from error
     except MemoryError as error:
-        raise SetupError(f"{key}: {json_file!r} does not fit into the memory; split the data set.") from error
+        raise SetupError(f"{key}: {json_file!r} does not fit into memory; split the data set.") from error
 
 
 def _check_categories(categories: list[Any], where: str) -> None:
@@ -154,13 +159,13 @@ def _check_categories(categories: list[Any], where: str) -> None:
             )
     number, count = Counter(category["id"] for category in categories).most_common(1)[0]
     if count > 1:
-        raise SetupError(f"{where} has {count} categories with the id {number}; give each its own.")
+        raise SetupError(f"{where} has {count} categories with the id {number}; give each a unique id.")
     if len({isinstance(category["id"], str) for category in categories}) > 1:
-        raise SetupError(f"{where} has categories whose ids are numbers and some whose are text; use one kind.")
+        raise SetupError(f"{where} has categories with numbers and categories with text as ids; use one kind.")
 
 
 def _sound(section: str, items: list[Any], problems: Callable[[Any], Problems], faults: dict[str, Fault]) -> list[Item]:
-    """The items without a problem; the problems of the others are noted."""
+    """The items without a problem; the problems of the others are added to ``faults``."""
     sound = []
     for index, item in enumerate(items):
         found = list(problems(item))
@@ -191,7 +196,7 @@ def _check_repeated(section: str, items: list[Any], faults: dict[str, Fault]) ->
 
 def _image_problems(image: Any) -> Problems:
     if not isinstance(image, dict):
-        yield "are no JSON objects", image
+        yield "are not JSON objects", image
         return
     if not _is_id(image.get("id")):
         yield "have no id (a whole number, or text)", image.get("id")
@@ -205,7 +210,7 @@ def _image_problems(image: Any) -> Problems:
 
 def _annotation_problems(annotation: Any, images: dict[Any, Item], categories: Collection[Any]) -> Problems:
     if not isinstance(annotation, dict):
-        yield "are no JSON objects", annotation
+        yield "are not JSON objects", annotation
         return
     get = annotation.get
     if not _is_id(get("id")):
@@ -224,7 +229,7 @@ def _annotation_problems(annotation: Any, images: dict[Any, Item], categories: C
         yield 'have "ignore", which Detectron2 refuses', get("ignore")
     area = get("area")
     if area is not None and not (are_numbers([area], LARGEST**2) and area >= 0):
-        yield "have an area that is no number of pixels (without an area it is computed)", area
+        yield "have an area that is not a number of pixels (a missing area is computed)", area
     yield from _shape_problems(annotation, images)
 
 
@@ -238,27 +243,26 @@ def _shape_problems(annotation: Item, images: dict[Any, Item]) -> Problems:
         if problem:
             yield problem, mask
     if keypoints and not (isinstance(keypoints, list) and len(keypoints) % 3 == 0 and are_numbers(keypoints)):
-        yield "have keypoints that are no list x, y, visibility, x, y, ... of numbers", keypoints
+        yield "have keypoints that are not a list of numbers x, y, visibility, x, y, ...", keypoints
     if visible is not None and not (_is_whole(visible) and visible >= 0):
-        yield "have a num_keypoints that is no number", visible
+        yield "have a num_keypoints that is not a number", visible
 
 
 def are_numbers(values: list[Any], largest: float = LARGEST) -> bool:
-    """Whether all are numbers, finite and from ``-largest`` to ``largest``. Quick: masks have many."""
+    """Whether all are numbers, finite and from ``-largest`` to ``largest``. It must be fast: masks have many."""
     if not values:
         return True
     if not set(map(type, values)) <= {int, float} or min(values) < -largest or max(values) > largest:
         return False
-    return math.isfinite(sum(values))  # min and max may pass over a nan
+    return math.isfinite(sum(values))  # min and max may miss a nan
 
 
 def _has_size(image: Item) -> bool:
-    sides = (image.get("height"), image.get("width"))
-    return all(_is_whole(side) and 1 <= side <= LARGEST for side in sides)
+    return all(_is_whole(side) and 1 <= side <= LARGEST for side in map(image.get, ("height", "width")))
 
 
-def _is_whole(value: Any) -> bool:
-    """Whole numbers written as 3.0, as some tools do, count."""
+def _is_whole(value: Any) -> TypeGuard[float]:
+    """Whether it is a whole number. 3.0 counts, because some tools write so."""
     return type(value) is int or (type(value) is float and value.is_integer())
 
 
@@ -271,7 +275,7 @@ def _is_flag(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Lone surrogates cannot be printed or be part of a path, nor can a zero byte."""
+    """Whether it is text. Lone surrogates and zero bytes cannot be printed or be part of a path."""
     if not isinstance(value, str) or "\0" in value:
         return False
     try:

@@ -1,26 +1,88 @@
-"""Draws handwritten digits onto photographs. All randomness comes from the caller's generator."""
+"""Draws the digits scenes: scikit-learn's scanned digits, pasted onto crops of its two sample photographs.
+
+A scan belongs to one split only, and so does every column of a photograph: nothing that a detector sees in training
+appears in validation. All randomness comes from the caller's generator.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
+from sklearn.model_selection import train_test_split
 
-INK_THRESHOLD = 0.25  # opacity from which a pixel counts as ink; box and area are those of such pixels
+SPLITS = ("train", "val")
+INK_THRESHOLD = 0.25  # opacity from which a pixel counts as ink; it determines box and area
+VAL_SCANS = 500
+TRAIN_WIDTH = 0.65  # share of a photograph's columns, from the left, for training
+
+
+def check_split(split: str) -> None:
+    """Raises ``ValueError`` unless ``split`` is one of ``SPLITS``."""
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; choose one of {SPLITS}")
+
+
+@lru_cache(maxsize=4)
+def _split_indices(seed: int) -> dict[str, np.ndarray]:
+    labels = load_digits().target
+    train, val = train_test_split(
+        np.arange(len(labels)), test_size=VAL_SCANS, stratify=labels, random_state=seed
+    )
+    return {"train": np.sort(train), "val": np.sort(val)}
+
+
+def scans(split: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The handwritten digits of one split (1,297 for training, 500 for validation, stratified by class).
+
+    Args:
+        split: "train" or "val".
+        seed: of the split of the 1,797 scans.
+
+    Returns:
+        ink (N, 8, 8), float32 from 0 (paper) to 1 (full ink), and classes (N,), int64.
+
+    Raises:
+        ValueError: the split is unknown.
+    """
+    check_split(split)
+    digits = load_digits()
+    chosen = _split_indices(seed)[split]
+    return (digits.images[chosen] / 16).astype(np.float32), digits.target[chosen].astype(np.int64)
+
+
+@lru_cache(maxsize=2)
+def photographs(split: str) -> tuple[Image.Image, ...]:
+    """The part of each sample photograph that belongs to a split, RGB: the left 65 % is for training.
+
+    Raises:
+        ValueError: the split is unknown.
+    """
+    check_split(split)
+    parts = []
+    for pixels in load_sample_images().images:
+        border = round(pixels.shape[1] * TRAIN_WIDTH)
+        part = pixels[:, :border] if split == "train" else pixels[:, border:]
+        parts.append(Image.fromarray(np.ascontiguousarray(part)))
+    return tuple(parts)
 
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """How a scene looks.
+    """The settings of a scene. Pairs are a smallest and a largest value.
 
     Attributes:
         image_size: height and width of a scene, pixels.
-        digits: fewest and most digits that are tried in a scene (at least one is placed).
-        digit_size: smallest and largest height of a pasted scan, pixels; drawn log-uniformly.
-        aspect: smallest and largest factor on the scan's width.
-        background: smallest and largest factor on the photographs' colours, which dims them.
-        contrast: smallest and largest grey level by which ink is lighter than its surroundings, of 255.
-        max_overlap: the largest share of the smaller of two boxes that may be covered by the other.
+        digits: number of digits tried in a scene; at least one is placed.
+        digit_size: height of a pasted scan, pixels; drawn log-uniformly.
+        aspect: factor on the scan's width.
+        background: factor on the photographs' colours, which dims them.
+        contrast: grey levels, of 255, by which the ink is lighter than its surroundings.
+        max_overlap: of two boxes, the largest share of the smaller one that the other may cover.
     """
 
     image_size: int = 128
@@ -34,7 +96,7 @@ class SceneSettings:
 
 @dataclass(frozen=True)
 class PastedDigit:
-    """A digit in a scene: its class, its box (x0, y0, x1, y1) in pixels, its ink in pixels."""
+    """A digit in a scene: its class, its box (x0, y0, x1, y1) in pixels, and its number of ink pixels."""
 
     label: int
     box: tuple[int, int, int, int]
@@ -46,7 +108,7 @@ def random_background(
 ) -> np.ndarray:
     """A random square of a random photograph, scaled to (image_size, image_size, 3), float32, 0 to 255."""
     size = settings.image_size
-    photo = photos[rng.integers(len(photos))]
+    photo = photos[int(rng.integers(len(photos)))]
     side = int(rng.integers(size // 2, min(3 * size // 2, *photo.size) + 1))
     left = int(rng.integers(photo.width - side + 1))
     top = int(rng.integers(photo.height - side + 1))
@@ -75,7 +137,7 @@ def paste(
     settings: SceneSettings,
     rng: np.random.Generator,
 ) -> None:
-    """Blend light ink of a random colour into ``canvas`` (H, W, 3) in place."""
+    """Blends light ink of a random colour into ``canvas`` (H, W, 3), in place."""
     height, width = opacity.shape
     patch = canvas[top : top + height, left : left + width]
     surroundings = float(patch.mean())

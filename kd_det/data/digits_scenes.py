@@ -1,9 +1,12 @@
 """``digits_det``: handwritten digits on photographs, a detection data set that needs no download.
 
-scikit-learn's 1,797 scanned digits are pasted, at random size, contrast and overlap, onto crops of the two
-photographs that scikit-learn brings. The scenes are PNG files with COCO annotations, made on first use.
+The scenes are PNG files with COCO annotations, made on first use. A manifest lists every file with its sha256, and the
+settings that made it: it shows whether the set is complete, and which files may be removed.
 """
 
+from __future__ import annotations
+
+import hashlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -15,24 +18,24 @@ import cv2
 import numpy as np
 from filelock import FileLock
 
-from .digits_manifest import check_removable, matches_manifest, remove_made, write_manifest
-from .digits_rendering import PastedDigit, SceneSettings, draw_scene
-from .digits_sources import SPLITS, check_split, photographs, scans
+from kd_det.common.errors import SetupError
+from kd_det.data.digits_rendering import SPLITS, PastedDigit, SceneSettings, check_split, draw_scene, photographs, scans
 
 NAME = "digits_det"
 CLASSES = tuple("0123456789")
-GENERATOR_VERSION = 1  # goes up whenever the same settings would give other pictures
+GENERATOR_VERSION = 1  # raised whenever the same settings would give different pictures
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class DigitsDetSettings:
-    """What to generate.
+    """The settings of the data set.
 
     Attributes:
-        seed: everything random follows from it, the split of the scans included.
+        seed: of everything random, including the split of the scans.
         train_images: scenes in ``digits_det_train``.
         val_images: scenes in ``digits_det_val``.
-        scene: how a scene looks.
+        scene: settings of every scene.
     """
 
     seed: int = 0
@@ -41,35 +44,35 @@ class DigitsDetSettings:
     scene: SceneSettings = field(default_factory=SceneSettings)
 
     def images(self, split: str) -> int:
-        """Number of scenes of a split."""
+        """The number of scenes of a split."""
         check_split(split)
         return self.train_images if split == "train" else self.val_images
 
 
 def image_root(root: str | Path, split: str) -> Path:
-    """Folder of a split's PNG files, below the data sets' root."""
+    """The folder of a split's PNG files in the data sets' root."""
     check_split(split)
     return Path(root) / NAME / split
 
 
 def annotation_file(root: str | Path, split: str) -> Path:
-    """COCO JSON file of a split, below the data sets' root."""
+    """The COCO JSON file of a split in the data sets' root."""
     check_split(split)
     return Path(root) / NAME / "annotations" / f"{split}.json"
 
 
 def make_digits_det(root: str | Path, settings: DigitsDetSettings | None = None) -> None:
-    """Make the data set in ``root/digits_det`` unless it is there, whole and made with these settings.
+    """Makes the data set in ``root/digits_det``, unless it is complete there with these settings.
 
-    Safe to call from many processes at once. A set of ours that is half-written, edited or made otherwise is
-    replaced. The same settings give the same files, byte for byte, under the same NumPy, Pillow and OpenCV.
+    Several processes may call it at once. A generated set that is incomplete, edited or of different settings is
+    replaced. The same settings give the same bytes with the same versions of NumPy, Pillow and OpenCV.
 
     Args:
-        root: folder of data sets, as in ``DETECTRON2_DATASETS``; created if it does not exist.
-        settings: what to generate; ``DigitsDetSettings()`` by default.
+        root: folder of data sets, as in ``DETECTRON2_DATASETS``; created if missing.
+        settings: of the data set; None: ``DigitsDetSettings()``.
 
     Raises:
-        SetupError: the folder has files that this function did not make; nothing is removed.
+        SetupError: the folder has files that this function did not make. Nothing is removed then.
     """
     settings = settings or DigitsDetSettings()
     recipe = {"generator": GENERATOR_VERSION, "settings": asdict(settings)}
@@ -134,6 +137,73 @@ def _annotation(annotation_id: int, image_id: int, digit: PastedDigit) -> dict[s
     }
 
 
+def _digests(folder: Path, names: list[str]) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+def write_manifest(folder: Path, recipe: dict[str, Any]) -> None:
+    """Writes the manifest: every file in ``folder`` with its sha256, and the JSON-able ``recipe`` that made them."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    manifest = {"recipe": recipe, "files": _digests(folder, names)}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def matches_manifest(folder: Path, recipe: dict[str, Any]) -> bool:
+    """Whether ``folder`` has all files of ``recipe``, none of them missing, edited or incomplete."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["recipe"] != json.loads(json.dumps(recipe)):
+            return False
+        return manifest["files"] == _digests(folder, list(manifest["files"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def check_removable(folder: Path) -> None:
+    """Raises ``SetupError`` unless the manifest of ``folder`` names every file in it."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        foreign = "it is a link, or a file"
+    elif not folder.is_dir():
+        return
+    else:
+        ours = _made(folder)
+        found = (path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+        name = next((name for name in found if name not in ours), None)
+        if name is None:
+            return
+        foreign = f"it has {name!r}, which is not in " + ("its manifest" if ours else "a manifest of kd_det")
+    raise SetupError(
+        f"DETECTRON2_DATASETS: the digits scenes would be made in {str(folder)!r}, but kd_det did not make what is "
+        f"there: {foreign}. Nothing was removed. Move it away, or set DETECTRON2_DATASETS to another folder."
+    )
+
+
+def remove_made(folder: Path) -> None:
+    """Removes the files that the manifest names, the manifest last, so that the call can be repeated if it is killed.
+
+    To be called after ``check_removable``; the folder may be missing.
+    """
+    ours = _made(folder)
+    for path in sorted(folder.rglob("*"), reverse=True):  # a folder after what is in it
+        if path.relative_to(folder).as_posix() in ours - {MANIFEST}:
+            remove = path.rmdir if path.is_dir() else path.unlink
+            remove()
+    if folder.is_dir():
+        (folder / MANIFEST).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _made(folder: Path) -> set[str]:
+    """The files and folders that a folder's manifest names, and the manifest; empty without such a manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        names = list(manifest["files"]) if "generator" in manifest["recipe"] else []
+        inner = {parent.as_posix() for name in names for parent in Path(name).parents}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()
+    return {*names, *inner, MANIFEST} if names else set()
+
+
 def _load(
     root: str | Path, split: str, dataset_name: str, settings: DigitsDetSettings
 ) -> list[dict[str, Any]]:
@@ -146,12 +216,12 @@ def _load(
 def register_digits_det(
     root: str | Path, *, prefix: str = NAME, settings: DigitsDetSettings | None = None
 ) -> None:
-    """Register ``<prefix>_train`` and ``<prefix>_val`` with Detectron2; the files are made on first use.
+    """Registers ``<prefix>_train`` and ``<prefix>_val`` with Detectron2; the files are made on first use.
 
     Args:
         root: folder of data sets; the files go to ``root/digits_det``.
-        prefix: what the names in the catalogue start with.
-        settings: what to generate; ``DigitsDetSettings()`` by default.
+        prefix: of the registered names.
+        settings: of the data set; None: ``DigitsDetSettings()``.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 

@@ -1,4 +1,4 @@
-"""Detectron2's ``DatasetMapper`` with a reader that names the file in every error."""
+"""Detectron2's ``DatasetMapper`` with an image reader whose errors name the file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from detectron2.utils.file_io import PathManager
 from kd_det.common import images
 from kd_det.common.images import UnreadableImageError
 
-# Formats of Detectron2's own, which it makes of RGB.
+# Detectron2's own formats, which it converts from RGB.
 MADE_OF_RGB = ("BGR", "YUV-BT.601")
 
 
 def read_image(file_name: str, format: str) -> np.ndarray:
-    """An image as ``detectron2.data.detection_utils.read_image`` gives it; 16-bit files are scaled to 8 bits.
+    """As ``detectron2.data.detection_utils.read_image``, but files of 16 bits are scaled to 8 bits.
 
     Args:
-        file_name: a path, or what else Detectron2's ``PathManager`` takes.
-        format: as of ``INPUT.FORMAT``.
+        file_name: a path or URL that Detectron2's ``PathManager`` can open.
+        format: a value of ``INPUT.FORMAT``.
 
     Returns:
         (H, W, C) uint8, turned as the EXIF orientation says; float for YUV-BT.601.
@@ -43,10 +43,10 @@ def read_image(file_name: str, format: str) -> np.ndarray:
 
 
 class NamingDatasetMapper(DatasetMapper):
-    """``DatasetMapper`` whose errors about images are user errors that name the file; built and called as that one.
+    """``DatasetMapper`` that raises user errors with the file's name for unreadable images.
 
     Raises:
-        UnreadableImageError: an image cannot be read, or has another size than the data set says.
+        UnreadableImageError: an image cannot be read, or its size is not the one in the data set.
     """
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -57,9 +57,9 @@ class NamingDatasetMapper(DatasetMapper):
         except SizeMismatchError as error:
             raise UnreadableImageError(
                 f"the image {record['file_name']!r} is {pixels.shape[1]}x{pixels.shape[0]}, its annotations say "
-                f"{record['width']}x{record['height']}. tools/check_dataset.py --sizes lists all such."
+                f"{record['width']}x{record['height']}. kd-det check-data --sizes lists all such."
             ) from error
-        record["height"], record["width"] = pixels.shape[:2]  # the same, but never 480.0
+        record["height"], record["width"] = pixels.shape[:2]  # equal values, but always integers
         regions = record.pop("sem_seg_file_name", None)
         seen = T.AugInput(pixels, sem_seg=None if regions is None else read_image(regions, "L").squeeze(2))
         transforms = self.augmentations(seen)

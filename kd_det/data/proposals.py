@@ -1,4 +1,4 @@
-"""Looks at files of stored proposals before Detectron2, which would run code of theirs, reads them."""
+"""Checks files of stored proposals before Detectron2 reads them, which would run code in them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from detectron2.data import MetadataCatalog
 
 from kd_det.common.errors import SetupError
 from kd_det.common.tensor_files import UnreadableError, read_tensor_file
-from kd_det.data.checks import read_coco_json
+from kd_det.data.coco_schema import read_coco_json
 
 # The second names are Detectron1's.
 PARTS = (("ids", "indexes"), ("boxes", "boxes"), ("objectness_logits", "scores"))
 
 
 def check_proposals(cfg: CfgNode, splits: tuple[str, ...]) -> None:
-    """Checks the files of proposals that ``MODEL.LOAD_PROPOSALS`` asks for, one for each data set.
+    """Checks the files of proposals that ``MODEL.LOAD_PROPOSALS`` needs, one for each data set.
 
     Args:
         splits: "TRAIN", "TEST".
 
     Raises:
-        SetupError: a file is no pickle of arrays, its arrays do not fit together, or it lacks an image of the set.
+        SetupError: a file is not a pickle of arrays, its arrays do not match, or it lacks an image of the set.
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return
@@ -47,15 +47,16 @@ def _read(path: str, where: str) -> dict[str, Any]:
     except UnreadableError as error:
         raise SetupError(f"{where} cannot be read: {error}. Give a pickle of proposals as NumPy arrays.") from error
     if not isinstance(content, dict):
-        raise SetupError(f"{where} holds a {type(content).__name__}; give a pickle of a dict of proposals.")
+        raise SetupError(f"{where} contains a {type(content).__name__}; give a pickle of a dict of proposals.")
     return content
 
 
 def _checked_ids(content: dict[str, Any], where: str) -> list[Any]:
-    ids, boxes, scores = (content.get(name, content.get(other)) for name, other in PARTS)
-    lists = [part for part in (ids, boxes, scores) if isinstance(part, (list, tuple, np.ndarray))]
-    if len(lists) < 3 or len({len(part) for part in lists}) > 1:
-        raise SetupError(f"{where}: it must hold lists {', '.join(name for name, _ in PARTS)} of one length.")
+    parts = [content.get(name, content.get(other)) for name, other in PARTS]
+    lists = [part for part in parts if isinstance(part, (list, tuple, np.ndarray))]
+    if len(lists) < len(PARTS) or len({len(part) for part in lists}) > 1:
+        raise SetupError(f"{where}: it must contain lists {', '.join(name for name, _ in PARTS)} of equal length.")
+    ids, boxes, scores = lists
     for number, (some, theirs) in enumerate(zip(boxes, scores, strict=True)):
         if not _are_numbers(some, 2) or not _are_numbers(theirs, 1) or some.shape != (len(theirs), 4):
             raise SetupError(

@@ -1,4 +1,4 @@
-"""What is in a COCO instances file, and what is wrong with it."""
+"""The report on a COCO instances file: its images, classes and box sizes, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from kd_det.common.images import UnreadableImageError
 from kd_det.data.coco_schema import CheckedCoco, check_items, read_coco_json
 from kd_det.data.mapper import read_image
 
-# COCO's limits of small, medium and large, pixels². COCO evaluates by the area of the mask, this looks at the box's.
+# COCO's limits of small, medium and large, pixels². COCO uses the area of the mask, the report that of the box.
 SIZES = {"small": 32**2, "medium": 96**2, "large": math.inf}
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NO_OBJECT = "no image has an object to train on"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know about a data set.
+    """A fault of a data set, or a note on it.
 
     Attributes:
-        text: what, how often, and an example.
-        stops: whether training (or an evaluation that means anything) is impossible with it.
+        text: what it is, how often it occurs, and an example.
+        stops: whether it makes training, or a meaningful evaluation, impossible.
     """
 
     text: str
@@ -36,18 +37,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class CocoReport:
-    """What a data set holds.
+    """The content of a data set, counted over the images and annotations without faults.
 
     Attributes:
-        name: the data set's.
-        images: how many the file lists.
-        empty: how many of them have no object to train on.
-        crowds: annotations of crowds, which are not trained on and not in the figures below.
+        name: of the data set.
+        images: number of images.
+        empty: number of images without an object to train on.
+        crowds: number of annotations of crowds. These are not trained on and not counted below.
         classes: name to number of objects, in the order of the category ids.
         sides: (N,) square roots of the boxes' areas, pixels.
         files: paths of the images.
-        coco: the images and annotations without faults; the figures are of these.
-        findings: faults and duplicates.
+        coco: the images and annotations without faults.
+        findings: faults and notes.
     """
 
     name: str
@@ -62,7 +63,7 @@ class CocoReport:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Boxes that are small, medium and large."""
+        """The numbers of small, medium and large boxes."""
         counts = dict.fromkeys(SIZES, 0)
         for side in self.sides:
             counts[next(size for size, limit in SIZES.items() if side**2 < limit)] += 1
@@ -70,21 +71,21 @@ class CocoReport:
 
 
 def examine(name: str, json_file: str, image_root: str, *, sizes: bool = False) -> CocoReport:
-    """Looks at a COCO instances file and its images.
+    """Reports on a COCO instances file and its images.
 
     Args:
-        name: the data set's name.
-        json_file, image_root: where it is.
+        name: of the data set.
+        json_file, image_root: its file and the folder of its images.
         sizes: decode every image as training does, and compare its size with the file's.
 
     Raises:
-        SetupError: the file is missing, damaged or no COCO instances file.
+        SetupError: the file is missing, damaged or not a COCO instances file.
     """
     coco = check_items(read_coco_json(json_file, name), json_file)
     images = {image["id"]: image for image in coco.images}
     names = {category["id"]: category["name"] for category in coco.categories}
     objects = coco.objects
-    boxes = [item for item in objects if min(item["bbox"][2:]) > 0]
+    boxes = coco.trained_on
     counts = Counter(item["category_id"] for item in objects)
     findings = [
         *(Finding(str(fault), stops=True) for fault in coco.faults),
@@ -94,7 +95,7 @@ def examine(name: str, json_file: str, image_root: str, *, sizes: bool = False) 
     ]
     empty = len(images) - len({item["image_id"] for item in boxes if item["image_id"] in images})
     if empty == len(images):
-        findings.append(Finding("no image has an object to train on", stops=True))
+        findings.append(Finding(NO_OBJECT, stops=True))
     return CocoReport(
         name=name,
         images=len(images),
@@ -109,17 +110,17 @@ def examine(name: str, json_file: str, image_root: str, *, sizes: bool = False) 
 
 
 def compare_sets(reports: Iterable[CocoReport]) -> list[Finding]:
-    """What is wrong between the data sets of one training: images in common, other classes."""
+    """What is wrong between the data sets of one training: images in common, different classes."""
     first, *others = reports
     findings = []
     for other in others:
         common = first.files & other.files
         if common:
             example = sorted(common)[0]
-            text = f"{first.name} and {other.name} have {len(common)} images in common ({example}); training images in "
-            findings.append(Finding(text + "an evaluation make its figures too good", stops=False))
+            text = f"{first.name} and {other.name} have {len(common)} images in common ({example}); an evaluation on "
+            findings.append(Finding(text + "training images gives too good results", stops=False))
         if list(first.classes) != list(other.classes):
-            text = f"{first.name} and {other.name} have other classes, or the same in another order of ids"
+            text = f"{first.name} and {other.name} have different classes, or their ids have a different order"
             findings.append(Finding(text, stops=True))
     return findings
 
@@ -156,7 +157,7 @@ def _image_findings(images: list[dict[str, Any]], root: str, sizes: bool) -> Ite
         pairs = [(image, file) for image, file in zip(images, files, strict=True) if file in there]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without Python's lock
             other = [found for found in pool.map(_other_size, pairs) if found]
-        yield from _found("images cannot be read or have another size than the JSON says", other, stops=True)
+        yield from _found("images cannot be read, or their size is not the one in the JSON", other, stops=True)
 
 
 def _other_size(pair: tuple[dict[str, Any], str]) -> str | None:
@@ -165,25 +166,30 @@ def _other_size(pair: tuple[dict[str, Any], str]) -> str | None:
         height, width = read_image(file, "RGB").shape[:2]
     except UnreadableImageError as error:
         return str(error).rstrip(".")
-    told = (image["width"], image["height"])
-    return None if (width, height) == told else f"{file} is {width}x{height}, the JSON says {told[0]}x{told[1]}"
+    listed = (image["width"], image["height"])
+    return None if (width, height) == listed else f"{file} is {width}x{height}, the JSON says {listed[0]}x{listed[1]}"
+
+
+def flat_boxes(coco: CheckedCoco) -> Iterator[Finding]:
+    """A note if annotations have boxes without area."""
+    flat = [_named(item) for item in coco.degenerate]
+    yield from _found("boxes have no area; they are left out of training", flat, stops=False)
 
 
 def _annotation_findings(coco: CheckedCoco, images: dict[Any, dict[str, Any]]) -> Iterator[Finding]:
-    flat = [_named(item) for item in coco.degenerate]
-    yield from _found("boxes have no area; they are left out of training", flat, stops=False)
+    yield from flat_boxes(coco)
     annotations = coco.annotations
     outside = [_named(item) for item in annotations if _outside(item["bbox"], images.get(item["image_id"]))]
-    yield from _found("boxes reach more than a pixel beyond their image; they are clipped", outside, stops=False)
+    yield from _found("boxes extend more than a pixel beyond their image; they are clipped", outside, stops=False)
     keys = ((item["image_id"], item["category_id"], tuple(item["bbox"])) for item in annotations)
     twice = [f"image {image}, box {list(box)}" for image, _, box in _repeated(keys)]
-    yield from _found("objects have the same box and class as another of their image", twice, stops=False)
+    yield from _found("objects have the same box and class as another one in their image", twice, stops=False)
 
 
 def _class_findings(names: dict[Any, str], counts: Counter[Any]) -> Iterator[Finding]:
-    yield from _found("class names stand twice", _repeated(names.values()), stops=False)
-    bare = [names[number] for number in sorted(names) if not counts[number]]
-    yield from _found("classes have no object", bare, stops=False)
+    yield from _found("class names are listed twice", _repeated(names.values()), stops=False)
+    unused = [names[number] for number in sorted(names) if not counts[number]]
+    yield from _found("classes have no object", unused, stops=False)
 
 
 def _found(what: str, examples: list[Any], stops: bool) -> Iterator[Finding]:

@@ -1,40 +1,36 @@
-"""The report of ``tools/check_dataset.py``: every data set of a training, and its classes beside the teacher's."""
+"""The report of ``kd-det check-data``: every data set of a training, and its classes compared with the teacher's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
 from kd_det.common.errors import SetupError
-from kd_det.data.checks import check_named
-from kd_det.data.class_comparison import compare_classes
-from kd_det.data.model_needs import missing_for_model
+from kd_det.data.checks import known_metadata, missing_for_model
 from kd_det.data.report import CocoReport, Finding, compare_sets, examine, format_findings, format_report
 from kd_det.modeling.terms import TERMS
-from kd_det.teacher.classes import KEY as CLASS_MAP
-from kd_det.teacher.classes import class_names, shared_classes, unpaired_classes
+from kd_det.teacher.classes import CLASS_MAP, class_names, compare_classes, shared_classes, unpaired_classes
 from kd_det.teacher.config import teacher_config
 
 
 def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, with_model: bool) -> tuple[str, bool]:
-    """Reports on data sets and on how their classes stand to the teacher's.
+    """Reports on data sets, and compares their classes with the teacher's.
 
     Args:
-        cfg: with the sets registered; its ``KD.TEACHER`` is compared, if it names one.
+        cfg: with the sets registered; if its ``KD.TEACHER`` names a teacher, the classes are compared.
         names: of registered sets with a COCO JSON.
         sizes: decode every image, and compare its size with the JSON's.
-        with_model: whether the sets must have what ``cfg.MODEL`` asks for: its number of classes, masks, keypoints.
+        with_model: check also what ``cfg.MODEL`` needs: its number of classes, masks, keypoints.
 
     Returns:
         the text, and whether a fault in it would stop training.
 
     Raises:
-        SetupError: a set is unknown, not in COCO format or damaged; the teacher's configuration is not valid.
+        SetupError: a set is unknown, not in COCO format or damaged; or the teacher's configuration is not valid.
     """
     if not names:
-        raise SetupError("there is no data set to look at: give names, --dataset, or a --config-file with DATASETS.")
+        raise SetupError("there is no data set to check: give names, --dataset, or a --config-file with DATASETS.")
     reports = [_report(name, sizes) for name in dict.fromkeys(names)]
     findings = compare_sets(reports)
     if with_model:
@@ -49,12 +45,9 @@ def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, with_model: b
 
 
 def _report(name: str, sizes: bool) -> CocoReport:
-    check_named("data set", name)
-    metadata = MetadataCatalog.get(name)
+    metadata = known_metadata("data set", name)
     if metadata.get("json_file") is None:
-        raise SetupError(f"data set {name!r} has no COCO JSON; only such sets can be looked at.")
-    if metadata.get("make") is not None:
-        metadata.make()
+        raise SetupError(f"data set {name!r} has no COCO JSON; only sets in COCO format can be checked.")
     return examine(name, metadata.json_file, metadata.image_root, sizes=sizes)
 
 
@@ -86,7 +79,8 @@ def _teacher_findings(cfg: CfgNode, report: CocoReport) -> list[Finding]:
 
 def _map_finding(cfg: CfgNode, teacher_cfg: CfgNode) -> Finding:
     try:
-        pairs = shared_classes(cfg, teacher_cfg)
+        classes = shared_classes(cfg, teacher_cfg)
     except SetupError as error:
         return Finding(str(error), stops=True)
-    return Finding(f"{CLASS_MAP} pairs {len(pairs.student)} of the {pairs.student_classes} classes", stops=False)
+    assert classes is not None  # there is a class map
+    return Finding(f"{CLASS_MAP} pairs {len(classes.student)} of the {classes.student_classes} classes", stops=False)

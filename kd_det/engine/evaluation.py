@@ -1,4 +1,4 @@
-"""COCO evaluation with faster-coco-eval's C++ matching, which needs none of Detectron2's compiled code."""
+"""COCO evaluation with faster-coco-eval's C++ matching, without Detectron2's compiled code."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 
 class FasterCOCOEvaluator(COCOEvaluator):
-    """``COCOEvaluator`` computing the same numbers as pycocotools, several times faster: boxes, masks, keypoints.
+    """``COCOEvaluator`` with the same results as pycocotools, several times faster, for boxes, masks and keypoints.
 
-    What the evaluation needs and the JSON may lack is worked out, and logged: the area of an object, from its mask or
-    else its box, and its number of visible keypoints.
+    Values that the evaluation needs and the JSON lacks are computed, with a warning: the area of an object, from its
+    mask or else its box, and its number of visible keypoints.
 
     Args:
-        dataset_name: a registered data set with a COCO JSON, or one that Detectron2 can convert to it.
-        output_dir: where predictions are written; None writes none (needs a data set with a JSON).
+        dataset_name: a registered data set with a COCO JSON, or one that Detectron2 can convert to COCO format.
+        output_dir: folder for the predictions; None: they are not written, and the data set must have a JSON.
         kwargs: as ``COCOEvaluator``, except ``use_fast_impl``.
     """
 
@@ -41,9 +41,10 @@ class FasterCOCOEvaluator(COCOEvaluator):
 
 
 class _Evaluation(COCOeval_faster):
-    """``COCOeval_faster`` on what pycocotools has read, which knows neither its indices nor its kinds of ids.
+    """``COCOeval_faster`` on data that pycocotools has read.
 
-    It gets copies with ids from 1 on, in the same order: text is no id to it, and to both 0 says "not matched".
+    It works on copies with ids from 1 on, in the same order, because it takes neither pycocotools' index nor text as
+    ids, and an id of 0 means "not matched" to it.
     """
 
     def __init__(self, truth: COCO, found: COCO, kind: str) -> None:
@@ -78,8 +79,8 @@ def _numbered(coco: COCO, images: dict[Any, int], categories: dict[Any, int]) ->
 
 
 def _complete(coco: COCO, name: str) -> None:
-    """Puts in what the evaluation takes for granted, in place."""
-    coco.dataset.pop("info", None)  # it and the categories are copied, whatever is in them, at every evaluation
+    """Adds the values that the evaluation needs, in place."""
+    coco.dataset.pop("info", None)  # it is copied at every evaluation, and so are the categories
     coco.dataset["categories"] = [{"id": each["id"], "name": each["name"]} for each in coco.dataset["categories"]]
     for image in coco.dataset["images"]:
         image.update(height=int(image["height"]), width=int(image["width"]))  # from 3.0, say
@@ -91,7 +92,7 @@ def _complete(coco: COCO, name: str) -> None:
     for item in unsized:
         item["area"] = _area(coco, item)
     if unsized:
-        _say_once(f'{name}: {len(unsized)} objects have no "area"; it is that of their masks, or else of their boxes')
+        _say_once(f'{name}: {len(unsized)} objects have no "area"; that of their masks is used, or else of their boxes')
     _complete_keypoints(annotations, name)
 
 
@@ -122,7 +123,7 @@ def _say_once(message: str) -> None:
 
 @contextmanager
 def _faster_coco_eval() -> Iterator[None]:
-    # Detectron2 takes the evaluation class from its module and offers no argument for it.
+    # Detectron2 takes the evaluation class from its module and has no argument for it.
     original = coco_evaluation.COCOeval
     coco_evaluation.COCOeval = _Evaluation
     try:

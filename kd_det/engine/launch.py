@@ -1,5 +1,5 @@
-"""Starting the processes of a run, and ending them together: with one line for an error, with the state saved for a
-signal."""
+"""Starts the processes of a run and ends them together: after an error with one line, after a signal with a saved
+state."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from kd_det.common.errors import STORAGE_ERRORS, NonFiniteLossError, SetupError, in_range, whole_number
 from kd_det.common.signals import Received, StopRequested, default_signals, end_at_once, noting_signals, signals_blocked
 
-# How long processes may live on when another has failed. The first one of them may be saving a checkpoint; nothing is
-# worth waiting for when it has ended.
+# How long the other processes may continue after one has failed. The first process may be saving a checkpoint; once it
+# has ended, there is no reason to wait for the others.
 SAVING_SECONDS = 60.0
 ENDING_SECONDS = 5.0
 
@@ -37,12 +37,12 @@ class Report(NamedTuple):
     """How a process failed."""
 
     rank: int
-    error: BaseException | None  # one that tells the user what to do
+    error: BaseException | None  # a user error; None for any other
     trace: str
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Whether ``error`` is one that ``kd_det.common.errors.one_line_errors`` makes a line of."""
+    """Whether ``kd_det.common.errors.one_line_errors`` shows ``error`` as one line."""
     storage = isinstance(error, OSError) and error.errno in STORAGE_ERRORS
     return storage or isinstance(error, (SetupError, NonFiniteLossError))
 
@@ -50,10 +50,10 @@ def is_user_error(error: BaseException) -> bool:
 def launch(work: Work, args: argparse.Namespace) -> Any:
     """Calls ``work(args)`` here, or in several processes on this machine: see ``detectron2.engine.launch``.
 
-    SIGINT and SIGTERM are passed on to the processes, which are waited for.
+    SIGINT and SIGTERM are passed on to the processes; then it waits for them.
 
     Args:
-        work: a function at the top of a module.
+        work: a function at the top level of a module.
         args: ``num_gpus`` (processes on this machine), ``num_machines``, ``machine_rank``, ``dist_url``, as of
             ``detectron2.engine.default_argument_parser``.
 
@@ -62,16 +62,16 @@ def launch(work: Work, args: argparse.Namespace) -> Any:
 
     Raises:
         SetupError: an argument makes no sense.
-        BaseException: what ``work`` raised in the process that failed first, if it is the user's to mend, and
+        BaseException: what ``work`` raised in the process that failed first, if it is a user error, and
             ``StopRequested`` or ``KeyboardInterrupt`` after a signal.
         ProcessRaisedException, ProcessExitedException: a process crashed.
     """
     whole_number("--num-gpus", args.num_gpus, 1)
     whole_number("--num-machines", args.num_machines, 1)
     in_range("--machine-rank", args.machine_rank, 0, args.num_machines - 1)
-    there = torch.cuda.device_count()
-    if there and args.num_gpus > there:
-        raise SetupError(f"--num-gpus is {args.num_gpus} but there are {there} GPUs.")
+    gpus = torch.cuda.device_count()
+    if gpus and args.num_gpus > gpus:
+        raise SetupError(f"--num-gpus is {args.num_gpus} but there are {gpus} GPUs. Give a number up to {gpus}.")
     if args.num_machines * args.num_gpus == 1:
         return work(args)
     with noting_signals() as received:
@@ -80,7 +80,7 @@ def launch(work: Work, args: argparse.Namespace) -> Any:
 
 
 def _run_processes(work: Work, args: argparse.Namespace, dist_url: str, received: Received) -> None:
-    resource_tracker.ensure_running()  # started by the first process, it would end the blocking of signals
+    resource_tracker.ensure_running()  # if the first process started it, that would end the blocking of signals
     queue = multiprocessing.get_context("spawn").SimpleQueue()
     with closing(queue):
         # A Ctrl-C would show a traceback of their imports. SIGTERM ends them silently.
@@ -100,8 +100,7 @@ def _in_process(
     # Until training notes signals itself there is nothing to save, and a process that waits for the others to connect
     # could not run a handler of Python's.
     default_signals()
-    # Python lets a process that was spawned spawn its own. Data workers would then take seconds each to start, where
-    # those of a single process take none.
+    # A spawned process would spawn its data workers too, which takes seconds for each worker.
     multiprocessing.set_start_method(start_method, force=True)
     rank = args.machine_rank * args.num_gpus + local_rank
     world_size = args.num_machines * args.num_gpus
@@ -112,13 +111,13 @@ def _in_process(
     except StopRequested as stop:
         queue.put(Report(rank, stop, ""))
         raise
-    except Exception as error:  # faults of the program too: the first report is the cause of those that follow
+    except Exception as error:  # bugs too: the first report is the cause of those that follow
         queue.put(Report(rank, error if is_user_error(error) else None, traceback.format_exc()))
         sys.exit(1)
 
 
 def _wait(processes: Sequence[Any], received: Received, queue: Any) -> tuple[list[Report], dict[int, int]]:
-    """Waits until all have ended; their reports, and the exit codes of those that failed first."""
+    """Waits until all processes have ended; returns their reports, and the exit codes of those that failed first."""
     reports: list[Report] = []
     failed: dict[int, int] = {}
     deadline, force, passed_on = math.inf, signal.SIGTERM, False
@@ -128,7 +127,7 @@ def _wait(processes: Sequence[Any], received: Received, queue: Any) -> tuple[lis
             reports.append(queue.get())
         if received.number and not passed_on:
             _send(alive, received.number)
-            _send(alive, signal.SIGTERM)  # for those that block the other one yet; otherwise the same request
+            _send(alive, signal.SIGTERM)  # for processes that still block the other signal
             passed_on = True
         failed = failed or {number: each.exitcode for number, each in enumerate(processes) if each.exitcode}
         if failed:
@@ -154,7 +153,7 @@ def _raise_what_happened(
     for_user = [report.error for report in reports if report.error is not None]
     if stopped:
         for_user = [StopRequested(stopped) if isinstance(error, StopRequested) else error for error in for_user]
-    for_user.sort(key=lambda error: isinstance(error, StopRequested))  # an error says more; otherwise the first one
+    for_user.sort(key=lambda error: isinstance(error, StopRequested))  # errors first: they say more
     if for_user:
         raise for_user[0]
     if stopped:
@@ -174,11 +173,11 @@ def _raise_what_happened(
 
 
 def _usable_url(args: argparse.Namespace) -> str:
-    """``--dist-url``, with a free port for "auto"; a ``SetupError`` where the first process cannot listen on it."""
+    """``--dist-url``, with a free port for "auto"; raises ``SetupError`` if the first process cannot listen on it."""
     if args.dist_url == "auto":
         if args.num_machines > 1:
             raise SetupError(
-                "--dist-url is 'auto', which finds a port on one machine; give the same tcp://HOST:PORT on all "
+                "--dist-url is 'auto', which finds a port on one machine only; give the same tcp://HOST:PORT on all "
                 f"{args.num_machines} machines."
             )
         with socket.create_server(("127.0.0.1", 0)) as server:

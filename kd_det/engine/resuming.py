@@ -1,4 +1,4 @@
-"""Going on where a run was: what its last checkpoint must hold, and which settings may have changed since."""
+"""Resuming a run: what its last checkpoint must contain, and which settings may have changed since."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 TAG = "last_checkpoint"
 
-# What may differ from the checkpoint's run, as patterns: what no state depends on. The rest must be the same.
+# Patterns of settings that may differ from the checkpoint's run, because no saved state depends on them.
 CHANGEABLE = (
     "OUTPUT_DIR", "VIS_PERIOD", "CUDNN_BENCHMARK", "FLOAT32_PRECISION", "TEST.*", "DATALOADER.NUM_WORKERS",
     "DATASETS.TEST", "DATASETS.COCO_JSON", "DATASETS.*_TEST", "INPUT.*_TEST", "MODEL.*_TEST", "MODEL.DEVICE",
@@ -39,33 +39,33 @@ CHANGEABLE = (
 
 
 def last_checkpoint(folder: str) -> str | None:
-    """The path of the checkpoint that a run in ``folder`` goes on from; None if there is none yet.
+    """The path of the checkpoint that a run in ``folder`` resumes from; None if there is none yet.
 
     Raises:
-        SetupError: the file ``last_checkpoint`` names no file beside it.
+        SetupError: the file ``last_checkpoint`` does not name a file in its folder.
     """
     tag = Path(folder, TAG)
     if not tag.is_file():
         return None
     name = tag.read_text(errors="replace").strip()
     if not name or name != os.path.basename(name) or not Path(folder, name).is_file():
-        raise SetupError(f"--resume: {str(tag)!r} names {name!r}, which is no file beside it. {_remedy(folder)}")
+        raise SetupError(f"--resume: {str(tag)!r} names {name!r}, which is not a file in its folder. {_remedy(folder)}")
     return os.path.join(folder, name)
 
 
 @contextmanager
 def new_run(folder: str) -> Iterator[None]:
-    """Makes ``folder`` a new run's: from here on --resume does not go on with an older one there.
+    """Starts a new run in ``folder``: from now on --resume does not continue an older run there.
 
-    A ``SetupError`` within, before the new run has begun, leaves the older one as it was.
+    If the context raises ``SetupError``, before the new run has begun, the older run can still be resumed.
     """
     tag = Path(folder, TAG)
     old = tag.read_bytes() if tag.is_file() else None
     checkpoints = sorted(path.name for path in Path(folder).glob("*.pth"))
     if checkpoints:
         logger.warning(
-            "OUTPUT_DIR %r holds an earlier run, whose last checkpoint is %s. This run starts anew and overwrites the "
-            "checkpoints of the same names; --resume would have gone on with the earlier one. There are %d: %s",
+            "OUTPUT_DIR %r has an earlier run, whose last checkpoint is %s. This run starts anew and overwrites "
+            "checkpoints of the same names; --resume would have continued the earlier one. There are %d: %s",
             folder, old.decode(errors="replace") if old else "unknown", len(checkpoints), ", ".join(checkpoints[-10:]),
         )  # fmt: skip
     tag.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ def new_run(folder: str) -> Iterator[None]:
 
 
 def config_leaves(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    """Every setting by its dotted key, with tuples as lists."""
+    """Every setting under its dotted key, with tuples as lists."""
     leaves: dict[str, Any] = {}
     for name, value in cfg.items():
         if isinstance(value, CfgNode):
@@ -89,10 +89,10 @@ def config_leaves(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
 
 
 def compare_settings(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Logs what has changed since the checkpoint and is applied; refuses the rest. Keys of one side only do not count.
+    """Logs the settings that have changed since the checkpoint. Keys that only one side has are ignored.
 
     Raises:
-        SetupError: a setting differs that the checkpoint's state depends on.
+        SetupError: a changed setting is one that the checkpoint's state depends on.
     """
     differ = [key for key in ours if key in saved and saved[key] != ours[key]]
     refused = [key for key in differ if not any(fnmatchcase(key, pattern) for pattern in CHANGEABLE)]
@@ -103,20 +103,22 @@ def compare_settings(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
         named = "; ".join(f"{key} was {saved[key]!r} and is {ours[key]!r}" for key in refused[:5])
         more = f"; and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise SetupError(
-            f"--resume: {named}{more}. Set it as it was, or start anew in another OUTPUT_DIR, with the checkpoint as "
-            "MODEL.WEIGHTS if it fits."
+            f"--resume: {named}{more}. Restore the setting, or start a new run in another OUTPUT_DIR, with the "
+            "checkpoint as MODEL.WEIGHTS if it fits."
         )
 
 
 def read_resumable(path: str, cfg: CfgNode, model: nn.Module, terms: nn.Module | None, optimizer: Optimizer) -> Any:
-    """The checkpoint at ``path``, if everything of this run can go on from it.
+    """The checkpoint at ``path``, if it has the whole state of this run.
 
     Args:
+        path: of the checkpoint.
         cfg: this run's configuration.
-        model, terms, optimizer: what will be loaded, untouched here; None: a model that learns nothing beside itself.
+        model, optimizer: will load the checkpoint; not changed here.
+        terms: the KD terms, which will load it too; None: the model has none.
 
     Raises:
-        SetupError: the file cannot be read, is of another configuration, or lacks something of the state.
+        SetupError: the file cannot be read, is of a different configuration, or lacks a part of the state.
     """
     checkpoint = read_checkpoint(path, "--resume:")
     state = checkpoint.get("trainer")
@@ -125,7 +127,7 @@ def read_resumable(path: str, cfg: CfgNode, model: nn.Module, terms: nn.Module |
     if isinstance(state.get("config"), dict):
         compare_settings(state["config"], config_leaves(cfg))
     else:
-        logger.warning("--resume: %s holds no configuration to compare with; it is from an older version", path)
+        logger.warning("--resume: %s has no configuration to compare with; it is from an older version", path)
     faults = [
         *_progress_faults(state),
         *_weight_faults("", model.state_dict(), checkpoint.get("model")),
@@ -139,7 +141,7 @@ def read_resumable(path: str, cfg: CfgNode, model: nn.Module, terms: nn.Module |
 
 
 def set_learning_rate(optimizer: Optimizer, scheduler: LRScheduler, base: list[float]) -> None:
-    """Puts ``base``, one learning rate for each parameter group, in place of those that a checkpoint has brought."""
+    """Replaces the learning rates of a checkpoint with ``base``, one for each parameter group."""
     scheduler.base_lrs = list(base)
     for group, initial, current in zip(optimizer.param_groups, base, scheduler.get_lr(), strict=True):
         group["initial_lr"], group["lr"] = initial, current
@@ -163,7 +165,7 @@ def _weight_faults(prefix: str, ours: Mapping[str, Tensor], saved: Any) -> list[
     faults = []
     for name, value in ours.items():
         if name not in saved:
-            # Detectron2's older checkpoints lack this count, which nothing here uses.
+            # Detectron2's older checkpoints lack this count, which is not used.
             faults += [] if name.endswith("num_batches_tracked") else [f"{prefix}{name} is missing"]
         elif not isinstance(saved[name], Tensor) or saved[name].shape != value.shape:
             shape = tuple(getattr(saved[name], "shape", ()))
@@ -186,7 +188,7 @@ def _optimizer_faults(optimizer: Optimizer, saved: Any) -> list[str]:
         entry = entries.get(number, {})
         momentum = entry.get("momentum_buffer") if isinstance(entry, dict) else None
         if momentum is not None and getattr(momentum, "shape", None) != parameter.shape:
-            return ["its optimiser has momentum of another shape than the parameters"]
+            return ["its optimiser's momentum does not have the shapes of the parameters"]
     return []
 
 
@@ -197,11 +199,12 @@ def _sizes(groups: list[Any]) -> list[int]:
 def _refused(path: str, faults: list[str]) -> SetupError:
     more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
     return SetupError(
-        f"--resume: the run cannot go on from {path!r}: {'; '.join(faults[:5])}{more}. {_remedy(os.path.dirname(path))}"
+        f"--resume: the run cannot continue from {path!r}: {'; '.join(faults[:5])}{more}. "
+        f"{_remedy(os.path.dirname(path))}"
     )
 
 
 def _remedy(folder: str) -> str:
     names = sorted(path.name for path in Path(folder).glob("*.pth"))
-    there = f"the checkpoints there are {', '.join(names[-5:])}" if names else "there is no checkpoint"
-    return f"Write another one's name into {os.path.join(folder, TAG)!r} ({there}), or start anew without --resume."
+    known = f"the checkpoints there are {', '.join(names[-5:])}" if names else "there is no checkpoint"
+    return f"Write another one's name into {os.path.join(folder, TAG)!r} ({known}), or start anew without --resume."

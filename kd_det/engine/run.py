@@ -1,4 +1,4 @@
-"""The command line's work: read the configuration, check what it names, then train or evaluate."""
+"""Trains or evaluates as a command line says: reads and checks the configuration, starts processes, and runs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,18 @@ from kd_det.data.checks import check_datasets
 from kd_det.data.proposals import check_proposals
 from kd_det.engine.launch import launch
 from kd_det.engine.resuming import last_checkpoint, new_run
-from kd_det.engine.setup import one_line_errors
-from kd_det.engine.startup import read_run
+from kd_det.engine.setup import one_line_errors, read_run
 from kd_det.engine.trainer import DistillTrainer
 
 logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
-    """Trains or evaluates as Detectron2's options say; errors of the user's end the process with one line, code 2.
+    """Trains or evaluates as Detectron2's options say; user errors end the process with one line and exit code 2.
 
     Args:
         args: of ``detectron2.engine.default_argument_parser``: ``config_file`` (a string or a list), ``eval_only``,
-            ``resume``, ``opts``, ``num_gpus`` and the others on processes; and ``dataset``, if there is one, of
+            ``resume``, ``opts``, ``num_gpus`` and the other process options; and optionally ``dataset``, of
             ``kd_det.data.coco_json.add_dataset_option``.
 
     Returns:
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
 
 
 def train_or_evaluate(args: argparse.Namespace) -> OrderedDict[str, Any] | None:
-    """What each process does; the arguments are ``run``'s.
+    """The work of each process; takes the arguments of ``run``.
 
     Returns:
         the evaluation's results in the main process, None in others.
@@ -77,9 +76,9 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _for_detectron2(args: argparse.Namespace) -> argparse.Namespace:
-    """``args`` with one file at the most: ``default_setup`` shows its content, and does not know several.
+    """``args`` with at most one configuration file, because ``default_setup`` logs its content and knows only one.
 
-    What several make together is shown by ``default_setup`` in any case, and written to OUTPUT_DIR/config.yaml.
+    The merged configuration is logged in any case, and written to OUTPUT_DIR/config.yaml.
     """
     files = list(find_configs(args.config_file).values())
     return argparse.Namespace(**{**vars(args), "config_file": files[0] if len(files) == 1 else ""})
@@ -100,9 +99,9 @@ def _train(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
 
 
 def _seed_anew(cfg: CfgNode) -> None:
-    """Seeds by ``SEED`` and the checkpoint: a resumed run would else draw the images of its first iterations again.
+    """Seeds from ``SEED`` and the checkpoint: otherwise a resumed run would draw its first images again.
 
-    ``RandomSubsetTrainingSampler`` draws its subset from the same seed, and must find the same one.
+    ``RandomSubsetTrainingSampler`` draws its subset from the same seed, and must draw the same one again.
     """
     checkpoint = last_checkpoint(cfg.OUTPUT_DIR)
     if cfg.SEED < 0 or checkpoint is None or cfg.DATALOADER.SAMPLER_TRAIN == "RandomSubsetTrainingSampler":
@@ -111,7 +110,7 @@ def _seed_anew(cfg: CfgNode) -> None:
 
 
 def _evaluate(cfg: CfgNode, resume: bool) -> OrderedDict[str, Any] | None:
-    model = build_model(plain_config(cfg))  # the teacher's files need not be there
+    model = build_model(plain_config(cfg))  # the teacher's files may be missing
     weights = last_checkpoint(cfg.OUTPUT_DIR) if resume else cfg.MODEL.WEIGHTS
     if not weights:
         raise SetupError(

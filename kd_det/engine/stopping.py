@@ -1,4 +1,4 @@
-"""When training ends between two steps at a signal, and of which iteration the state is that can be saved then."""
+"""Ends training between two steps after a signal, and knows which iteration the state to save belongs to."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from kd_det.common.signals import Received, StopRequested, noting_signals, prote
 
 logger = logging.getLogger(__name__)
 
-# A data worker may die of a signal before the training process has noted its own.
+# A data worker may be ended by a signal before the training process has noted its own.
 SIGNAL_AFTER_WORKER_SECONDS = 1.0
 
 
 class StopOnSignal(HookBase):
-    """Raises ``StopRequested`` after the step in which SIGINT or SIGTERM came, in all processes after the same one.
+    """Raises ``StopRequested`` after the step in which SIGINT or SIGTERM came, after the same step in all processes.
 
-    To be registered right after the hook that steps the learning rate: from there to the next update, weights,
-    optimiser and schedule are one state, that of iteration ``finished``.
+    It must be registered directly after the hook that steps the learning rate: from there to the next update, weights,
+    optimiser and schedule are the state of iteration ``finished``.
 
     Attributes:
-        finished: the last iteration that is done; the one before the first where none is yet.
+        finished: the last completed iteration; before the first step, the iteration before it.
         whole: whether weights, optimiser and schedule are those of ``finished``.
         agreed: whether all processes raised ``StopRequested`` together.
     """
@@ -46,22 +46,22 @@ class StopOnSignal(HookBase):
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Signals are noted while this lasts; another one 3 seconds after the first ends the process at once."""
+        """Within this context signals are noted; another one 3 seconds after the first ends the process at once."""
         with noting_signals(self._note) as self._received:
             yield
 
     def stop_if_asked(self) -> None:
         """Raises ``StopRequested`` in the main process if a signal has come.
 
-        The other processes may be in the middle of something that all have to take part in, and there is nothing for
-        them to save: they end when the main process is gone.
+        The other processes may be inside a collective operation, and have nothing to save: they are ended after the
+        main process.
         """
         if self._received.number and comm.is_main_process():
             raise StopRequested(self._received.number)
 
     @contextmanager
     def stopping_at_once(self) -> Iterator[None]:
-        """As ``stop_if_asked``, whenever the signal comes while this lasts."""
+        """As ``stop_if_asked``, as soon as a signal comes within this context."""
         self._at_once = True
         try:
             self.stop_if_asked()
@@ -85,9 +85,9 @@ class StopOnSignal(HookBase):
             self._observed.remove()
 
     def signal_behind(self, error: Exception) -> int:
-        """The signal that ``error`` is a consequence of: the number of the one that came, otherwise 0.
+        """The number of the signal that caused ``error``; 0 if no signal came.
 
-        Data workers and other processes get the same signal, and may go before this one is ready to stop.
+        Data workers and other processes get the same signal, and may end before this one stops.
         """
         if "DataLoader worker" in str(error):
             deadline = time.monotonic() + SIGNAL_AFTER_WORKER_SECONDS
@@ -112,11 +112,11 @@ class StopOnSignal(HookBase):
 
 
 class StoppableEvaluator(DatasetEvaluator):
-    """An evaluator that ends with ``StopRequested`` at a signal, after an image or in its last computations.
+    """An evaluator that raises ``StopRequested`` after a signal, between images or in its final computation.
 
     Args:
-        evaluator: does the work.
-        stop: knows of signals.
+        evaluator: evaluates.
+        stop: notes signals.
     """
 
     def __init__(self, evaluator: DatasetEvaluator, stop: StopOnSignal) -> None:
@@ -127,7 +127,7 @@ class StoppableEvaluator(DatasetEvaluator):
         self._evaluator.reset()
 
     def process(self, inputs: Any, outputs: Any) -> None:
-        # Not whenever the signal comes: a data worker in the middle of handing over an image would show a traceback.
+        # Between images only: a data worker that is interrupted while it sends an image would show a traceback.
         self._stop.stop_if_asked()
         self._evaluator.process(inputs, outputs)
 
@@ -137,16 +137,16 @@ class StoppableEvaluator(DatasetEvaluator):
 
 
 def wait_for_the_others() -> None:
-    """Meets the other processes: what starts them may end them all when the first one ends, even one that saves."""
-    with suppress(RuntimeError):  # one has gone already
+    """Waits for the other processes: their launcher may end all when the first one ends, even one that still saves."""
+    with suppress(RuntimeError):  # one has ended already
         comm.synchronize()
 
 
 def protect_workers(loader: Any) -> Any:
-    """Lets the data workers of a loader outlive signals to the process group; returns the loader.
+    """Makes a loader's data workers ignore signals to the process group; returns the loader.
 
     Args:
-        loader: a ``DataLoader``, or what Detectron2 wraps around one (its ``dataset``), not yet iterated over.
+        loader: a ``DataLoader``, or Detectron2's wrapper around one (its ``dataset``), not yet iterated over.
     """
     inner = loader
     while not isinstance(inner, DataLoader):

@@ -1,4 +1,4 @@
-"""``DefaultTrainer`` for a student under a teacher: its checkpoints, its way to stop, its evaluation."""
+"""``DefaultTrainer`` for a student with a teacher: checkpoints, stopping and evaluation."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def _position(built: list[HookBase], kind: type[HookBase]) -> int:
 class DistillTrainer(DefaultTrainer):
     """Detectron2's ``DefaultTrainer`` with these differences:
 
-    - the teacher is loaded, and refused if it does not fit, before training starts;
-    - checkpoints are written whole or not at all, and hold the student under "model" and what the KD terms learn under
+    - the teacher is loaded and checked before training starts;
+    - checkpoints are written whole or not at all, with the student under "model" and what the KD terms learn under
       "kd_terms";
-    - Ctrl-C, SIGTERM and a loss that is no number end the training after a checkpoint of the last good state;
-    - the optimiser's state and the configuration are in the checkpoints, and --resume checks them before it goes on;
-    - several processes work without a GPU too (gloo).
+    - Ctrl-C, SIGTERM and a non-finite loss end the training after a checkpoint of the last good state;
+    - checkpoints contain the optimiser's state and the configuration, which --resume checks;
+    - several processes work also without a GPU (gloo).
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        # Not DefaultTrainer's: it has no factory for its checkpointer and cannot wrap a model on the CPU.
+        # Not DefaultTrainer.__init__, which has no factory for its checkpointer and cannot wrap a model on the CPU.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -76,7 +76,7 @@ class DistillTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """The student on its device, its teacher loaded."""
+        """The student on its device, with its teacher loaded."""
         if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
             raise SetupError(
                 f"SOLVER.AMP.ENABLED is True with MODEL.DEVICE {cfg.MODEL.DEVICE!r}: Detectron2's mixed precision "
@@ -91,7 +91,7 @@ class DistillTrainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         if MetadataCatalog.get(dataset_name).get("evaluator_type", "coco") != "coco":
-            raise SetupError(f"DATASETS.TEST: {dataset_name!r} is not evaluated by COCO's rules.")
+            raise SetupError(f"DATASETS.TEST: {dataset_name!r} has no COCO evaluation.")
         sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
         return FasterCOCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
 
@@ -115,23 +115,23 @@ class DistillTrainer(DefaultTrainer):
         return protect_workers(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Goes on from the last checkpoint in ``OUTPUT_DIR``, or loads ``MODEL.WEIGHTS`` where there is none.
+        """Resumes from the last checkpoint in ``OUTPUT_DIR``, or loads ``MODEL.WEIGHTS`` if there is none.
 
         Learning rate and schedule are always those of the configuration.
 
         Raises:
-            SetupError: the checkpoint cannot be gone on from: see ``kd_det.engine.resuming``.
+            SetupError: the run cannot be resumed from the checkpoint: see ``kd_det.engine.resuming``.
         """
         path = last_checkpoint(self.cfg.OUTPUT_DIR) if resume else None
         if len(set(comm.all_gather(path))) > 1:
             raise SetupError(
-                f"--resume: not every machine has the same last checkpoint in OUTPUT_DIR {self.cfg.OUTPUT_DIR!r}; give "
-                "a folder that all of them share."
+                f"--resume: the machines have different last checkpoints in OUTPUT_DIR {self.cfg.OUTPUT_DIR!r}; give a "
+                "folder that all of them share."
             )
         if path is None:
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             return
-        logger.info("Going on from %s", path)
+        logger.info("Resuming from %s", path)
         terms = self.checkpointer.checkpointables.get("kd_terms")
         checkpoint = read_resumable(path, self.cfg, self.checkpointer.model, terms, self.optimizer)
         self.checkpointer.model.load_state_dict(checkpoint["model"], strict=False)
@@ -143,21 +143,21 @@ class DistillTrainer(DefaultTrainer):
         self.start_iter = self.iter + 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's state and the configuration too; Detectron2 0.6 leaves out both."""
+        """As ``DefaultTrainer``, with the optimiser's state, which Detectron2 0.6 leaves out, and the configuration."""
         state = TrainerBase.state_dict(self)
         return {**state, "_trainer": self._trainer.state_dict(), "config": config_leaves(self.cfg)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what ``state_dict`` gave."""
+        """Loads what ``state_dict`` returned."""
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
 
     def train(self) -> OrderedDict[str, Any] | None:
-        """Trains to ``SOLVER.MAX_ITER``; returns the results of the last evaluation (main process, else None).
+        """Trains to ``SOLVER.MAX_ITER``; returns the results of the last evaluation (None in other processes).
 
         Raises:
-            StopRequested: a signal asked for it; the state is saved.
-            NonFiniteLossError: a loss is no number; the last good state is saved.
+            StopRequested: a signal came; the state is saved.
+            NonFiniteLossError: a loss is nan or infinite; the last good state is saved.
         """
         logger.info("Starting training from iteration %d", self.start_iter)
         self.iter = self.start_iter
@@ -170,7 +170,7 @@ class DistillTrainer(DefaultTrainer):
         return getattr(self, "_last_eval_results", None)
 
     def _take_steps(self) -> None:
-        """As ``TrainerBase.train``, which would run the hooks' ``after_train`` before there is anything saved."""
+        """As ``TrainerBase.train``, which would run the hooks' ``after_train`` before the state is saved."""
         try:
             self.before_train()
             for iteration in range(self.start_iter, self.max_iter):
@@ -179,7 +179,7 @@ class DistillTrainer(DefaultTrainer):
                     self.before_step()
                     self.run_step()
                     self.after_step()
-            self.iter += 1  # == max_iter: tells after_train that training has come to its end
+            self.iter += 1  # == max_iter: tells after_train that training is complete
         except StopRequested as stop:
             self._end_stopped(stop)
             raise
@@ -189,21 +189,21 @@ class DistillTrainer(DefaultTrainer):
         except Exception as error:
             number = self._stopping.signal_behind(error)
             if number:
-                stop = StopRequested(number)
-                self._end_stopped(stop)
-                raise stop from error
+                requested = StopRequested(number)
+                self._end_stopped(requested)
+                raise requested from error
             if not is_user_error(error):
                 logger.exception("Exception during training:")
             raise
 
     def _end_data_workers(self) -> None:
-        """Otherwise PyTorch waits five seconds for each of them when the process ends."""
+        """Otherwise PyTorch waits five seconds for each worker when the process ends."""
         for name in ("_data_loader_iter", "_data_loader_iter_obj"):  # Detectron2 0.6, and upstream's main branch
             if name in vars(self._trainer):
                 setattr(self._trainer, name, None)
 
     def after_train(self) -> None:
-        """The last evaluation is for a training that has come to its end, not for one that was stopped or failed."""
+        """Runs the hooks; the last evaluation only if training is complete."""
         self.storage.iter = self.iter
         for hook in self._hooks:
             if self.iter >= self.max_iter or not isinstance(hook, hooks.EvalHook):
@@ -234,8 +234,8 @@ class DistillTrainer(DefaultTrainer):
             if all(torch.isfinite(value).all() for value in self._weights()):
                 saved = self._save_finished()
             else:
-                saved = f"The weights are no numbers any more. {self._last_saved()}"
-            logger.error("%s Give another setting, such as a lower SOLVER.BASE_LR.", saved)
+                saved = f"The weights are not finite any more. {self._last_saved()}"
+            logger.error("%s Change the settings, for instance lower SOLVER.BASE_LR.", saved)
         if isinstance(error, NonFiniteLossError):  # which all processes raise together
             wait_for_the_others()
 
@@ -245,16 +245,16 @@ class DistillTrainer(DefaultTrainer):
                 yield from part.state_dict().values()
 
     def _save_finished(self) -> str:
-        """Saves the state after the last step that was done in this run, if one was; says how to go on."""
+        """Saves the state after the last completed step of this run, if there is one; says how to resume."""
         finished = self._stopping.finished
         if not self._stopping.whole or finished < self.start_iter:
             return self._last_saved()
-        self.iter = finished  # is saved with the state: --resume starts after it
+        self.iter = finished  # saved with the state: --resume starts after it
         name = "model_final" if finished + 1 == self.max_iter else f"model_{finished:07d}"
         self.checkpointer.save(name, iteration=finished)
-        return f"Saved {self.checkpointer.get_checkpoint_file()}; go on with --resume."
+        return f"Saved {self.checkpointer.get_checkpoint_file()}; continue with --resume."
 
     def _last_saved(self) -> str:
         if self.checkpointer.has_checkpoint():
-            return f"The last checkpoint is {self.checkpointer.get_checkpoint_file()}; go on with --resume."
+            return f"The last checkpoint is {self.checkpointer.get_checkpoint_file()}; continue with --resume."
         return "There is no checkpoint yet: start again."

@@ -1,4 +1,4 @@
-"""Ground truth, teacher and student side by side, one picture an image."""
+"""Draws ground truth, teacher and student side by side, one picture for each image."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import BoxMode
 from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from PIL.Image import DecompressionBombError
 
 from kd_det.checkpoint import load_strictly
@@ -31,15 +32,15 @@ from kd_det.teacher.frozen import check_heads
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 UNREADABLE = (OSError, ValueError, SyntaxError, DecompressionBombError)  # what Pillow raises for damaged files
-PALETTE = colormaps["tab10"].colors + colormaps["Dark2"].colors
+PALETTE = [to_rgb(colormaps[name](index)) for name, size in (("tab10", 10), ("Dark2", 8)) for index in range(size)]
 
 
-class Detector:
-    """A trained detector that draws what it finds.
+class PanelDetector:
+    """A trained detector whose detections are drawn in a panel.
 
     Args:
-        title: stands above its picture.
-        cfg: a plain configuration; its ``MODEL.WEIGHTS`` is not looked at.
+        title: written above its picture.
+        cfg: a plain configuration; its ``MODEL.WEIGHTS`` is not used.
         weights: path or URL of the checkpoint.
         key: the option or key that named it, for errors.
         names: the classes' names; None: their numbers.
@@ -61,7 +62,7 @@ class Detector:
         load_strictly(self.predictor.model, weights, key)
 
     def panel(self, image: np.ndarray) -> Panel:
-        """What it finds on an image, (H, W, 3) uint8, BGR."""
+        """The detections on an image, (H, W, 3) uint8, BGR."""
         found = self.predictor(image)["instances"].to("cpu")
         named = [_name(self.names, index) for index in found.pred_classes.tolist()]
         labels = [f"{name} {score:.0%}" for name, score in zip(named, found.scores.tolist(), strict=True)]
@@ -71,24 +72,23 @@ class Detector:
 def visualize(
     cfg: CfgNode, weights: str, inputs: Iterable[str], output: str, threshold: float, datasets: Sequence[str] = ()
 ) -> list[Path]:
-    """Writes a PNG for each image: its ground truth, what the teacher and what the student finds.
+    """Writes a PNG for each image: its ground truth, the teacher's detections and the student's.
 
-    The ground truth is there for images of ``DATASETS.TEST`` and ``datasets``, the teacher if ``cfg`` names one.
+    The ground truth is drawn for images of ``DATASETS.TEST`` and ``datasets``, the teacher's if ``cfg`` names one.
 
     Args:
         cfg: the student's configuration.
         weights: the student's checkpoint; empty: ``model_final.pth`` in ``OUTPUT_DIR``.
-        inputs: images, or folders of them, their sub-folders included.
-        output: folder for the pictures, with the sub-folders of the inputs; made if it is not there.
+        inputs: images, or folders of images, their sub-folders included.
+        output: folder for the pictures, with the sub-folders of the inputs; created if missing.
         threshold: lowest score of a detection to draw.
-        datasets: names of further registered sets with the ground truth.
+        datasets: names of further registered sets with ground truth.
 
     Returns:
         the files written, in the order of the inputs.
 
     Raises:
-        SetupError: an input, a checkpoint or a configuration is missing or unusable, or ``output`` cannot be written
-            to.
+        SetupError: an input, a checkpoint or a configuration is missing or invalid, or ``output`` is not writable.
     """
     if not 0 <= threshold <= 1:
         raise SetupError(f"--threshold is {threshold}; it must be from 0 to 1.")
@@ -106,12 +106,12 @@ def visualize(
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content.data)
         written.append(target)
-        gc.collect()  # the figures of the panels refer to themselves: see DistillRCNN
+        gc.collect()  # the panels' figures are reference cycles: see DistillRCNN
     return written
 
 
 def image_files(inputs: Iterable[str]) -> list[Path]:
-    """The images among ``inputs`` and in the folders among them, sub-folders included, a folder's sorted by path.
+    """The images among ``inputs``, and those in the folders among them and their sub-folders, sorted by path.
 
     Raises:
         SetupError: an input does not exist, or a folder has no image.
@@ -120,7 +120,7 @@ def image_files(inputs: Iterable[str]) -> list[Path]:
 
 
 def _found(inputs: Iterable[str], without: Path | None = None) -> list[tuple[Path, Path]]:
-    """Each image and its path from the input that it was found through, but for those in the folder ``without``."""
+    """Each image and its path relative to its input, except images in the folder ``without``."""
     files: list[tuple[Path, Path]] = []
     for path in map(Path, inputs):
         if path.is_dir():
@@ -143,7 +143,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _targets(names: Sequence[Path], output: Path) -> list[Path]:
-    """One PNG for each image, numbered where several images share a name."""
+    """One PNG for each image, with a number if several images have the same name."""
     targets: dict[Path, None] = {}
     for name in names:
         target, number = output / name.with_suffix(".png"), 1
@@ -154,13 +154,13 @@ def _targets(names: Sequence[Path], output: Path) -> list[Path]:
     return list(targets)
 
 
-def _detectors(cfg: CfgNode, weights: str, threshold: float) -> list[Detector]:
+def _detectors(cfg: CfgNode, weights: str, threshold: float) -> list[PanelDetector]:
     weights = weights or os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
-    student = Detector("student", plain_config(cfg), weights, "--weights", class_names(cfg), threshold)
+    student = PanelDetector("student", plain_config(cfg), weights, "--weights", class_names(cfg), threshold)
     if not cfg.KD.TEACHER.CONFIG_FILE:
         return [student]
     theirs = teacher_config(cfg)
-    teacher = Detector(
+    teacher = PanelDetector(
         "teacher", theirs, theirs.MODEL.WEIGHTS, "KD.TEACHER.WEIGHTS", class_names(theirs), threshold
     )
     check_heads(teacher.predictor.model, cfg.KD.TEACHER.CONFIG_FILE)
@@ -168,7 +168,7 @@ def _detectors(cfg: CfgNode, weights: str, threshold: float) -> list[Detector]:
 
 
 def _ground_truth(datasets: Sequence[str]) -> dict[str, tuple[dict[str, Any], Sequence[str] | None]]:
-    """An image's real path to its record and the class names of its set."""
+    """From the real path of an image to its record and the class names of its set."""
     known = {}
     for name in datasets:
         records = checked_records("DATASETS.TEST or --dataset", name)
@@ -191,7 +191,7 @@ def _name(names: Sequence[str] | None, index: int) -> str:
 
 
 def _colour(name: str) -> tuple[float, float, float]:
-    """A class has the same colour in every panel, wherever it stands among the network's classes."""
+    """The colour of a class, the same in every panel whatever its index in the network."""
     return PALETTE[sum(name.encode()) % len(PALETTE)]
 
 

@@ -1,4 +1,4 @@
-"""The student written in each format, and read again as a user of that format reads it."""
+"""Writes the student in each format, and reads it again as a user of that format does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -23,13 +24,23 @@ from kd_det.common.config_merge import merge_config
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_atomically, write_json
 from kd_det.config import TIMM_BACKBONE, add_kd_config, plain_config
-from kd_det.export.description import OUTPUTS, describe
-from kd_det.export.detections import Detections, Detector, detect
+from kd_det.export.comparison import Detections, Detector, detect
+from kd_det.teacher.classes import checked_class_names
 
-ONNX_OPSET = 16  # the first with the RoIAlign that Detectron2 means
-# What torch raises for a model that it cannot trace or save, and the model itself for what the trace puts in.
+ONNX_OPSET = 16  # the first with the RoIAlign that Detectron2 uses
+# What torch raises for a model that it cannot trace or save, and the model for values of the trace.
 TRACE_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
 REASON_LENGTH = 200
+# The outputs of a trace in this order, as far as the student has them, and their meaning. R detections.
+OUTPUTS = {
+    "pred_boxes": "(R, 4): x0, y0, x1, y1 in pixels of the input",
+    "scores": "(R,): probability, 0 to 1",
+    "pred_classes": "(R,): index in classes, from 0",
+    "pred_masks": "(R, 1, side, side): probability, 0 to 1, of the cells of a grid over the box",
+    "pred_keypoints": "(R, keypoints, 3): x, y in pixels of the input, and score, 0 to 1",
+}
+
+EDGES = {"shortest_edge": "pixels; 0 for no resizing", "longest_edge": "pixels"}
 
 
 def write_checkpoint(
@@ -40,12 +51,12 @@ def write_checkpoint(
     Args:
         cfg: the student's configuration.
         model: the student.
-        example: (3, H, W), an image on which it finds something; not looked at here.
-        folder: where to write.
+        example: (3, H, W), an image with detections; not used here.
+        folder: to write to.
         final: the folder that the files will be moved to.
 
     Returns:
-        the files, and the student as read from them.
+        the files, and the student read from them.
     """
     del example
     weights, config = folder / "model.pth", folder / "config.yaml"
@@ -68,10 +79,10 @@ def write_checkpoint(
 def write_torchscript(
     cfg: CfgNode, model: GeneralizedRCNN, example: Tensor, folder: Path, final: Path
 ) -> tuple[list[Path], Detector]:
-    """``model.ts``, which needs torch and torchvision alone, and ``model.json``, which says what goes in and out.
+    """``model.ts``, which needs only torch and torchvision, and ``model.json``, which describes inputs and outputs.
 
-    Arguments and results are those of ``write_checkpoint``; the detector raises ``RuntimeError`` for an image that the
-    file does not take.
+    Arguments and results are those of ``write_checkpoint``. The detector raises ``RuntimeError`` for an image that the
+    trace cannot process.
 
     Raises:
         SetupError: torch cannot trace this student.
@@ -106,10 +117,10 @@ def write_onnx(
     path, description = folder / "model.onnx", folder / "model.json"
     content = describe(cfg, _found(model, example))
     names = content["outputs"]
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # torch's annotation has paths only, for the other exporter
     try:
         with _quiet(), _traceable(model):
-            # The exporter on torch.export does not take the detector's data-dependent shapes; the one on tracing does.
+            # The exporter based on torch.export does not support the detector's data-dependent shapes.
             torch.onnx.export(
                 _adapted(model, example),
                 (example,),
@@ -121,9 +132,9 @@ def write_onnx(
                 dynamic_axes={"image": {1: "height", 2: "width"}, **{name: {0: "detections"} for name in names}},
             )
         session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
-    except Exception as error:  # both raise many kinds, without a common base, for what they do not know
+    except Exception as error:  # both raise many kinds without a common base
         raise SetupError(
-            f"--format onnx: torch's exporter does not take this student ({first_line(error)}). Take --format "
+            f"--format onnx: torch cannot export this student ({first_line(error)}). Take --format "
             "torchscript or checkpoint."
         ) from error
     write_atomically(path, buffer.getbuffer())
@@ -140,10 +151,37 @@ def write_onnx(
 
 
 def check_onnx_packages() -> None:
-    """Raises ``SetupError`` unless the packages that ``write_onnx`` needs are there."""
+    """Raises ``SetupError`` unless the packages that ``write_onnx`` needs are installed."""
     lacking = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if lacking:
         raise SetupError(f"--format onnx needs {' and '.join(lacking)}. Install: pip install {' '.join(lacking)}")
+
+
+def describe(cfg: CfgNode, found: Instances) -> dict[str, Any]:
+    """The content of ``model.json``: inputs and outputs of a trace, for users without its configuration.
+
+    Args:
+        cfg: the student's configuration.
+        found: the student's detections on an image.
+
+    Returns:
+        input, channels, sizes and device; the outputs with their shapes and units; the names of the classes, None if
+        they are not known, and their number.
+    """
+    outputs = [name for name in OUTPUTS if found.has(name)]
+    return {
+        "input": "(3, height, width), float32, values 0-255, resized but not normalised",
+        "channels": cfg.INPUT.FORMAT,
+        "shortest_edge": cfg.INPUT.MIN_SIZE_TEST,
+        "longest_edge": cfg.INPUT.MAX_SIZE_TEST,
+        "device": cfg.MODEL.DEVICE,
+        "outputs": outputs,
+        "units": {**EDGES, **{name: OUTPUTS[name] for name in outputs}},
+        "boxes": "x0, y0, x1, y1 in pixels of the input",
+        "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        "classes": checked_class_names(cfg),
+        "lowest_score": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+    }
 
 
 def needs_kd_det(cfg: CfgNode) -> bool:
@@ -152,12 +190,12 @@ def needs_kd_det(cfg: CfgNode) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says before the traces and graphs that torch adds to it."""
+    """The message of an error without the traces and graphs that torch appends."""
     return _shortened([*_lines(error), type(error).__name__][0])
 
 
 def last_line(error: Exception) -> str:
-    """What an error says after the code that TorchScript puts before it."""
+    """The message of an error without the code that TorchScript puts before it."""
     return _shortened([type(error).__name__, *_lines(error)][-1])
 
 
@@ -171,7 +209,7 @@ def _shortened(line: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # Tracing warns of every branch it takes and of its own age. What it makes is compared with the model instead.
+    # Tracing warns of every branch in Python, and that it is deprecated. The result is compared with the model.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -179,8 +217,8 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _traceable(model: GeneralizedRCNN) -> Iterator[None]:
-    """Lets a Cascade be traced: in Detectron2 0.6 its stages scale their gradients by a Python function, which no trace
-    can hold. Upstream's main branch does so in training alone."""
+    """Makes a Cascade traceable: in Detectron2 0.6 its stages scale their gradients by a Python function, which a trace
+    cannot contain. Upstream's main branch does so only in training."""
     heads = model.roi_heads
     if not isinstance(heads, CascadeROIHeads):
         yield

@@ -1,4 +1,4 @@
-"""From a training run's checkpoint to the student in each format, compared with the model that was trained."""
+"""Exports the student of a training run, and compares each exported file with the trained model."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ from torch import Tensor
 from kd_det.checkpoint import load_strictly, read_checkpoint
 from kd_det.common.command_line import output_folder
 from kd_det.common.errors import SetupError, did_you_mean
-from kd_det.export.detections import Detections, Detector, detect, largest_difference
+from kd_det.export.comparison import Detections, Detector, detect, inputs, largest_difference
 from kd_det.export.formats import check_onnx_packages, last_line, write_checkpoint, write_onnx, write_torchscript
-from kd_det.export.images import inputs
 
 KEY = "--weights"
 WRITERS = {"checkpoint": write_checkpoint, "torchscript": write_torchscript, "onnx": write_onnx}
 FORMATS = tuple(WRITERS)
-# The largest differences of a box coordinate (pixels) and of a score between the student and what was exported.
-# Rounding makes thousandths of them.
+# The largest differences allowed between the student and the exported file: of a box coordinate (pixels) and of a
+# score. Rounding causes a thousandth of them.
 TOLERANCES = (1.0, 0.01)
-# Entries of older checkpoints that are no weights.
+# Entries of older checkpoints that are not weights.
 NO_WEIGHTS = ("num_batches_tracked", "cell_anchors", "pixel_mean", "pixel_std")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A format that was written, and how it compares with the model that was trained.
+    """A format that was written, and its differences from the trained model.
 
     Attributes:
         format: one of ``FORMATS``.
-        files: what was written.
-        detections: how many were compared, over all images and sizes.
+        files: the files written.
+        detections: number of detections compared, over all images and sizes.
         boxes, scores: the largest difference of a coordinate (pixels) and of a score.
     """
 
@@ -53,31 +52,33 @@ class Exported:
 def export_student(
     cfg: CfgNode, weights: str, output: str, formats: Sequence[str] = FORMATS[:2], images: Sequence[str] = ()
 ) -> Iterator[Exported]:
-    """Writes the student of ``cfg`` with ``weights`` into the folder ``output``, format after format.
+    """Writes the student of ``cfg`` with ``weights`` into the folder ``output``, one format after the other.
 
-    The files of a format appear together, once they have been found to give what the student gives.
+    The files of a format appear together, after a comparison with the trained model.
 
     Args:
-        weights: a checkpoint of this very student.
-        formats: of ``FORMATS``.
-        images: files to compare on; none: the two photographs that come with scikit-learn. Each at two sizes.
+        cfg: the student's configuration.
+        weights: a checkpoint of this student.
+        output: a folder; created if missing.
+        formats: some of ``FORMATS``.
+        images: files to compare on, each at two sizes; empty: the two photographs that come with scikit-learn.
 
     Raises:
-        SetupError: the checkpoint is another student's, ``cfg`` is no R-CNN, an image cannot be read, a package for a
-            format is missing, nothing is detected on the images to trace, torch cannot export the student to a format,
-            what it exported takes images of one size alone or finds other objects, or ``output`` cannot be written to.
+        SetupError: the checkpoint does not fit; ``cfg`` is not an R-CNN; an image cannot be read; a package for a
+            format is missing; the student detects nothing on the images to trace; torch cannot export the student; the
+            exported file takes images of one size only or finds different objects; or ``output`` is not writable.
     """
     check_formats(formats)
     model = load_trained(cfg, weights)
     examples = list(inputs(cfg, images))
     expected = [detect(model, image) for image in examples]
-    there = os.path.exists(output)
+    existed = os.path.exists(output)
     folder = output_folder("--output", output)
     try:
         yield from _written(cfg, model, formats, examples, expected, folder)
     finally:
-        if not there:
-            with suppress(OSError):  # it holds what was written
+        if not existed:
+            with suppress(OSError):  # unless files were written
                 folder.rmdir()
 
 
@@ -93,8 +94,8 @@ def _written(
     for name in formats:
         if name != "checkpoint" and len(expected[most].scores) == 0:
             raise SetupError(
-                f"--format {name}: the student detects nothing on these images, so a trace would not learn what "
-                "follows a detection. Give --image with objects that it finds."
+                f"--format {name}: the student detects nothing on these images, so a trace would not contain the "
+                "code that follows a detection. Give images with objects by --image."
             )
         with _staging(folder) as staged:
             files, detector = WRITERS[name](cfg, model, examples[most], staged, folder)
@@ -107,7 +108,7 @@ def _written(
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """A folder in ``folder`` that is gone afterwards. What a killed export left of its own is removed first."""
+    """A temporary folder in ``folder``. Those of exports that were killed are removed first."""
     for left in folder.glob(".export.*.tmp"):
         shutil.rmtree(left)
     staged = folder / f".export.{os.getpid()}.tmp"
@@ -125,26 +126,26 @@ def _compare(name: str, detector: Detector, examples: list[Tensor], expected: li
         try:
             pairs.append(largest_difference(ours, detector(image)))
         except RuntimeError as error:
-            if name == "checkpoint":  # no trace, and so no fault of the format
+            if name == "checkpoint":  # it is not a trace: this is a bug
                 raise
             raise SetupError(
-                f"--format {name}: the trace is bound to the size of the image that it was made on; one of "
-                f"{image.shape[1]} x {image.shape[2]} fails ({last_line(error)}). Some part of the student, its "
-                "backbone most likely, computes with that size in Python. Take --format checkpoint, or a student with "
-                "another backbone."
+                f"--format {name}: the trace works only for the image size that it was made with; an image of "
+                f"{image.shape[1]} x {image.shape[2]} fails ({last_line(error)}). A part of the student, probably its "
+                "backbone, computes with the size in Python. Use --format checkpoint, or a student with a different "
+                "backbone."
             ) from error
-    differences = tuple(map(max, zip(*pairs, strict=True)))
-    if any(found > tolerance for found, tolerance in zip(differences, TOLERANCES, strict=True)):
-        apart = "in number or class" if math.isinf(differences[0]) else f"by {differences[0]:.2g} pixels"
+    boxes, scores = map(max, zip(*pairs, strict=True))
+    if boxes > TOLERANCES[0] or scores > TOLERANCES[1]:
+        apart = "in number or class" if math.isinf(boxes) else f"by {boxes:.2g} pixels"
         raise SetupError(
-            f"--format {name}: what was exported finds other objects than the trained model (they differ {apart}), so "
-            "that it was not kept. Take another format, or compare on other images with --image."
+            f"--format {name}: the exported file finds different objects than the trained model (they differ {apart}), "
+            "so it was not kept. Use another format, or compare on other images with --image."
         )
-    return differences
+    return boxes, scores
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raises ``SetupError`` for a format that does not exist or whose packages are missing."""
+    """Raises ``SetupError`` if a format does not exist or its packages are not installed."""
     for name in formats:
         if name not in WRITERS:
             raise SetupError(
@@ -155,7 +156,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def load_trained(cfg: CfgNode, weights: str) -> GeneralizedRCNN:
-    """The model that was trained, ready to detect; its teacher is not needed.
+    """The trained model in evaluation mode; its teacher is not needed.
 
     Raises:
         SetupError: see ``export_student``.
@@ -167,20 +168,20 @@ def load_trained(cfg: CfgNode, weights: str) -> GeneralizedRCNN:
     if not isinstance(model, GeneralizedRCNN):
         raise SetupError(f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE!r}; only an R-CNN can be exported.")
     load_strictly(model, weights, KEY)
-    _refuse_what_is_left_over(model, weights)
+    _refuse_surplus(model, weights)
     return model
 
 
-def _refuse_what_is_left_over(model: GeneralizedRCNN, weights: str) -> None:
+def _refuse_surplus(model: GeneralizedRCNN, weights: str) -> None:
     checkpoint = read_checkpoint(weights, KEY)
-    if checkpoint.get("matching_heuristics"):  # the names are another library's
+    if checkpoint.get("matching_heuristics"):  # the names are those of another library
         return
     surplus = [name for name in checkpoint["model"] if name not in model.state_dict()]
     surplus = [name for name in surplus if not any(part in name for part in NO_WEIGHTS)]
     if surplus:
         raise SetupError(
-            f"{KEY} {weights!r} is a checkpoint of another architecture than --config-file: it has "
+            f"{KEY} {weights!r} is a checkpoint of a different architecture than --config-file: it has "
             f"{', '.join(surplus[:5])}"
             + (f" and {len(surplus) - 5} more" if len(surplus) > 5 else "")
-            + ", which this student has not. Give the configuration that it was trained with."
+            + ", which this student lacks. Give the configuration that it was trained with."
         )

@@ -1,6 +1,6 @@
-"""``build_timm_fpn_backbone``: an FPN on any network of timm that gives maps at strides 4 to 32.
+"""``build_timm_fpn_backbone``: an FPN on any timm network with maps at strides 4 to 32.
 
-timm is imported only where such a backbone is built.
+timm is imported only when such a backbone is built.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import Tensor, nn
 
 from kd_det.common.errors import SetupError, did_you_mean
-from kd_det.pretrained.timm import import_timm
+from kd_det.pretrained.weights import import_timm
 
-# Detectron2's names of the maps at these strides, so that a configuration for a ResNet needs no other IN_FEATURES.
+# Detectron2's names of the maps at these strides: the IN_FEATURES of a ResNet's configuration are valid here too.
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 NORMS = ("FrozenBN", "BN")
 
@@ -27,16 +27,16 @@ NORMS = ("FrozenBN", "BN")
 def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Detectron2's FPN, p2 to p6, on the timm network ``MODEL.TIMM.NAME``.
 
-    ``MODEL.TIMM.NORM`` freezes its BatchNorm or trains it; ``MODEL.FPN.*`` are read as for a ResNet. The weights are
-    random until a checkpoint is loaded: ``MODEL.WEIGHTS timm://NAME`` starts from timm's own.
+    ``MODEL.TIMM.NORM`` freezes its BatchNorm or trains it; ``MODEL.FPN.*`` have the same meaning as for a ResNet. The
+    weights are random until a checkpoint is loaded: ``MODEL.WEIGHTS timm://NAME`` loads timm's own.
 
     Raises:
-        SetupError: see ``TimmBackbone``; or stages shall be frozen, which a timm network has no common notion of.
+        SetupError: see ``TimmBackbone``; or ``MODEL.BACKBONE.FREEZE_AT`` is not 0.
     """
     if cfg.MODEL.BACKBONE.FREEZE_AT != 0:
         raise SetupError(
-            f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}: the networks of timm have no common stages "
-            "to freeze. Set it to 0; MODEL.TIMM.NORM FrozenBN freezes the normalisation."
+            f"MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}: timm's networks have no common stages to "
+            "freeze. Set it to 0; MODEL.TIMM.NORM FrozenBN freezes the normalisation."
         )
     bottom_up = TimmBackbone(
         cfg.MODEL.TIMM.NAME,
@@ -55,17 +55,17 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 
 class TimmBackbone(Backbone):
-    """A timm network as a Detectron2 backbone: (N, C, H, W) in, maps by the names "res2" to "res5" out.
+    """A timm network as a Detectron2 backbone: from (N, C, H, W) to maps named "res2" to "res5".
 
     Args:
         name: timm's name, such as "mobilenetv2_100".
-        norm: "FrozenBN" (statistics and scale fixed) or "BN" (trained). Other kinds of normalisation stay as they are.
-        out_features: which of "res2", "res3", "res4", "res5" (strides 4, 8, 16, 32) to give.
+        norm: "FrozenBN" (statistics and scale fixed) or "BN" (trained). Other kinds of normalisation are unchanged.
+        out_features: which of "res2", "res3", "res4", "res5" (strides 4, 8, 16, 32) to return.
         in_channels: C.
 
     Raises:
-        SetupError: timm is not installed, does not know the name, or the network lacks one of the strides, gives no
-            (N, C, H, W) maps or takes only images of one size.
+        SetupError: timm is not installed or does not have the name, or the network lacks one of the strides, returns
+            maps that are not (N, C, H, W), or takes images of one size only.
     """
 
     def __init__(
@@ -87,19 +87,19 @@ class TimmBackbone(Backbone):
         return dict(zip(self._out_features, self.body(images), strict=True))
 
     def from_timm(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The entries of this backbone out of those of timm's classifier of the same name.
+        """The entries of this backbone, from the weights of timm's classifier of the same name.
 
         Args:
-            state: the classifier's state dict, as timm publishes it; its last layers may be missing or have other
-                classes.
+            state: the classifier's state dict, as timm publishes it; its last layers may be missing or may have a
+                different number of classes.
 
         Raises:
-            SetupError: the entries are another network's.
+            SetupError: the entries are those of a different network.
         """
         classifier = _create(self.name).state_dict()
         # timm's feature extractors call "stages.0" of the classifier "stages_0", and some wrap it as "model".
         ours = {_plain(name.removeprefix("model.")): name for name in self.body.state_dict()}
-        faults = [f"{name} is none of its entries" for name in state if name not in classifier]
+        faults = [f"{name} is not one of its entries" for name in state if name not in classifier]
         found = {}
         for name in classifier.keys() & state.keys():
             if _plain(name) in ours:
@@ -121,7 +121,7 @@ def _plain(name: str) -> str:
     return name.replace("_", ".")
 
 
-def _create(name: str, **settings: Any) -> nn.Module:
+def _create(name: str, **settings: Any) -> Any:
     return import_timm().create_model(name, pretrained=False, **settings)
 
 

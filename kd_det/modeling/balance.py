@@ -1,7 +1,7 @@
-"""Warns of a KD term that drowns the detector's own losses.
+"""Warns of a KD term that is many times as large as the detector's own losses.
 
-Gradients are often clipped, and learning rates chosen for losses of about 1: a term many times as large as the
-detector's own losses takes the whole step for itself.
+Learning rates are chosen for losses of about 1, and gradients are often clipped: such a term determines nearly the
+whole step, and the detector hardly learns.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LARGEST_RATIO = 10.0  # a term's loss over the sum of the detector's own
 class BalanceWatch:
     """Compares the terms' losses with the detector's own over the first iterations, and warns once.
 
-    Every process sums up its own batches on its device, and the main process speaks for all: the batches are drawn
-    alike. The sums are read once, so that no step waits for the device.
+    Every process sums over its own batches on its device. Only the main process warns, because the batches of all
+    processes are drawn in the same way. The sums are read once, so that no step waits for the device.
 
     Args:
         weights: each term's ``KD.*.WEIGHT``; None for a term that has none.
@@ -37,7 +37,7 @@ class BalanceWatch:
         self._sums: Tensor | None = None
 
     def note(self, own: Mapping[str, Tensor], terms: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Takes an iteration's losses into account.
+        """Adds the losses of an iteration.
 
         Args:
             own: the detector's losses.
@@ -61,7 +61,7 @@ class BalanceWatch:
             if detector > 0 and mean > LARGEST_RATIO * detector:
                 logger.warning(
                     "KD.TERMS: the loss of %r is %.3g on average over the first %d iterations, %.0f times the "
-                    "detector's own losses together (%.3g): the detector hardly learns beside it. %s",
+                    "sum of the detector's own losses (%.3g): the detector hardly learns. %s",
                     name, mean, self.iterations, mean / detector, detector, _remedy(name, weight, detector / mean),
                 )  # fmt: skip
 
@@ -72,5 +72,5 @@ def _total(losses: Mapping[str, Tensor]) -> Tensor:
 
 def _remedy(name: str, weight: float | None, factor: float) -> str:
     if weight is None:
-        return "Give it a smaller weight, or leave it out."
-    return f"Lower KD.{name.upper()}.WEIGHT from {weight:g} to {weight * factor:.1g}, where both are about as large."
+        return "Give it a smaller weight, or remove it from KD.TERMS."
+    return f"Lower KD.{name.upper()}.WEIGHT from {weight:g} to {weight * factor:.1g}, where both are about equal."

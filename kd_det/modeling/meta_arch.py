@@ -1,12 +1,12 @@
-"""The distilling detector: an R-CNN student under a frozen teacher that looks at the same proposals."""
+"""The distilling detector: an R-CNN student and a frozen teacher that looks at the same proposals."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 from detectron2.config import CfgNode, configurable
 from detectron2.data.detection_utils import convert_image_to_rgb
@@ -23,8 +23,7 @@ from kd_det.modeling.balance import BalanceWatch
 from kd_det.modeling.drawing import draw_teacher_and_student
 from kd_det.modeling.regions import DistillationInputs, SharedRegions, StudentRegions, on_shared_classes
 from kd_det.modeling.terms import KDTerm, Maps, build_terms
-from kd_det.teacher.cells import Cells
-from kd_det.teacher.classes import class_names
+from kd_det.teacher.classes import ClassMap, checked_class_names
 from kd_det.teacher.frozen import FrozenTeacher, load_teacher, teacher_maps
 
 TERMS_PREFIX = "terms."
@@ -34,12 +33,12 @@ TERMS_PREFIX = "terms."
 class DistillRCNN(GeneralizedRCNN):
     """``GeneralizedRCNN`` whose training losses include KD terms; at test time it is a ``GeneralizedRCNN``.
 
-    The teacher is loaded on the first training step, or before by ``load_teacher()``; evaluation never needs it. The
-    state dict holds the student's entries and no other: the teacher is no submodule, and what the terms learn is
-    ``terms``'s own state.
+    The teacher is loaded by ``load_teacher()``, at the latest in the first training step. Evaluation never needs it.
+    The state dict has the student's entries only: the teacher is not a submodule, and what the terms learn is in the
+    state dict of ``terms``.
 
     Args:
-        terms: KD terms by name. None: the plain student.
+        terms: KD terms by name; empty: the plain student.
         teacher: makes the teacher; called once, and only if there are terms.
         class_names: the K classes' names, for pictures; None: their numbers.
         kwargs: as ``GeneralizedRCNN``; with terms, ``roi_heads`` must have ``forward_with_regions``.
@@ -66,32 +65,34 @@ class DistillRCNN(GeneralizedRCNN):
         if cfg.KD.TERMS:
             _check_heads(cfg)
         cfg = cfg.clone()
-        if not comm.is_main_process():  # which alone writes pictures: another's event storage would keep them for ever
+        if not comm.is_main_process():  # only it writes pictures; in others the event storage would keep them
             cfg.defrost()
             cfg.VIS_PERIOD = 0
         parts = super().from_config(cfg)
         terms = build_terms(cfg, Maps(parts["backbone"].output_shape(), partial(teacher_maps, cfg)))
-        _check_cells(terms)
-        names = class_names(cfg)
-        names = names if names and len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES else None
         needs_logits = any(term.needs_logits for term in terms.values())
         teacher = partial(load_teacher, cfg, needs_logits=needs_logits)
-        return {**parts, "terms": terms, "teacher": teacher, "class_names": names}
+        return {**parts, "terms": terms, "teacher": teacher, "class_names": checked_class_names(cfg)}
 
-    def load_teacher(self) -> None:
-        """Loads the teacher if there are terms and it is not there yet.
+    def load_teacher(self) -> FrozenTeacher | None:
+        """Loads the teacher if there are terms and it is not loaded yet.
+
+        Returns:
+            the teacher; None without terms.
 
         Raises:
             SetupError: see ``kd_det.teacher.frozen.load_teacher``.
         """
         if self.terms and self.teacher is None:
             self.teacher = self._make_teacher()
+        return self.teacher
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """As ``GeneralizedRCNN.forward``; in training the losses of the KD terms stand beside the detector's.
+        """As ``GeneralizedRCNN.forward``; in training it returns the losses of the KD terms beside the detector's.
 
         Raises:
             NonFiniteLossError: a loss is nan or infinite.
+            SetupError: the teacher cannot be loaded, or a term returned something that is not named scalar losses.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -108,24 +109,31 @@ class DistillRCNN(GeneralizedRCNN):
 
     def _distill(self, batched_inputs: list[dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """The detector's own losses, and those of each term."""
-        self.load_teacher()
-        # The teacher first: its maps are small, and what it allocates on the way is free again before the student's
-        # activations pile up.
-        teacher_features = self.teacher.features(batched_inputs, self.input_format, self.device)
+        teacher = self.load_teacher()
+        assert teacher is not None  # there are terms
+        # The teacher first: its maps are small, and its intermediate results are freed before the student's
+        # activations are allocated.
+        teacher_features = teacher.features(batched_inputs, self.input_format, self.device)
 
         images = self.preprocess_image(batched_inputs)
         targets = [item["instances"].to(self.device) for item in batched_inputs]
         features = self.backbone(images.tensor)
         proposals, losses = self._proposals(images, features, batched_inputs, targets)
-        _, head_losses, regions = self.roi_heads.forward_with_regions(
-            images, features, proposals, targets, self._cells()
-        )
-        shared = self._shared(regions, teacher_features)
-        self._visualize(batched_inputs, proposals, regions, shared)
+        _, head_losses, regions = self.roi_heads.forward_with_regions(images, features, proposals, targets)
+        losses.update(head_losses)
+        shared = []
+        if any(term.needs_logits for term in self._terms().values()):
+            shared = [_share(teacher, stage, number, teacher_features) for number, stage in enumerate(regions)]
+        self._visualize(batched_inputs, proposals, shared, teacher.class_map)
 
         inputs = DistillationInputs(shared, features, teacher_features, targets, self._anchors(features))
-        losses.update(head_losses)
-        return losses, {name: term(inputs) for name, term in self.terms.items()}
+        of_terms: dict[str, dict[str, Tensor]] = {}
+        for name, term in self._terms().items():
+            of_terms[name] = _checked(name, term(inputs), taken={*losses, *chain.from_iterable(of_terms.values())})
+        return losses, of_terms
+
+    def _terms(self) -> dict[str, KDTerm]:
+        return cast("dict[str, KDTerm]", dict(self.terms.items()))
 
     def _proposals(
         self, images: Any, features: dict[str, Tensor], batched_inputs: list[dict[str, Any]], targets: list[Instances]
@@ -134,52 +142,32 @@ class DistillRCNN(GeneralizedRCNN):
             return [item["proposals"].to(self.device) for item in batched_inputs], {}
         return self.proposal_generator(images, features, targets)
 
-    def _cells(self) -> Cells | None:
-        return next((term.cells for term in self.terms.values() if term.cells is not None), None)
-
     def _anchors(self, features: dict[str, Tensor]) -> dict[str, Boxes] | None:
-        if not any(term.needs_anchors for term in self.terms.values()):
+        if not any(term.needs_anchors for term in self._terms().values()):
             return None
         names = self.proposal_generator.in_features
         anchors = self.proposal_generator.anchor_generator([features[name] for name in names])
         return dict(zip(names, anchors, strict=True))
 
-    def _shared(self, regions: list[StudentRegions], teacher_features: dict[str, Tensor]) -> list[SharedRegions]:
-        if not any(term.needs_logits for term in self.terms.values()):
-            return []
-        return [self._share(stage, number, teacher_features) for number, stage in enumerate(regions)]
-
-    def _share(self, ours: StudentRegions, number: int, teacher_features: dict[str, Tensor]) -> SharedRegions:
-        logits = self.teacher.box_logits(teacher_features, ours.boxes, stage=number)
-        shared = SharedRegions(ours.logits, logits, ours.labels)
-        if ours.cell_rows is not None:
-            cells = self.teacher.cell_logits(teacher_features, ours.cell_boxes, self._cells(), stage=number)
-            shared = replace(
-                shared, cell_rows=ours.cell_rows, student_cells=ours.cell_logits, teacher_cells=cells
-            )
-        return shared if self.teacher.class_map is None else on_shared_classes(shared, self.teacher.class_map)
-
     def _visualize(
         self,
         batched_inputs: list[dict[str, Any]],
         proposals: list[Instances],
-        regions: list[StudentRegions],
         shared: list[SharedRegions],
+        class_map: ClassMap | None,
     ) -> None:
         if self.vis_period <= 0 or get_event_storage().iter % self.vis_period:
             return
         self.visualize_training(batched_inputs, proposals)
         if shared:
             image = convert_image_to_rgb(batched_inputs[0]["image"].permute(1, 2, 0), self.input_format)
-            picture = draw_teacher_and_student(
-                image, regions[0], shared[0], self.teacher.class_map, self.class_names
-            )
+            picture = draw_teacher_and_student(image, shared[0], class_map, self.class_names)
             get_event_storage().put_image("teacher and student", picture)
-        # Figures refer to themselves. Left to Python's own time, dozens of them, several MiB each, wait to be freed.
+        # Figures are reference cycles of several MiB each; Python would let dozens of them pile up.
         gc.collect()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The student's entries, as those of the plain ``GeneralizedRCNN``."""
+        """The student's entries only, as of a plain ``GeneralizedRCNN``."""
         state = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", "") + TERMS_PREFIX
         for name in [name for name in state if name.startswith(prefix)]:
@@ -187,9 +175,46 @@ class DistillRCNN(GeneralizedRCNN):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Loads the student's entries; what the terms hold stays as it is."""
+        """Loads the student's entries; the terms are unchanged."""
         kept = {TERMS_PREFIX + name: value for name, value in self.terms.state_dict().items()}
         return super().load_state_dict({**kept, **state_dict}, *args, **kwargs)
+
+
+def _share(
+    teacher: FrozenTeacher, ours: StudentRegions, number: int, teacher_features: dict[str, Tensor]
+) -> SharedRegions:
+    """The proposals of the student's stage ``number``, as both networks see them."""
+    logits = teacher.box_logits(teacher_features, ours.boxes, stage=number)
+    stage = teacher.stage(teacher_features, number)
+    shared = SharedRegions(ours.logits, logits, ours.labels, ours.boxes, ours.stage, stage)
+    return shared if teacher.class_map is None else on_shared_classes(shared, teacher.class_map)
+
+
+def _checked(term: str, losses: Any, taken: Collection[str]) -> dict[str, Tensor]:
+    """What a term returned, if it is scalar losses under names that no other loss has."""
+    if not isinstance(losses, Mapping):
+        raise SetupError(
+            f"KD.TERMS: the term {term!r} returned {_kind(losses)}. Its forward must return a dict of scalar losses, "
+            f"such as {{'loss_{term}': loss}}."
+        )
+    for name, value in losses.items():
+        if not isinstance(name, str) or not name.startswith("loss_"):
+            raise SetupError(
+                f"KD.TERMS: the term {term!r} returned a loss named {name!r}. The name must start with 'loss_', such "
+                f"as 'loss_{term}'."
+            )
+        if not isinstance(value, Tensor) or value.shape != ():
+            raise SetupError(
+                f"KD.TERMS: the term {term!r} returned {_kind(value)} as {name!r}. It must be a scalar tensor: reduce "
+                "it, for instance with .mean()."
+            )
+        if name in taken:
+            raise SetupError(f"KD.TERMS: the term {term!r} returned {name!r}, but there is such a loss; rename it.")
+    return dict(losses)
+
+
+def _kind(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _where(batched_inputs: list[dict[str, Any]]) -> str:
@@ -202,22 +227,16 @@ def _weight(term: KDTerm) -> float | None:
     return weight if isinstance(weight, (int, float)) else None
 
 
-def _check_cells(terms: Mapping[str, KDTerm]) -> None:
-    asked = {name: term.cells for name, term in terms.items() if term.cells is not None}
-    if len(set(asked.values())) > 1:
-        raise SetupError(f"KD.TERMS: {' and '.join(asked)} ask for different cells of the proposals; name one of them.")
-
-
 def _check_heads(cfg: CfgNode) -> None:
     name = cfg.MODEL.ROI_HEADS.NAME
     if name not in PLAIN_ROI_HEADS:
         raise SetupError(
-            f"MODEL.ROI_HEADS.NAME is {name!r}, which cannot hand its box logits to the KD terms {list(cfg.KD.TERMS)}; "
-            f"set it to one of: {', '.join(PLAIN_ROI_HEADS)}."
+            f"MODEL.ROI_HEADS.NAME is {name!r}, which does not give its box logits to the KD terms "
+            f"{list(cfg.KD.TERMS)}; set it to one of: {', '.join(PLAIN_ROI_HEADS)}."
         )
     for key in ("USE_SIGMOID_CE", "USE_FED_LOSS"):
         if cfg.MODEL.ROI_BOX_HEAD.get(key, False):
             raise SetupError(
-                f"MODEL.ROI_BOX_HEAD.{key} is True: the student's logits are no softmax's, and the KD terms "
-                "compare softmaxes. Set it to False."
+                f"MODEL.ROI_BOX_HEAD.{key} is True: the KD terms compare softmaxes, but the student's "
+                "logits are for sigmoids. Set it to False."
             )

@@ -1,6 +1,6 @@
-"""ROI heads that hand over what their box head predicted, so that it need not run a second time to be distilled.
+"""ROI heads that return the predictions of their box head, so that it runs only once for the losses and the KD terms.
 
-Each is one of Detectron2's heads with ``forward_with_regions``; parameters, their names and inference are the parent's.
+Each is one of Detectron2's heads with ``forward_with_regions``; its parameters and its inference are the parent's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, cat, no_grad
 
 from kd_det.modeling.regions import StudentRegions
-from kd_det.teacher.box_stages import BoxStage, box_stages
-from kd_det.teacher.cells import Cells, choose_boxes
+from kd_det.teacher.box_stages import BoundBoxStage, BoxStage, box_stages
 
 Trained = tuple[list[Instances], dict[str, Tensor], list[StudentRegions]]
 
@@ -35,25 +34,23 @@ class DistillROIHeads(StandardROIHeads):
         features: dict[str, Tensor],
         proposals: list[Instances],
         targets: list[Instances],
-        cells: Cells | None = None,
     ) -> Trained:
-        """The training forward: what ``forward`` gives, and the regions it was computed on.
+        """The training forward: what ``forward`` returns, and the regions that it was computed on.
 
         Args:
             images, features, proposals, targets: as ``forward``.
-            cells: asks for the logits of the proposals' cells as well.
 
         Returns:
-            the sampled proposals, the losses of the box, mask and keypoint heads, and the ``StudentRegions`` of each
-            box stage: one here.
+            the sampled proposals, the losses of the box, mask and keypoint heads, and one ``StudentRegions`` for each
+            box stage, of which there is one here.
         """
         del images
         proposals = self.label_and_sample_proposals(proposals, targets)
-        # A list of its own: TRAIN_ON_PRED_BOXES puts other boxes into the proposals below.
+        # A list of their own, because TRAIN_ON_PRED_BOXES replaces the proposals' boxes below.
         boxes = [instances.proposal_boxes for instances in proposals]
-        (stage,) = box_stages(self)
-        predictions = stage.predictor(stage.head(stage.pool(features, boxes)))
-        regions = _regions(stage, features, boxes, predictions[0], proposals, cells)
+        stage = box_stages(self)[0].on(features)
+        predictions = stage.predictor(stage.head(stage.pool(boxes)))
+        regions = _regions(stage, boxes, predictions[0], proposals)
 
         losses = self.box_predictor.losses(predictions, proposals)
         if self.train_on_pred_boxes:
@@ -79,37 +76,37 @@ class DistillCascadeROIHeads(CascadeROIHeads):
         features: dict[str, Tensor],
         proposals: list[Instances],
         targets: list[Instances],
-        cells: Cells | None = None,
     ) -> Trained:
         """As ``DistillROIHeads.forward_with_regions``, with one ``StudentRegions`` for each stage."""
         del images
         sampled = self.label_and_sample_proposals(proposals, targets)
-        losses, regions = self._train_stages(features, sampled, targets, cells)
+        losses, regions = self._train_stages(features, sampled, targets)
         losses.update(self._forward_mask(features, sampled))
         losses.update(self._forward_keypoint(features, sampled))
         return sampled, losses, regions
 
     def _train_stages(
-        self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances], cells: Cells | None
+        self, features: dict[str, Tensor], proposals: list[Instances], targets: list[Instances]
     ) -> tuple[dict[str, Tensor], list[StudentRegions]]:
         maps = [features[name] for name in self.box_in_features]
-        losses, regions = {}, []
-        predicted: list[Tensor] = []  # the boxes that the stage before made of its proposals
+        losses: dict[str, Tensor] = {}
+        regions: list[StudentRegions] = []
+        predicted: list[Tensor] = []  # the refined boxes of the stage before
         for number, stage in enumerate(box_stages(self)):
             if number > 0:
                 refined = self._create_proposals_from_boxes(predicted, [item.image_size for item in proposals])
                 proposals = self._match_and_label_boxes(refined, number, targets)
             predictions = self._run_stage(maps, proposals, number)
-            predicted = stage.predictor.predict_boxes(predictions, proposals)
+            predicted = self.box_predictor[number].predict_boxes(predictions, proposals)
             with get_event_storage().name_scope(f"stage{number}"):
-                stage_losses = stage.predictor.losses(predictions, proposals)
+                stage_losses = self.box_predictor[number].losses(predictions, proposals)
             losses.update({f"{name}_stage{number}": value for name, value in stage_losses.items()})
             boxes = [item.proposal_boxes for item in proposals]
-            regions.append(_regions(self._averaged(stage), features, boxes, predictions[0], proposals, cells))
+            regions.append(_regions(self._averaged(stage).on(features), boxes, predictions[0], proposals))
         return losses, regions
 
     def _averaged(self, stage: BoxStage) -> BoxStage:
-        """The stage with the gradient of its pooled regions divided by the number of stages, as in ``_run_stage``."""
+        """The stage, dividing the gradient of its pooled regions by the number of stages, as ``_run_stage`` does."""
 
         def head(pooled: Tensor) -> Tensor:
             if pooled.requires_grad:
@@ -129,16 +126,15 @@ class DistillRes5ROIHeads(Res5ROIHeads):
         features: dict[str, Tensor],
         proposals: list[Instances],
         targets: list[Instances],
-        cells: Cells | None = None,
     ) -> Trained:
-        """As ``DistillROIHeads.forward_with_regions``; the mask head shares the regions' features."""
+        """As ``DistillROIHeads.forward_with_regions``; the mask head takes the box head's features."""
         del images
         proposals = self.label_and_sample_proposals(proposals, targets)
         boxes = [instances.proposal_boxes for instances in proposals]
-        (stage,) = box_stages(self)
-        box_features = self.res5(stage.pool(features, boxes))
+        stage = box_stages(self)[0].on(features)
+        box_features = self.res5(stage.pool(boxes))  # the mask head takes them before they are averaged
         predictions = stage.predictor(box_features.mean(dim=(2, 3)))
-        regions = _regions(stage, features, boxes, predictions[0], proposals, cells)
+        regions = _regions(stage, boxes, predictions[0], proposals)
 
         losses = self.box_predictor.losses(predictions, proposals)
         if self.mask_on:
@@ -148,16 +144,6 @@ class DistillRes5ROIHeads(Res5ROIHeads):
 
 
 def _regions(
-    stage: BoxStage,
-    features: dict[str, Tensor],
-    boxes: list[Boxes],
-    logits: Tensor,
-    proposals: list[Instances],
-    cells: Cells | None,
+    stage: BoundBoxStage, boxes: list[Boxes], logits: Tensor, proposals: list[Instances]
 ) -> StudentRegions:
-    labels = cat([instances.gt_classes for instances in proposals])
-    if cells is None:
-        return StudentRegions(boxes, logits, labels)
-    rows = cells.rows(len(labels), labels.device)
-    divided = choose_boxes(boxes, rows)
-    return StudentRegions(boxes, logits, labels, divided, rows, stage.cell_logits(features, divided, cells))
+    return StudentRegions(boxes, logits, cat([instances.gt_classes for instances in proposals]), stage)

@@ -3,7 +3,6 @@
 Importing this package registers both prefixes with Detectron2's ``PathManager``, beside its own ``detectron2://``.
 """
 
-from kd_det.pretrained.timm import TimmHandler
-from kd_det.pretrained.torchvision import TorchvisionHandler, convert_resnet
+from kd_det.pretrained.weights import TimmHandler, TorchvisionHandler, convert_resnet, import_timm
 
-__all__ = ["TimmHandler", "TorchvisionHandler", "convert_resnet"]
+__all__ = ["TimmHandler", "TorchvisionHandler", "convert_resnet", "import_timm"]

@@ -11,9 +11,9 @@ from statistics import median
 from detectron2.structures import Boxes
 from torch import nn
 
-from kd_det.modeling.terms import KDTerm, Maps, build_terms
+from kd_det.modeling.terms import KDTerm, Maps, SDDTerm, build_terms
+from kd_det.modeling.terms.cells import Cells, cell_logits, choose_boxes
 from kd_det.studies.step import Steps, benchmark_config, seconds, sgd
-from kd_det.teacher.cells import Cells, choose_boxes
 from kd_det.teacher.frozen import teacher_maps
 
 PLAIN = "student alone"
@@ -76,7 +76,7 @@ class _Need:
     @classmethod
     def of(cls, terms: nn.ModuleDict) -> _Need:
         asked: list[KDTerm] = list(terms.values())
-        cells = next((term.cells for term in asked if term.cells is not None), None)
+        cells = next((term.cells for term in asked if isinstance(term, SDDTerm)), None)
         return cls(any(term.needs_logits for term in asked), cells)
 
     @property
@@ -110,7 +110,7 @@ def _floor(steps: Steps, need: _Need, boxes: list[Boxes]) -> None:
         model.teacher.box_logits(features, boxes)
     if need.cells is not None:
         rows = need.cells.rows(sum(map(len, boxes)), model.device)
-        model.teacher.cell_logits(features, choose_boxes(boxes, rows), need.cells)
+        cell_logits(model.teacher.stage(features), choose_boxes(boxes, rows), need.cells)
 
 
 def _sampled_boxes(steps: Steps) -> list[Boxes]:

@@ -16,9 +16,8 @@ from detectron2.modeling import build_backbone
 from torch import nn
 from torch.nn import functional as F
 
-from kd_det.data.digits_rendering import SceneSettings, paste, random_background, random_opacity
+from kd_det.data.digits_rendering import SceneSettings, paste, photographs, random_background, random_opacity, scans
 from kd_det.data.digits_scenes import CLASSES
-from kd_det.data.digits_sources import photographs, scans
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,12 @@
-"""The box stages of Detectron2's ROI heads behind one interface: one of a Faster R-CNN, several of a Cascade."""
+"""The box stages of Detectron2's ROI heads behind one interface: one for a Faster R-CNN, several for a Cascade.
+
+Shape legend: N images, R boxes of the whole batch, D channels, H and W of a map, P side of a pooled region, K object
+classes, C columns of the logits (K+1, the background last, unless ``classes`` selects some).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from detectron2.modeling.poolers import ROIPooler
@@ -10,46 +14,60 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, Standar
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from kd_det.teacher.cells import Cells, pool_cells
+Head = Callable[[Tensor], Tensor]
+Predictor = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class BoxStage:
-    """Pooling, head and predictor of one stage.
-
-    Shape legend: N images, R boxes of the whole batch, D channels, P side of the pooled region, K object classes.
+    """Pooler, head and predictor of one stage.
 
     Attributes:
-        pooler: pools a box from the maps named ``in_features``.
-        head: from (R, D, P, P) to what the predictor takes.
-        predictor: its first output is the class logits (R, K+1).
+        pooler: pools boxes from the maps named ``in_features``.
+        in_features: names of these maps.
+        head: from pooled regions (R, D, P, P) to what the predictor takes.
+        predictor: from the head's output to class logits (R, K+1) and box deltas.
     """
 
     pooler: ROIPooler
     in_features: Sequence[str]
-    head: Callable[[Tensor], Tensor]
-    predictor: nn.Module
+    head: Head
+    predictor: Predictor
 
-    def pool(self, features: dict[str, Tensor], boxes: Sequence[Boxes]) -> Tensor:
-        """(R, D, P, P) from maps by name and N ``Boxes`` in the coordinates of the network's input."""
-        return self.pooler(self._maps(features), list(boxes))
+    def on(self, features: Mapping[str, Tensor]) -> BoundBoxStage:
+        """The stage bound to the maps of one batch, name to (N, D, H, W)."""
+        return BoundBoxStage(self.pooler, [features[name] for name in self.in_features], self.head, self.predictor)
 
-    def logits(self, features: dict[str, Tensor], boxes: Sequence[Boxes]) -> Tensor:
-        """The class logits (R, K+1) of the boxes."""
-        return self.predictor(self.head(self.pool(features, boxes)))[0]
 
-    def cell_logits(self, features: dict[str, Tensor], boxes: Sequence[Boxes], cells: Cells) -> Tensor:
-        """The class logits (R, K+1, M) of the boxes' M cells, all through the head in one batch."""
-        pooled = pool_cells(self.pooler, self._maps(features), boxes, cells)
-        return self.predictor(self.head(pooled))[0].unflatten(0, (-1, cells.count)).transpose(1, 2)
+@dataclass(frozen=True)
+class BoundBoxStage:
+    """A network's box stage and its maps of one batch: it can look at any box of the batch's images.
 
-    def _maps(self, features: dict[str, Tensor]) -> list[Tensor]:
-        return [features[name] for name in self.in_features]
+    Attributes:
+        pooler, head, predictor: as of ``BoxStage``.
+        maps: the maps that ``pooler`` reads, (N, D, H, W) each.
+        classes: selects the columns of the logits, (R, K+1) to (R, C); None: all.
+    """
+
+    pooler: ROIPooler
+    maps: list[Tensor]
+    head: Head
+    predictor: Predictor
+    classes: Callable[[Tensor], Tensor] | None = None
+
+    def pool(self, boxes: Sequence[Boxes]) -> Tensor:
+        """(R, D, P, P) from N ``Boxes`` in the coordinates of the network's padded input."""
+        return self.pooler(self.maps, list(boxes))
+
+    def logits(self, pooled: Tensor) -> Tensor:
+        """Class logits (R, C) of pooled regions (R, D, P, P)."""
+        logits, _ = self.predictor(self.head(pooled))
+        return logits if self.classes is None else self.classes(logits)
 
 
 @dataclass(frozen=True)
 class _AveragedRes5:
-    """The head of ``Res5ROIHeads``. A class, so that what holds a stage can be copied and pickled."""
+    """The head of ``Res5ROIHeads``. A class, so that an object with a stage can be copied and pickled."""
 
     res5: nn.Module
 
@@ -74,5 +92,6 @@ def box_stages(heads: nn.Module) -> list[BoxStage]:
 
 
 def box_modules(heads: nn.Module) -> list[nn.Module]:
-    """The modules that turn pooled regions into logits: what a frozen copy runs."""
-    return [heads.res5 if isinstance(heads, Res5ROIHeads) else heads.box_head, heads.box_predictor]
+    """The modules that turn pooled regions into logits, of all stages."""
+    head = "res5" if isinstance(heads, Res5ROIHeads) else "box_head"
+    return [heads.get_submodule(head), heads.get_submodule("box_predictor")]

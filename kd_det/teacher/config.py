@@ -1,4 +1,4 @@
-"""Finds the teacher's configuration and weights, in the model zoo or on disk."""
+"""Finds the teacher's configuration and weights in the model zoo or on disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kd_det.data.coco_json import use_datasets
 
 
 def teacher_config(cfg: CfgNode) -> CfgNode:
-    """The teacher's own, plain configuration, its ``MODEL.WEIGHTS`` and ``MODEL.DEVICE`` filled in from ``cfg``.
+    """The teacher's plain configuration, with ``MODEL.WEIGHTS`` and ``MODEL.DEVICE`` from ``cfg``.
 
     The data sets in its ``DATASETS.COCO_JSON`` are registered, so that its class names are known.
 
@@ -27,7 +27,7 @@ def teacher_config(cfg: CfgNode) -> CfgNode:
     node = cfg.KD.TEACHER
     path, weights = _locate(node.CONFIG_FILE, node.WEIGHTS)
     teacher_cfg = get_cfg()
-    add_kd_config(teacher_cfg)  # a distilled student can be the next one's teacher
+    add_kd_config(teacher_cfg)  # a distilled student can be a teacher
     merge_config(teacher_cfg, path, node.OPTS, source="KD.TEACHER.CONFIG_FILE")
     _check_settings(teacher_cfg, node.CONFIG_FILE)
     _use_datasets(teacher_cfg, node.CONFIG_FILE)
@@ -50,23 +50,23 @@ def _use_datasets(teacher_cfg: CfgNode, config_file: str) -> None:
         use_datasets(teacher_cfg)
     except SetupError as error:
         raise SetupError(
-            f"KD.TEACHER.CONFIG_FILE {config_file!r}: {error} Only the class names are taken from it; KD.TEACHER.OPTS "
-            "['DATASETS.COCO_JSON', []] does without."
+            f"KD.TEACHER.CONFIG_FILE {config_file!r}: {error} Only the class names are read from it; remove it with "
+            "KD.TEACHER.OPTS ['DATASETS.COCO_JSON', []]."
         ) from error
 
 
 def _locate(config_file: str, weights: str) -> tuple[str, str]:
     if not config_file:
         raise SetupError(
-            "KD.TEACHER.CONFIG_FILE is empty but KD.TERMS asks for a teacher. Give a model-zoo name such as "
+            "KD.TEACHER.CONFIG_FILE is empty but KD.TERMS needs a teacher. Give a model-zoo name such as "
             "'COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml', or the path of the teacher's configuration."
         )
     refuse_python(config_file, "KD.TEACHER.CONFIG_FILE")
     if os.path.isfile(config_file):
         if not weights:
             raise SetupError(
-                f"KD.TEACHER.WEIGHTS is empty, and {config_file!r} is a file, not a model-zoo name, so there is no "
-                "checkpoint to fetch for it. Give the teacher's checkpoint."
+                f"KD.TEACHER.WEIGHTS is empty, and {config_file!r} is a file, not a model-zoo name with a checkpoint "
+                "to download. Give the teacher's checkpoint."
             )
         return config_file, weights
     try:
@@ -74,7 +74,7 @@ def _locate(config_file: str, weights: str) -> tuple[str, str]:
         return path, weights or model_zoo.get_checkpoint_url(config_file)
     except RuntimeError as error:
         raise SetupError(
-            f"KD.TEACHER.CONFIG_FILE {config_file!r}: {error} It is no file either."
+            f"KD.TEACHER.CONFIG_FILE {config_file!r}: {error} It is not a file either."
             f"{did_you_mean(config_file, _zoo_names())} Give a model-zoo name, or the path of a YAML configuration."
         ) from error
 

@@ -1,9 +1,9 @@
-"""The frozen teacher: found, built, loaded, checked, and asked for features and box logits."""
+"""The frozen teacher: how it is built, loaded and checked, and its features and box logits."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from kd_det.checkpoint import load_strictly
 from kd_det.common.errors import SetupError
-from kd_det.teacher.box_stages import BoxStage, box_modules, box_stages
-from kd_det.teacher.cells import Cells
+from kd_det.teacher.box_stages import BoundBoxStage, box_modules, box_stages
 from kd_det.teacher.classes import ClassMap, distilled_classes, shared_classes, unpaired_classes
 from kd_det.teacher.config import teacher_config
 
@@ -30,16 +29,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class FrozenTeacher:
-    """A trained R-CNN that answers questions and never changes.
+    """A trained R-CNN that gives features and box logits, and never changes.
 
-    Deliberately no ``nn.Module``: as an attribute of the student it stays out of the student's parameters, checkpoints
-    and ``train()``. It follows the student's device by itself.
+    It is not an ``nn.Module``, so that as an attribute of the student it is not part of the student's parameters,
+    checkpoints and ``train()``. ``features`` moves it to the student's device.
 
     Args:
         model: the teacher, with the weights it was trained to.
         input_format: channel order the teacher was trained on, "BGR" or "RGB" (its own ``INPUT.FORMAT``).
-        dtype: precision of the forward of backbone and box head. Normalisation of the image and ROI pooling stay
-            float32 (the pooling kernels know no half precision on the CPU).
+        dtype: precision of backbone and box head. The normalisation of the image and ROI pooling stay float32 (the
+            pooling kernels have no half precision on the CPU).
         class_map: which of its classes are the student's; None: all, in the same order.
     """
 
@@ -57,9 +56,11 @@ class FrozenTeacher:
         self.class_map = class_map
         for part in (model.backbone, *box_modules(model.roi_heads)):
             part.to(dtype=dtype)
-        stages = box_stages(model.roi_heads)
-        self.stages = [replace(stage, head=_InPrecision(stage.head, dtype)) for stage in stages]
-        # Frozen convolutions are faster on maps whose channels lie together; the values are the same.
+        self.stages = [
+            replace(stage, head=_Frozen(stage.head, dtype), predictor=_FrozenPredictor(stage.predictor, dtype))
+            for stage in box_stages(model.roi_heads)
+        ]
+        # Frozen convolutions are faster in this memory format; the values are the same.
         model.backbone.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
@@ -69,9 +70,9 @@ class FrozenTeacher:
         """The teacher's feature maps of a batch.
 
         Args:
-            batched_inputs: what Detectron2's data loader gives: "image", (3, H, W), raw values 0-255.
+            batched_inputs: from Detectron2's data loader; of each item "image" is read, (3, H, W), values 0-255.
             input_format: channel order of these images (the student's ``INPUT.FORMAT``).
-            device: where the student is; the teacher moves there if it is elsewhere.
+            device: the student's; the teacher is moved there.
 
         Returns:
             name to (N, D, H/stride, W/stride), float32.
@@ -86,65 +87,73 @@ class FrozenTeacher:
             maps = self.model.backbone(tensor.to(dtype=self.dtype, memory_format=torch.channels_last))
         return {name: value.float() for name, value in maps.items()}
 
+    def stage(self, features: Mapping[str, Tensor], number: int = 0) -> BoundBoxStage:
+        """A box stage of the teacher on its maps; what it computes is float32 and has no graph.
+
+        Args:
+            features: what ``features`` returned.
+            number: of the student's stage whose proposals are given, 0 for the RPN's. A Cascade teacher uses its stage
+                of that number, or its last if it has fewer; any other teacher has one stage.
+        """
+        return self.stages[min(number, len(self.stages) - 1)].on(features)
+
     @torch.no_grad()
-    def box_logits(self, features: dict[str, Tensor], boxes: list[Boxes], *, stage: int = 0) -> Tensor:
+    def box_logits(self, features: Mapping[str, Tensor], boxes: list[Boxes], *, stage: int = 0) -> Tensor:
         """The class logits of the teacher's box head on given boxes.
 
         Args:
             features: what ``features`` returned.
-            boxes: N ``Boxes``, R boxes in all, in the coordinates of the network's input.
-            stage: whose proposals the boxes are, 0 for the RPN's. A Cascade teacher answers with its head of that
-                stage, or its last if it has fewer; any other teacher has one head.
+            boxes: N ``Boxes``, R in all, in the coordinates of the network's padded input.
+            stage: as ``number`` of ``stage``.
 
         Returns:
             (R, K+1), float32; the background last.
         """
-        head = self._stage(stage)
-        with torch.autocast(self.model.device.type, enabled=False):
-            return head.logits(features, boxes).float()
-
-    @torch.no_grad()
-    def cell_logits(
-        self, features: dict[str, Tensor], boxes: list[Boxes], cells: Cells, *, stage: int = 0
-    ) -> Tensor:
-        """The class logits of the boxes' M cells, (R, K+1, M), float32; arguments as for ``box_logits``."""
-        head = self._stage(stage)
-        with torch.autocast(self.model.device.type, enabled=False):
-            return head.cell_logits(features, boxes, cells).float()
-
-    def _stage(self, number: int) -> BoxStage:
-        return self.stages[min(number, len(self.stages) - 1)]
+        bound = self.stage(features, stage)
+        return bound.logits(bound.pool(boxes))
 
 
 @dataclass(frozen=True)
-class _InPrecision:
-    """A box head that takes pooled regions of any precision. A class, so that a teacher can be copied and pickled."""
+class _Frozen:
+    """A part of the box stage in the teacher's precision, without a graph and without the student's autocast.
 
-    head: Callable[[Tensor], Tensor]
+    A class, so that a teacher can be copied and pickled.
+    """
+
+    part: Callable[[Tensor], Any]
     dtype: torch.dtype
 
-    def __call__(self, pooled: Tensor) -> Tensor:
-        return self.head(pooled.to(self.dtype))
+    @torch.no_grad()
+    def __call__(self, given: Tensor) -> Any:
+        with torch.autocast(given.device.type, enabled=False):
+            return self.part(given.to(self.dtype))
+
+
+@dataclass(frozen=True)
+class _FrozenPredictor(_Frozen):
+    def __call__(self, given: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = super().__call__(given)
+        return logits.float(), deltas.float()
 
 
 def reorder_channels(image: Tensor, given: str, wanted: str) -> Tensor:
-    """``image`` (3, H, W) with its channels in the ``wanted`` order: "BGR" and "RGB" are each other reversed."""
+    """``image`` (3, H, W) with its channels in the ``wanted`` order: "BGR" is "RGB" reversed."""
     return image if given == wanted else image.flip(0)
 
 
 def load_teacher(cfg: CfgNode, *, needs_logits: bool = True) -> FrozenTeacher:
-    """Builds the teacher that ``cfg.KD.TEACHER`` names, on ``cfg.MODEL.DEVICE``, with every one of its weights.
+    """Builds the teacher that ``cfg.KD.TEACHER`` names on ``cfg.MODEL.DEVICE``, and loads all of its weights.
 
-    Leaves the random number generators as they were: a student trains alike with and without a teacher beside it.
-    Logs which classes are distilled.
+    Does not change the state of the random number generators, so that the student's training is the same with and
+    without a teacher. Logs which classes are distilled.
 
     Args:
         cfg: the student's configuration.
-        needs_logits: whether its class logits will be asked for. If not, its classes may be any.
+        needs_logits: whether its class logits will be used. If not, it may have any classes.
 
     Raises:
-        SetupError: the configuration or the weights are not found, unreadable or incomplete; the teacher has other
-            classes than the student, another kind of heads, or an image format that cannot be had from the student's.
+        SetupError: the configuration or the weights are not found, unreadable or incomplete; or the teacher's classes,
+            heads or image format do not fit the student's.
     """
     teacher_cfg = teacher_config(cfg)
     check_image_formats(cfg, teacher_cfg)
@@ -158,7 +167,7 @@ def load_teacher(cfg: CfgNode, *, needs_logits: bool = True) -> FrozenTeacher:
 
 
 def teacher_maps(cfg: CfgNode) -> dict[str, ShapeSpec]:
-    """Name to channels and stride of the maps that the teacher's backbone gives; builds nothing that takes memory.
+    """The maps of the teacher's backbone, name to channels and stride; allocates no memory for weights.
 
     Raises:
         SetupError: the teacher's configuration is not found or not valid.
@@ -168,19 +177,19 @@ def teacher_maps(cfg: CfgNode) -> dict[str, ShapeSpec]:
 
 
 def check_image_formats(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
-    """Raises ``SetupError`` where the student's images cannot be turned into the teacher's."""
+    """Raises ``SetupError`` if the student's images cannot be converted to the teacher's format."""
     formats = {cfg.INPUT.FORMAT, teacher_cfg.INPUT.FORMAT}
     if len(formats) > 1 and formats != {"BGR", "RGB"}:
         raise SetupError(
             f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r} for the student and {teacher_cfg.INPUT.FORMAT!r} for the teacher; "
-            "only BGR and RGB can be turned into each other. Set the student's to the teacher's."
+            "only BGR and RGB can be converted into each other. Set the student's to the teacher's."
         )
 
 
 def check_heads(model: nn.Module, config_file: str) -> None:
-    """Raises ``SetupError`` unless ``model`` is an R-CNN whose box logits are a softmax's over K + 1 classes."""
+    """Raises ``SetupError`` unless ``model`` is an R-CNN whose box logits are for a softmax over K + 1 classes."""
     heads = getattr(model, "roi_heads", None)
-    if not isinstance(model, GeneralizedRCNN) or type(heads) not in TEACHER_HEADS:
+    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, nn.Module) or type(heads) not in TEACHER_HEADS:
         kind = type(model if heads is None else heads).__name__
         raise SetupError(
             f"KD.TEACHER.CONFIG_FILE {config_file!r} is a {kind}; a teacher must be a GeneralizedRCNN "
@@ -188,8 +197,8 @@ def check_heads(model: nn.Module, config_file: str) -> None:
         )
     if getattr(box_stages(heads)[0].predictor, "use_sigmoid_ce", False):
         raise SetupError(
-            f"KD.TEACHER.CONFIG_FILE {config_file!r} has MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True: its logits are no "
-            "softmax's, and the KD terms compare softmaxes. Take a teacher trained with cross-entropy."
+            f"KD.TEACHER.CONFIG_FILE {config_file!r} has MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True: the KD terms "
+            "compare softmaxes, but its logits are for sigmoids. Take a teacher trained with cross-entropy."
         )
 
 

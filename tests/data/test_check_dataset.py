@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_det.data.class_comparison import compare_classes
 from kd_det.data.report import compare_sets, examine, format_report
+from kd_det.teacher.classes import compare_classes
 
 
 def box(number, image, category, bbox, **more):
@@ -84,8 +84,8 @@ def remove(content):
     ("edit", "text", "stops"),
     [
         (lambda c: c["annotations"][0].update(bbox=[5, 5, 0, 9]), "1 boxes have no area; .*annotation 1", False),
-        (lambda c: c["annotations"][0].update(bbox=[195, 5, 9, 9]), "1 boxes reach .* beyond .*annotation 1", False),
-        (lambda c: c["annotations"][0].update(bbox=[-5, 5, 9, 9]), "1 boxes reach .* beyond .*annotation 1", False),
+        (lambda c: c["annotations"][0].update(bbox=[195, 5, 9, 9]), "1 boxes extend .* beyond .*annotation 1", False),
+        (lambda c: c["annotations"][0].update(bbox=[-5, 5, 9, 9]), "1 boxes extend .* beyond .*annotation 1", False),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "1 annotations have no bbox of four numbers", True),
         (lambda c: c["annotations"][0].pop("bbox"), "1 annotations have no bbox of four numbers", True),
         (lambda c: c["annotations"][0].update(image_id=99), r"1 annotations have a image_id .*\[0\]: 99\)", True),
@@ -101,7 +101,7 @@ def remove(content):
         (lambda c: c["images"][1].update(file_name="no.png"), r"1 image files are missing .*no\.png", True),
         (lambda c: c["images"].append(dict(c["images"][0], file_name="3.png")), "1 images have an id .* twice", True),
         (lambda c: c["images"][0].pop("height"), "1 images have no height and width", True),
-        (lambda c: c["categories"][2].update(name="cat"), r"1 class names stand twice \(cat\)", False),
+        (lambda c: c["categories"][2].update(name="cat"), r"1 class names are listed twice \(cat\)", False),
         (remove, "no image has an object to train on", True),
     ],
 )
@@ -123,7 +123,7 @@ def test_image_sizes_are_compared_on_demand(report, tmp_path):
     told = [text for text, stops in found(report(sizes=True)) if stops]
     assert len(told) == 1 and "2.png is 200x120, the JSON says 199x120" in told[0]
     (tmp_path / "3.png").write_bytes(b"no image")
-    assert any("2 images cannot be read or have another size" in text for text, _ in found(report(sizes=True)))
+    assert any("2 images cannot be read, or their size" in text for text, _ in found(report(sizes=True)))
 
 
 def test_images_turned_by_exif_have_the_size_that_is_trained_on(report, tmp_path):
@@ -147,19 +147,19 @@ def test_sets_of_one_training(report):
         content["images"] = []
 
     (finding,) = compare_sets([train, report(renamed)])
-    assert "other classes" in finding.text and finding.stops
+    assert "different classes" in finding.text and finding.stops
 
 
 @pytest.mark.parametrize(
     ("teacher", "verdict", "suggestion", "fits"),
     [
         (["cat", "dog"], "same classes in the same order", [], True),
-        (["dog", "cat"], "same classes in another order", ["*"], False),
+        (["dog", "cat"], "same classes in a different order", ["*"], False),
         (["bus", "cat", "dog"], "all classes and 1 more", ["*"], False),
         (["cat", "bus"], r"lacks 1 of the 2 classes \(dog\)", ["*"], False),
-        (["Cat", "D og"], "same classes, 2 of them under other names", ["cat=Cat", "dog=D og"], False),
-        (["Dog", "cat"], "same classes in another order, 1 of them under other names", ["*", "dog=Dog"], False),
-        (["cat", "DOG"], "1 of them under other names", ["*", "dog=DOG"], False),
+        (["Cat", "D og"], "same classes, 2 of them under different names", ["cat=Cat", "dog=D og"], False),
+        (["Dog", "cat"], "same classes in a different order, 1 of them under different names", ["*", "dog=Dog"], False),
+        (["cat", "DOG"], "1 of them under different names", ["*", "dog=DOG"], False),
         (["cats", "bus"], "none of the classes.*'cat': Did you mean 'cats'", [], False),
     ],
 )

@@ -63,9 +63,9 @@ def test_the_same_set_again_is_no_error_and_another_under_its_name_is(own, tmp_p
     register_coco_json([["mine", *own]])
     register_coco_json([["mine", *own], ["mine", os.path.relpath(own[0]), own[1] + "/"]])
     other = make_mini_coco(tmp_path / "other", images=1)
-    with pytest.raises(SetupError, match=r"DATASETS.COCO_JSON: there is another data set 'mine' already"):
+    with pytest.raises(SetupError, match=r"DATASETS.COCO_JSON: there is already a data set 'mine'"):
         register_coco_json([["mine", str(annotation_file(other, "train2017")), own[1]]])
-    with pytest.raises(SetupError, match="'coco_2017_val' already"):
+    with pytest.raises(SetupError, match="already a data set 'coco_2017_val'"):
         register_coco_json([["coco_2017_val", *own]])
 
 
@@ -101,13 +101,13 @@ def test_different_keypoints_are_refused(own, tmp_path):
 
 @pytest.mark.parametrize("text", ["", "mine", "mine=a.json", "=a.json,images", "mine=a.json,", "mine=a,b.json,images"])
 def test_malformed_options(text):
-    with pytest.raises(SetupError, match=r"--dataset .* is not of the form name=json,folder"):
+    with pytest.raises(SetupError, match=r"--dataset .* does not have the form name=json,folder"):
         parse_option(text)
 
 
 @pytest.mark.parametrize("entry", ["mine", ["mine", "a.json"], ["mine", "a.json", ""], ["mine", 3, "images"]])
 def test_malformed_entries(entry):
-    with pytest.raises(SetupError, match=r"DATASETS.COCO_JSON: .* is no entry of three strings"):
+    with pytest.raises(SetupError, match=r"DATASETS.COCO_JSON: .* is not an entry of three strings"):
         register_coco_json([entry])
 
 
@@ -120,7 +120,7 @@ def test_missing_and_damaged_files(own):
         register_coco_json([["mine", own[1], own[1]]])
     with open(own[0], "a") as file:
         file.write("]")
-    with pytest.raises(SetupError, match=r"is no JSON .* damaged"):
+    with pytest.raises(SetupError, match=r"is not JSON .* damaged"):
         register_coco_json([["mine", *own]])
     assert "mine" not in DatasetCatalog.list()
 
@@ -150,5 +150,5 @@ def test_the_teachers_own_sets_give_its_class_names(own, tmp_path):
     cfg = teacher_config(student_config(files, "KD.TEACHER.OPTS", opts))
     assert class_names(cfg) == [thing["name"] for thing in THINGS]
     assert "COCO_JSON" not in cfg.DATASETS
-    with pytest.raises(SetupError, match=r"KD.TEACHER.CONFIG_FILE .* 'gone': there is no annotation .* does without"):
+    with pytest.raises(SetupError, match=r"KD.TEACHER.CONFIG_FILE .* 'gone': there is no annotation .* remove it with"):
         teacher_config(student_config(files, "KD.TEACHER.OPTS", ["DATASETS.COCO_JSON", [["gone", "a.json", own[1]]]]))

@@ -77,18 +77,18 @@ PIXELS = SIZE[0] * SIZE[1]
         (annotation(iscrowd="0"), r'annotations have an "iscrowd" that is neither 0 nor 1'),
         (annotation(iscrowd=None), r'annotations have an "iscrowd"'),
         (annotation(ignore=1), r'annotations have "ignore", which Detectron2 refuses'),
-        (annotation(area=-5), r"annotations have an area that is no number"),
+        (annotation(area=-5), r"annotations have an area that is not a number"),
         (annotation(segmentation=[1, 2, 3, 4, 5, 6]), NO_MASK),
         (annotation(segmentation=[[1, 2, 3, 4, 5, None]]), NO_MASK),
         (annotation(segmentation=[[0, 0, 1e5, 0, 0, 1e5] * 9]), r"have polygons longer than 1000000 pixels"),
         (annotation(segmentation={"counts": [PIXELS]}), r'have run lengths without a "size"'),
-        (annotation(segmentation={"size": [5, 5], "counts": [25]}), r"run lengths of another size than their image"),
+        (annotation(segmentation={"size": [5, 5], "counts": [25]}), r"lengths whose size is not that of their image"),
         (annotation(segmentation={"size": SIZE, "counts": [PIXELS - 1]}), NO_RUNS),
         (annotation(segmentation={"size": SIZE, "counts": [-1, PIXELS + 1]}), NO_RUNS),
         (annotation(segmentation={"size": SIZE, "counts": "PPYo0"}), NO_RUNS),
         (annotation(segmentation={"size": SIZE, "counts": "o"}), NO_RUNS),
-        (annotation(keypoints=[1, 2]), r"annotations have keypoints that are no list x, y, visibility"),
-        (annotation(num_keypoints="3"), r"annotations have a num_keypoints that is no number"),
+        (annotation(keypoints=[1, 2]), r"annotations have keypoints that are not a list of numbers x, y, visibility"),
+        (annotation(num_keypoints="3"), r"annotations have a num_keypoints that is not a number"),
         (image(height=...), r"images have no height and width of 1 to 100000 pixels \(images\[0\]: \[None, 128\]"),
         (image(height="96"), r"images have no height and width"),
         (image(width=0), r"images have no height and width"),
@@ -97,19 +97,19 @@ PIXELS = SIZE[0] * SIZE[1]
         (image(id=...), r"images have no id"),
         (image(id=[1]), r"images have no id"),
         (image(id=2), r"images have an id that is listed twice \(images\[1\]: 2"),
-        (image(id="a"), r"images have ids of which some are numbers and some text"),
+        (image(id="a"), r"images have ids of which some are numbers and some are text"),
         (image(file_name=...), r"images have no file_name"),
         (image(file_name="a\0b"), r"images have no file_name"),
         (image(file_name="\ud800"), r"images have no file_name"),
-        (lambda content: content["images"].append(3), r"images are no JSON objects \(images\[6\]: 3"),
-        (lambda content: content["annotations"].append([]), r"are no JSON objects \(annotations\[30\]: \[\]"),
+        (lambda content: content["images"].append(3), r"images are not JSON objects \(images\[6\]: 3"),
+        (lambda content: content["annotations"].append([]), r"are not JSON objects \(annotations\[30\]: \[\]"),
     ],
 )
 def test_faults_are_listed_by_index_by_training_and_by_the_report(write, edit, expected):
     content = own_coco()
     edit(content)
     path = write(content)
-    with pytest.raises(SetupError, match=rf"^DATASETS\.TRAIN 'mine': .*{expected}.*tools/check_dataset\.py") as raised:
+    with pytest.raises(SetupError, match=rf"^DATASETS\.TRAIN 'mine': .*{expected}.*kd-det check-data") as raised:
         check_coco_json(path, "DATASETS.TRAIN 'mine'")
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 1500
     report = examine("mine", path, os.path.dirname(path))
@@ -130,21 +130,21 @@ def test_the_first_of_many_are_listed(write):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "is no JSON"),
-        (b"\x00" * 50, "is no JSON"),
-        (b'{"images": [1, 2', "is no JSON"),
+        (b"", "is not JSON"),
+        (b"\x00" * 50, "is not JSON"),
+        (b'{"images": [1, 2', "is not JSON"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
-        (b"[" + b"9" * 5000 + b"]", "is no JSON .*4300 digits"),
-        (json.dumps(own_coco()).encode("utf-16"), "is no JSON in UTF-8 .*save it in UTF-8"),
-        (b"\xef\xbb\xbf{}", "is no JSON .*BOM"),
+        (b"[" + b"9" * 5000 + b"]", "is not JSON .*4300 digits"),
+        (json.dumps(own_coco()).encode("utf-16"), "is not JSON in UTF-8 .*save it in UTF-8"),
+        (b"\xef\xbb\xbf{}", "is not JSON .*BOM"),
         (b"null", "has no section images, annotations, categories"),
         ({"images": {}, "annotations": [], "categories": [{"id": 1, "name": "a"}]}, "has no section images"),
         ({**own_coco(), "categories": [3]}, r"categories\[0\] is 3; each needs an id and a name"),
         ({**own_coco(), "categories": [{"id": [1], "name": "a"}]}, "each needs an id and a name"),
         ({**own_coco(), "categories": [{"id": 1, "name": 5}]}, "each needs an id and a name"),
         ({**own_coco(), "categories": [{"id": 1, "name": "a", "keypoints": 3}]}, "has the keypoints 3"),
-        ({**own_coco(), "categories": [{"id": 1, "name": "a"}, {"id": "b", "name": "b"}]}, "numbers and some .* text"),
+        ({**own_coco(), "categories": [{"id": 1, "name": "a"}, {"id": "b", "name": "b"}]}, "numbers and .* with text"),
     ],
 )
 def test_files_that_are_no_coco_json(write, content, expected):
@@ -156,7 +156,8 @@ def test_files_that_are_no_coco_json(write, content, expected):
 
 def test_no_file_at_all(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path, expected in ((tmp_path, "it is no file"), (tmp_path / "pipe", "it is no file"), ("a\0b", "there is no")):
+    no_file = "it is not a file"
+    for path, expected in ((tmp_path, no_file), (tmp_path / "pipe", no_file), ("a\0b", "there is no")):
         with pytest.raises(SetupError, match=expected):
             check_coco_json(str(path), "mine")
 

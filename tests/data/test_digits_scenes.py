@@ -11,8 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from kd_det.common.errors import SetupError
-from kd_det.data.digits_manifest import remove_made
-from kd_det.data.digits_scenes import DigitsDetSettings, annotation_file, image_root, make_digits_det
+from kd_det.data.digits_scenes import DigitsDetSettings, annotation_file, image_root, make_digits_det, remove_made
 
 SMALL = DigitsDetSettings(seed=3, train_images=6, val_images=4)
 
@@ -99,7 +98,7 @@ def test_a_users_own_folder_of_that_name_is_left_alone(tmp_path):
     own = tmp_path / "digits_det" / "train" / "mine.png"
     own.parent.mkdir(parents=True)
     own.write_bytes(b"mine")
-    with pytest.raises(SetupError, match=r"it has 'train.*', which no manifest of ours names"):
+    with pytest.raises(SetupError, match=r"it has 'train.*', which is not in a manifest of kd_det"):
         make_digits_det(tmp_path, SMALL)
     assert own.read_bytes() == b"mine"
 

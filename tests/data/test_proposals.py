@@ -54,9 +54,9 @@ class Exploit:
     [
         (b"no pickle", "cannot be read"),
         ({**proposals(), "ids": Exploit()}, "cannot be read"),
-        ([1], "holds a list"),
-        ({"ids": [1, 2]}, "lists ids, boxes, objectness_logits of one length"),
-        ({**proposals(), "ids": [1]}, "of one length"),
+        ([1], "contains a list"),
+        ({"ids": [1, 2]}, "lists ids, boxes, objectness_logits of equal length"),
+        ({**proposals(), "ids": [1]}, "of equal length"),
         ({**proposals(), "boxes": [np.zeros((2, 5)), np.zeros((1, 4))]}, "entry 0 must have boxes"),
         ({**proposals(), "boxes": [np.full((2, 4), np.nan), np.zeros((1, 4))]}, "entry 0 must have boxes"),
         ({**proposals(), "boxes": [[[0], [0, 1]], np.zeros((1, 4))]}, "it has list and float32"),

@@ -11,7 +11,7 @@ from torch import nn
 
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
-from kd_det.engine.dry_build import dry_build, dry_build_solver
+from kd_det.engine.setup import dry_build, dry_build_solver
 
 R50 = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
 

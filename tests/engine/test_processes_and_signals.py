@@ -27,7 +27,7 @@ def test_a_signal_leaves_a_checkpoint_that_resumes(stage, name):
         assert outcome.saved is None and log.splitlines()[-1] == "Interrupted."
         return
     assert outcome.saved >= outcome.finished >= 0
-    assert log.count("go on with --resume") == 1  # of the main process alone
+    assert log.count("continue with --resume") == 1  # of the main process alone
     assert f"Stopped by {case.sent.name} after iteration {outcome.saved}. Saved {output}/model_" in log
     resumed = run_here(stage, output, "--resume", "SOLVER.MAX_ITER", outcome.saved + 2)
     assert resumed.code == 0 and f"Starting training from iteration {outcome.saved + 1}" in resumed.log, resumed

@@ -123,14 +123,14 @@ def test_an_incomplete_checkpoint_is_refused(train, output, damage):
 def test_a_tag_that_names_no_checkpoint_is_refused(train, output, tag, shown, flags):
     (output / "last_checkpoint").write_text(tag)
     ended = train(*flags)
-    assert ended.code == 2 and f"names {shown}, which is no file beside it" in ended.error
+    assert ended.code == 2 and f"names {shown}, which is not a file in its folder" in ended.error
     assert "model_final.pth" in ended.error  # what could be named
 
 
 def test_a_checkpoint_of_an_older_version_goes_on_with_a_warning(train, output):
     edit(output, lambda content: content["trainer"].pop("config"))
     ended = train("--resume", "SOLVER.MAX_ITER", 4)
-    assert ended.code == 0 and "holds no configuration to compare with" in ended.log
+    assert ended.code == 0 and "has no configuration to compare with" in ended.log
 
 
 def test_every_key_is_compared_but_those_of_one_version_only():
@@ -152,7 +152,7 @@ def test_a_new_run_says_what_it_overwrites_and_cannot_be_taken_for_the_old_one(t
         patched.setattr(DistillTrainer, "run_step", killed)
         ended = train("SOLVER.MAX_ITER", 3)
     assert ended.code == 9
-    assert "holds an earlier run, whose last checkpoint is model_final.pth" in ended.log
+    assert "has an earlier run, whose last checkpoint is model_final.pth" in ended.log
     assert (output / "model_final.pth").exists() and not (output / "last_checkpoint").exists()
 
     ended = train("--resume", "SOLVER.MAX_ITER", 4)

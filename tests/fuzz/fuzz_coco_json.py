@@ -19,9 +19,8 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
-from kd_det.data.checks import check_coco_json
+from kd_det.data.checks import check_coco_json, check_objects, missing_for_model
 from kd_det.data.coco_json import register_coco_json
-from kd_det.data.model_needs import check_objects, missing_for_model
 from kd_det.data.report import compare_sets, examine, format_report
 from kd_det.engine.evaluation import FasterCOCOEvaluator
 from tests.data.own_coco import KEYPOINTS, SIZE, own_coco

@@ -20,8 +20,7 @@ from detectron2.modeling import build_model
 
 from kd_det.config import load_config
 from kd_det.config.check import leaves
-from kd_det.engine.setup import read_setup
-from kd_det.engine.startup import check_training_run
+from kd_det.engine.setup import check_training_run, read_setup
 from tests.fuzz.harness import Target
 from tests.tiny import TINY, teacher_files
 

@@ -153,7 +153,7 @@ def test_class_agnostic_box_regression(tmp_path):
 @pytest.mark.parametrize("key", ["USE_SIGMOID_CE", "USE_FED_LOSS"])
 def test_heads_without_a_softmax_are_refused_by_name(teachers, key):
     cfg = student_config(teachers["standard"])
-    cfg.MODEL.ROI_BOX_HEAD[key] = True  # upstream main's keys; 0.6 has them not
+    cfg.MODEL.ROI_BOX_HEAD[key] = True  # upstream main's keys; 0.6 does not have them
     with pytest.raises(SetupError, match=rf"MODEL\.ROI_BOX_HEAD\.{key} is True.*Set it to False"):
         build(cfg)
 

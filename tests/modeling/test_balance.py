@@ -25,7 +25,7 @@ def test_one_warning_names_key_and_remedy(caplog):
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     text = record.getMessage()
-    assert "'reviewkd' is 41 on average over the first 20 iterations, 41 times the detector's own losses" in text
+    assert "'reviewkd' is 41 on average over the first 20 iterations, 41 times the sum of the detector's own" in text
     assert "Lower KD.REVIEWKD.WEIGHT from 2 to 0.05" in text and "dkd'" not in text
 
 
@@ -39,7 +39,7 @@ def test_a_term_that_is_not_too_large_on_average_is_not_spoken_of(caplog, losses
 
 def test_a_term_without_a_weight_and_a_detector_without_losses(caplog):
     watched([41.0] * ITERATIONS, {"reviewkd": None})
-    assert "Give it a smaller weight, or leave it out." in caplog.text
+    assert "Give it a smaller weight, or remove it from KD.TERMS." in caplog.text
     caplog.clear()
     watched([41.0] * ITERATIONS, own=0.0)
     assert not caplog.records

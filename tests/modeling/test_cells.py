@@ -8,7 +8,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torchvision.ops import roi_align
 
-from kd_det.teacher.cells import Cells, choose_boxes, pool_cells
+from kd_det.modeling.terms.cells import Cells, choose_boxes, pool_cells
 
 STRIDES = (4, 8, 16)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from matplotlib.figure import Figure
 
 from kd_det.modeling import drawing
 from kd_det.modeling.drawing import AGREE, DIFFER, draw_teacher_and_student
-from kd_det.modeling.regions import SharedRegions, StudentRegions, on_shared_classes
+from kd_det.modeling.regions import on_shared_classes
 from kd_det.teacher.classes import class_map
-from tests.tiny import batch, build, loss_gradients, student_config, teacher_files
+from tests.tiny import batch, build, loss_gradients, shared_regions, student_config, teacher_files
 
 NAME = "teacher and student"
 
@@ -40,7 +41,7 @@ def regions(corners, student, teacher, labels=None):
     logits = [10.0 * torch.eye(4)[torch.tensor(classes, dtype=torch.int64)] for classes in (student, teacher)]
     labels = torch.tensor(labels if labels is not None else teacher, dtype=torch.int64)
     boxes = Boxes(torch.tensor(corners, dtype=torch.float32).reshape(-1, 4))
-    return StudentRegions([boxes], logits[0], labels), SharedRegions(*logits, labels)
+    return shared_regions(*logits, labels, [boxes])
 
 
 IMAGE = np.full((40, 60, 3), 90, dtype=np.uint8)
@@ -48,9 +49,8 @@ APART = [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]
 
 
 def test_each_network_names_its_top_class(panels):
-    picture = draw_teacher_and_student(
-        IMAGE, *regions(APART, [0, 2, 3], [0, 1, 2]), class_names=["cat", "dog", "person"]
-    )
+    names = ["cat", "dog", "person"]
+    picture = draw_teacher_and_student(IMAGE, regions(APART, [0, 2, 3], [0, 1, 2]), class_names=names)
     assert picture.dtype == np.uint8 and picture.shape[0] == 3 and picture.shape[2] > 2 * 60
     theirs, ours = panels
     assert (theirs.title, ours.title) == ("teacher", "student")
@@ -65,42 +65,42 @@ def test_each_network_names_its_top_class(panels):
 
 
 def test_numbers_stand_for_unknown_names(panels):
-    draw_teacher_and_student(IMAGE, *regions(APART, [0, 0, 0], [2, 2, 2]))
+    draw_teacher_and_student(IMAGE, regions(APART, [0, 0, 0], [2, 2, 2]))
     assert panels[0].labels == ["2 100%"] * 3
 
 
 def test_the_surest_proposals_are_shown_once_each(panels):
     corners = [[x, y, x + 4, y + 4] for y in range(0, 40, 5) for x in range(0, 60, 5)]
-    given, shared = regions(corners * 2, [0] * 192, [0] * 192)
+    shared = regions(corners * 2, [0] * 192, [0] * 192)
     sure = torch.linspace(0, 5, 192)
     shared.teacher_logits[:, 0] = sure
-    draw_teacher_and_student(IMAGE, given, shared)
+    draw_teacher_and_student(IMAGE, shared)
     assert panels[0].boxes.tolist() == [list(map(float, corner)) for corner in corners[::-1][:20]]
 
 
 def test_what_both_take_for_background_is_not_shown(panels):
-    draw_teacher_and_student(IMAGE, *regions(APART, [3, 3, 0], [3, 1, 3]))
+    draw_teacher_and_student(IMAGE, regions(APART, [3, 3, 0], [3, 1, 3]))
     assert sorted(map(tuple, panels[0].boxes.tolist())) == [(20, 0, 30, 10), (40, 0, 50, 10)]
     assert sorted(panels[1].labels) == ["0 100%", "background 100%"]
 
 
 def test_only_the_first_image_is_drawn(panels):
-    given, shared = regions(APART, [0, 1, 2], [0, 1, 2])
-    first, second = Boxes(given.boxes[0].tensor[:2]), Boxes(given.boxes[0].tensor[2:])
-    draw_teacher_and_student(IMAGE, StudentRegions([first, second], given.logits, given.labels), shared)
+    shared = regions(APART, [0, 1, 2], [0, 1, 2])
+    first, second = Boxes(shared.boxes[0].tensor[:2]), Boxes(shared.boxes[0].tensor[2:])
+    draw_teacher_and_student(IMAGE, replace(shared, boxes=[first, second]))
     assert sorted(panels[0].labels) == ["0 100%", "1 100%"]
 
 
 def test_without_proposals_the_image_is_drawn(panels):
-    picture = draw_teacher_and_student(IMAGE, *regions([], [], []))
+    picture = draw_teacher_and_student(IMAGE, regions([], [], []))
     assert len(panels[0].boxes) == 0 and np.abs(picture[:, -20:, -20:].astype(int) - 90).max() < 3
 
 
 def test_class_map_names_the_pairs_and_skips_what_it_leaves_out(panels):
     names = ["cat", "dog", "person"]
     mapped = class_map(["cat", "person"], names, ["person", "bus", "cat"])
-    given, shared = regions(APART, [0, 1, 2], [2, 1, 0], labels=[0, 1, 2])
-    draw_teacher_and_student(IMAGE, given, on_shared_classes(shared, mapped), mapped, names)
+    shared = regions(APART, [0, 1, 2], [2, 1, 0], labels=[0, 1, 2])
+    draw_teacher_and_student(IMAGE, on_shared_classes(shared, mapped), mapped, names)
     assert sorted(map(tuple, panels[0].boxes.tolist())) == [(0, 0, 10, 10), (40, 0, 50, 10)]
     assert sorted(panels[0].labels) == sorted(panels[1].labels) == ["cat 100%", "person 100%"]
 
@@ -108,7 +108,7 @@ def test_class_map_names_the_pairs_and_skips_what_it_leaves_out(panels):
 def test_drawing_takes_no_random_numbers():
     # Detectron2 draws the colours of its own picture from NumPy's generator, which the augmentations use too.
     torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()
-    draw_teacher_and_student(IMAGE, *regions(APART, [0, 1, 2], [0, 1, 2]))
+    draw_teacher_and_student(IMAGE, regions(APART, [0, 1, 2], [0, 1, 2]))
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), numpy_before, strict=True))
 

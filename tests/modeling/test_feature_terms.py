@@ -16,7 +16,7 @@ from kd_det.config import load_config
 from kd_det.losses import hcl_loss
 from kd_det.modeling.regions import DistillationInputs
 from kd_det.modeling.terms import Maps, build_terms
-from kd_det.modeling.terms.features import Pair, align, feature_pairs
+from kd_det.modeling.terms.features import MapPair, align, feature_pairs
 from kd_det.modeling.terms.fgfi import near_anchors
 from tests.modeling.test_any_rcnn import C4, distilling
 from tests.modeling.test_distill_rcnn import Calls
@@ -87,12 +87,12 @@ BOTH += "teacher's: res4 (64 channels, stride 16)."
 @pytest.mark.parametrize(
     "features, message",
     [
-        ((), f" is empty, which stands for the maps of the same name, but there are none. {BOTH} Pair them as"),
+        ((), f" is empty, which means all maps of the same name, but there are none. {BOTH} Pair them as"),
         (("p3",), f": the teacher has no map 'p3'. {BOTH}"),
         (("q3=res4",), f": the student has no map 'q3'. {BOTH}"),
         (("p3=res5",), f": the teacher has no map 'res5'. Did you mean 'res4'? {BOTH}"),
-        (("p3=res4", "p3=res4"), f": the student's 'p3' stands twice; name every map once. {BOTH}"),
-        (("p2=res4", "p3=res4"), f": the teacher's 'res4' stands twice; name every map once. {BOTH}"),
+        (("p3=res4", "p3=res4"), f": the student's 'p3' is listed twice; name every map once. {BOTH}"),
+        (("p2=res4", "p3=res4"), f": the teacher's 'res4' is listed twice; name every map once. {BOTH}"),
     ],
 )
 def test_levels_that_do_not_match(name, features, message):
@@ -123,8 +123,8 @@ def ramp(stride: int, rows: int, columns: int) -> torch.Tensor:
     return torch.stack(torch.meshgrid(y, x, indexing="ij"))[None]
 
 
-def pair(student: int, teacher: int) -> Pair:
-    return Pair("s", "t", ShapeSpec(channels=2, stride=student), ShapeSpec(channels=2, stride=teacher))
+def pair(student: int, teacher: int) -> MapPair:
+    return MapPair("s", "t", ShapeSpec(channels=2, stride=student), ShapeSpec(channels=2, stride=teacher))
 
 
 def test_equal_strides_are_cropped_to_what_both_have():

@@ -7,19 +7,21 @@ import re
 
 import pytest
 import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 from torchvision.ops import roi_align
 
 from kd_det.common.errors import SetupError
 from kd_det.config import plain_config
 from kd_det.losses import dkd_loss, kd_loss, nkd_loss
-from kd_det.modeling.regions import SharedRegions, on_shared_classes
-from kd_det.modeling.terms import TERMS, LogitTerm, register_term
-from kd_det.teacher.box_stages import box_stages
-from kd_det.teacher.cells import Cells
+from kd_det.modeling.regions import on_shared_classes
+from kd_det.modeling.terms import TERMS, FeatureTerm, KDTerm, LogitTerm, register_term
+from kd_det.modeling.terms.cells import Cells, cell_logits, choose_boxes
+from kd_det.teacher.box_stages import BoundBoxStage, box_stages
 from kd_det.teacher.classes import class_map
 from tests.modeling.test_any_rcnn import CASCADE, distilling
 from tests.modeling.test_distill_rcnn import Calls
-from tests.tiny import batch, build, loss_gradients, student_config, teacher_files
+from tests.tiny import batch, build, loss_gradients, shared_regions, student_config, teacher_files
 
 NAMES = tuple(sorted(TERMS))
 
@@ -118,7 +120,7 @@ def test_nkd_is_the_loss_of_the_two_heads_logits(teacher):
     torch.testing.assert_close(losses["loss_nkd"], 3 * expected)
 
 
-def cell_logits(heads, stage, maps, boxes, kind):
+def explicit_cell_logits(heads, stage, maps, boxes, kind):
     """(R, K+1, 4) by explicit pooling; the tiny boxes all lie on the head's first level."""
     rois = torch.cat([torch.cat((torch.full((len(b), 1), float(i)), b.tensor), 1) for i, b in enumerate(boxes)])
     image, x0, y0, x1, y1 = rois.unbind(1)
@@ -136,6 +138,13 @@ def cell_logits(heads, stage, maps, boxes, kind):
         fine = pool((x0, y0, x1, y1), 6)
         pooled = [fine[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
     return torch.stack([stage.predictor(stage.head(cell))[0] for cell in pooled], dim=2)
+
+
+def cells_of(regions, cells):
+    """Which proposals are divided, and the student's and the teacher's logits of their cells."""
+    rows = cells.rows(len(regions.labels), regions.labels.device)
+    boxes = choose_boxes(regions.boxes, rows)
+    return rows, *(cell_logits(stage, boxes, cells) for stage in (regions.student_stage, regions.teacher_stage))
 
 
 def sdd(s, t, y, base, weight):
@@ -170,12 +179,13 @@ def test_sdd_is_the_formula_on_explicitly_pooled_cells(teacher, kind, base):
     # The whole proposals and all their cells: one batch each, for either network.
     assert [[len(given[0]) for given in calls.inputs] for calls in runs] == [[32, 128], [32, 128]]
     (shared,), boxes = inputs.regions, pooled.inputs[0][1]
+    _, *both = cells_of(shared, model.terms["sdd"].cells)
     logits = []
     for heads, maps, whole, cells in (
-        (model.roi_heads, inputs.student_features, shared.student_logits, shared.student_cells),
-        (model.teacher.model.roi_heads, inputs.teacher_features, shared.teacher_logits, shared.teacher_cells),
+        (model.roi_heads, inputs.student_features, shared.student_logits, both[0]),
+        (model.teacher.model.roi_heads, inputs.teacher_features, shared.teacher_logits, both[1]),
     ):
-        expected = cell_logits(heads, box_stages(heads)[0], maps, boxes, kind)
+        expected = explicit_cell_logits(heads, box_stages(heads)[0], maps, boxes, kind)
         torch.testing.assert_close(cells, expected, rtol=1e-3, atol=1e-3)
         assert not torch.allclose(expected[..., 0], expected[..., 3], atol=1e-2)
         logits.append(torch.cat((whole.unsqueeze(2), expected), dim=2))
@@ -187,9 +197,11 @@ def test_sdd_is_the_formula_on_explicitly_pooled_cells(teacher, kind, base):
 
 def test_sdd_at_one_scale_is_its_base(teacher):
     settings = ["KD.SDD.SCALES", (1,), *BASE_SETTINGS]
-    losses, inputs = step_seen(build(student_config(teacher, *settings, terms=("sdd",))), "sdd")
+    model = build(student_config(teacher, *settings, terms=("sdd",)))
+    head = Calls(model.roi_heads.box_head)
+    losses, inputs = step_seen(model, "sdd")
+    assert len(head.inputs) == 1
     (shared,) = inputs.regions
-    assert shared.student_cells is None and shared.teacher_cells is None
     expected = FORMULAS["dkd"](shared.student_logits, shared.teacher_logits, shared.labels)
     torch.testing.assert_close(losses["loss_sdd"], expected)
 
@@ -203,15 +215,14 @@ def test_sdd_of_some_proposals_cells_has_every_whole_in_it(teacher):
     assert [[len(given[0]) for given in calls.inputs] for calls in heads] == [[32, 24], [32, 24]]
     (shared,), boxes = inputs.regions, pooled.inputs[0][1]
     rows = [0, 5, 10, 16, 21, 26]  # of 16 proposals of either image, three each
-    assert shared.cell_rows.tolist() == rows
-    every_cell = cell_logits(model.roi_heads, box_stages(model.roi_heads)[0], inputs.student_features, boxes, "grid")
-    torch.testing.assert_close(shared.student_cells, every_cell[rows], rtol=1e-3, atol=1e-3)
+    divided, *both = cells_of(shared, model.terms["sdd"].cells)
+    assert divided.tolist() == rows
+    heads = model.roi_heads
+    every_cell = explicit_cell_logits(heads, box_stages(heads)[0], inputs.student_features, boxes, "grid")
+    torch.testing.assert_close(both[0], every_cell[rows], rtol=1e-3, atol=1e-3)
     s, t = (
         torch.cat((whole[rows].unsqueeze(2), cells), dim=2)
-        for whole, cells in (
-            (shared.student_logits, shared.student_cells),
-            (shared.teacher_logits, shared.teacher_cells),
-        )
+        for whole, cells in zip((shared.student_logits, shared.teacher_logits), both, strict=True)
     )
     of_sample = sdd(s, t, shared.labels[rows], FORMULAS["dkd"], 2.0)
     wholes = [FORMULAS["dkd"](s[i : i + 1, :, 0], t[i : i + 1, :, 0], shared.labels[rows][i : i + 1]) for i in range(6)]
@@ -220,44 +231,66 @@ def test_sdd_of_some_proposals_cells_has_every_whole_in_it(teacher):
     torch.testing.assert_close(losses["loss_sdd"], every_whole / 5 + cells, rtol=1e-3, atol=1e-5)
 
 
-def test_some_proposals_left_out_by_the_class_map_take_their_cells_along():
-    logits = torch.arange(12.0).view(4, 3)
-    cells = torch.arange(12.0).view(2, 3, 2)
-    classes = class_map(["cat"], ["cat", "dog"], ["cat", "dog"])
-    given = SharedRegions(logits, logits, torch.tensor([1, 0, 1, 2]), torch.tensor([0, 3]), cells, cells)
+def stage_on(values):
+    """A box stage on one map with a channel for each class: the logits of a box are the map's means over it."""
+    pooler = ROIPooler(2, [1.0], sampling_ratio=2, pooler_type="ROIAlignV2")
+    return BoundBoxStage(pooler, [values], lambda pooled: pooled.mean((2, 3)), lambda x: (x, x))
+
+
+def test_some_proposals_left_out_by_the_class_map_take_their_cells_along(teacher):
+    term = build(student_config(teacher, *BASE_SETTINGS, terms=("sdd",))).terms["sdd"]
+    term.cells = Cells((2,), boxes=2)
+    rng = torch.Generator().manual_seed(0)
+    s_map, t_map = (torch.randn(1, 3, 16, 16, generator=rng) for _ in range(2))
+    corners = torch.tensor([[0.0, 0, 8, 8], [8, 0, 16, 8], [0, 8, 8, 16], [4, 4, 12, 12]])
+    boxes, labels = [Boxes(corners)], torch.tensor([0, 1, 1, 2])
+    ours, theirs = stage_on(s_map), stage_on(t_map)
+    s, t = (stage.logits(stage.pool(boxes)) for stage in (ours, theirs))
+    classes = class_map(["dog"], ["cat", "dog"], ["cat", "dog"])
+    given = shared_regions(s, t, labels, boxes, student_stage=ours, teacher_stage=theirs)
     shared = on_shared_classes(given, classes)
-    assert shared.student_logits.tolist() == [[3, 5], [9, 11]] and shared.labels.tolist() == [0, 1]
-    assert shared.cell_rows.tolist() == [1] and shared.student_cells.tolist() == [[[6, 7], [10, 11]]]
+    assert shared.labels.tolist() == [0, 0, 1] and torch.equal(shared.boxes[0].tensor, corners[1:])
+    # Proposals 0 and 2 of all four are divided, and 0 is left out.
+    whole = FORMULAS["dkd"](s[1:, 1:], t[1:, 1:], shared.labels)
+    cells = [cell_logits(stage, [boxes[0][2:3]], term.cells)[:, 1:] for stage in (ours, theirs)]
+    regions = [torch.cat((w[2:3, 1:, None], c), dim=2) for w, c in zip((s, t), cells, strict=True)]
+    divided = sdd(*regions, torch.tensor([0]), FORMULAS["dkd"], 2.0)
+    alone = FORMULAS["dkd"](s[2:3, 1:], t[2:3, 1:], torch.tensor([0]))
+    torch.testing.assert_close(term.region_loss(shared), divided + (whole - alone) / 5)
 
 
 def test_sdd_at_three_scales(teacher):
     settings = ["KD.SDD.SCALES", (1, 2, 4), "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 4]
-    losses, inputs = step_seen(build(student_config(teacher, *settings, terms=("sdd",))), "sdd")
-    assert inputs.regions[0].student_cells.shape == inputs.regions[0].teacher_cells.shape == (8, 4, 20)
+    model = build(student_config(teacher, *settings, terms=("sdd",)))
+    losses, inputs = step_seen(model, "sdd")
+    _, *both = cells_of(inputs.regions[0], model.terms["sdd"].cells)
+    assert [logits.shape for logits in both] == [(8, 4, 20)] * 2
     assert losses["loss_sdd"] > 0
 
 
 def test_sdd_on_the_classes_that_both_networks_have(teacher):
     rng = torch.Generator().manual_seed(0)
-    s, s_cells = (torch.randn(5, 4, *rest, generator=rng).requires_grad_() for rest in ((), (4,)))
-    t, t_cells = (torch.randn(5, 5, *rest, generator=rng) for rest in ((), (4,)))
+    s_map = torch.randn(1, 4, 16, 16, generator=rng).requires_grad_()
+    t_map = torch.randn(1, 5, 16, 16, generator=rng)
+    boxes = [Boxes(torch.tensor([[float(i), 1, i + 6, 9] for i in range(5)]))]
     classes = class_map(["cat", "person"], ["cat", "dog", "person"], ["person", "bus", "cat", "car"])
-    given = SharedRegions(s, t, torch.tensor([1, 0, 3, 1, 2]), torch.arange(5), s_cells, t_cells)
     term = build(student_config(teacher, *BASE_SETTINGS, terms=("sdd",))).terms["sdd"]
+
+    def loss_of(labels, chosen):
+        stages = {"student_stage": stage_on(s_map), "teacher_stage": stage_on(t_map)}
+        s, t = (stage.logits(stage.pool(chosen)) for stage in stages.values())
+        return term.region_loss(on_shared_classes(shared_regions(s, t, labels, chosen, **stages), classes))
+
     kept, ours, theirs = [1, 2, 4], [0, 2, 3], [2, 0, 4]
-    student = torch.cat((s.unsqueeze(2), s_cells), dim=2)[kept][:, ours]
-    expected = sdd(
-        student,
-        torch.cat((t.unsqueeze(2), t_cells), dim=2)[kept][:, theirs],
-        torch.tensor([0, 2, 1]),
-        FORMULAS["dkd"],
-        2.0,
-    )
-    torch.testing.assert_close(term.region_loss(on_shared_classes(given, classes)), expected)
-    none_left = SharedRegions(s[:2], t[:2], torch.tensor([1, 1]), torch.arange(2), s_cells[:2], t_cells[:2])
-    loss = term.region_loss(on_shared_classes(none_left, classes))
+    both = []
+    for stage, columns in ((stage_on(s_map), ours), (stage_on(t_map), theirs)):
+        whole = stage.logits(stage.pool(boxes)).unsqueeze(2)
+        both.append(torch.cat((whole, cell_logits(stage, boxes, Cells((2,)))), dim=2)[kept][:, columns])
+    expected = sdd(*both, torch.tensor([0, 2, 1]), FORMULAS["dkd"], 2.0)
+    torch.testing.assert_close(loss_of(torch.tensor([1, 0, 3, 1, 2]), boxes), expected)
+    loss = loss_of(torch.tensor([1, 1]), [boxes[0][:2]])
     loss.backward()
-    assert loss == 0 and s.grad is not None and not s.grad.any()
+    assert loss == 0 and s_map.grad is not None and not s_map.grad.any()
 
 
 @pytest.fixture(scope="module")
@@ -276,12 +309,10 @@ def test_a_cascade_sums_sdd_and_dkd_over_its_stages(cascade_teacher, kind):
     assert [len(each) for each in stages] == [3, 3]
     by_stage = {"loss_dkd": [], "loss_sdd": []}
     for shared in inputs.regions:
+        _, *both = cells_of(shared, model.terms["sdd"].cells)
         s, t = (
             torch.cat((whole.unsqueeze(2), cells), dim=2)
-            for whole, cells in (
-                (shared.student_logits, shared.student_cells),
-                (shared.teacher_logits, shared.teacher_cells),
-            )
+            for whole, cells in zip((shared.student_logits, shared.teacher_logits), both, strict=True)
         )
         by_stage["loss_dkd"].append(FORMULAS["dkd"](s[..., 0], t[..., 0], shared.labels))
         by_stage["loss_sdd"].append(sdd(s, t, shared.labels, FORMULAS["dkd"], 2.0))
@@ -296,8 +327,8 @@ def test_a_cascades_cells_give_the_backbone_the_gradient_of_a_mean_over_stages(c
     pooled = Calls(model.roi_heads.box_pooler)
     _, inputs = step_seen(model, "sdd")
     maps, boxes = inputs.student_features, pooled.inputs[0][1]
-    ours = inputs.regions[0].student_cells
-    plain = cell_logits(model.roi_heads, box_stages(model.roi_heads)[0], maps, boxes, "grid")
+    _, ours, _ = cells_of(inputs.regions[0], model.terms["sdd"].cells)
+    plain = explicit_cell_logits(model.roi_heads, box_stages(model.roi_heads)[0], maps, boxes, "grid")
     torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-3)
     probe = torch.randn(ours.shape, generator=torch.Generator().manual_seed(0))
     gradients = [
@@ -340,21 +371,70 @@ def test_weights_that_make_no_sense(teacher, name):
         build(student_config(teacher, *weights(-1.0), terms=(name,)))
 
 
-def test_two_terms_that_want_different_cells_are_refused(teacher):
-    @register_term("thirds")
-    class Thirds(LogitTerm):
-        cells = Cells((3,))
+@pytest.fixture
+def registered():
+    """``register_term``, undone after the test."""
+    before = set(TERMS)
+    yield register_term
+    for name in set(TERMS) - before:
+        del TERMS[name]
 
+
+def test_two_terms_may_want_different_cells(teacher, registered):
+    @registered("thirds")
+    class Thirds(LogitTerm):
         def __init__(self, cfg, maps):
             super().__init__(weight=1.0)
 
         def region_loss(self, regions):
-            return regions.student_cells.square().mean()
+            cells = Cells((3,))
+            ours, theirs = (
+                cell_logits(stage, regions.boxes, cells) for stage in (regions.student_stage, regions.teacher_stage)
+            )
+            assert ours.shape == theirs.shape == (32, 4, 9) and not theirs.requires_grad
+            return (ours - theirs).square().mean()
 
-    try:
-        losses, _ = loss_gradients(build(student_config(teacher, terms=("thirds", "dkd"))), batch())
-        assert losses["loss_thirds"] > 0
-        with pytest.raises(SetupError, match=r"KD\.TERMS: thirds and sdd ask for different cells"):
-            build(student_config(teacher, terms=("thirds", "sdd")))
-    finally:
-        del TERMS["thirds"]
+    losses, gradients = loss_gradients(build(student_config(teacher, terms=("thirds", "sdd"))), batch())
+    alone, _ = loss_gradients(build(student_config(teacher, terms=("sdd",))), batch())
+    assert losses["loss_thirds"] > 0 and losses["loss_sdd"] == alone["loss_sdd"]
+    assert gradients["roi_heads.box_head.fc1.weight"].any()
+
+
+def test_a_feature_term_of_ones_own_takes_channels_from_the_maps(teacher, registered):
+    @registered("own_maps")
+    class OwnMaps(FeatureTerm):
+        def map_loss(self, student, teacher, inputs):
+            return sum((ours - theirs).abs().mean() for ours, theirs in zip(student, teacher, strict=True))
+
+    model = build(student_config(teacher, terms=("own_maps",)))
+    losses, gradients = loss_gradients(model, batch())
+    assert losses["loss_own_maps"] > 0
+    adapters = {name: tuple(value.shape) for name, value in model.terms.named_parameters() if name.endswith("weight")}
+    assert adapters == {f"own_maps.adapt.{level}.weight": (24, 16, 1, 1) for level in range(5)}
+    assert all(gradients[f"terms.{name}"].any() for name in adapters)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda loss: loss, r"the term 'wrong' returned a tensor of shape \(\)\. Its forward must return a dict"),
+        (lambda loss: None, r"returned a NoneType\. Its forward must return a dict of .*\{'loss_wrong': loss"),
+        (lambda loss: {"wrong": loss}, r"returned a loss named 'wrong'\. The name must start with 'loss_'"),
+        (lambda loss: {"loss_wrong": loss.expand(2, 3)}, r"returned a tensor of shape \(2, 3\) as 'loss_wrong'.*sca"),
+        (lambda loss: {"loss_wrong": 0.5}, r"returned a float as 'loss_wrong'\. It must be a scalar tensor"),
+        (lambda loss: {"loss_cls": loss}, r"returned 'loss_cls', but there is such a loss; rename it"),
+        (lambda loss: {"loss_dkd": loss}, r"returned 'loss_dkd', but there is such a loss"),
+    ],
+)
+def test_a_term_that_returns_no_named_scalars_is_told_so_in_its_first_step(teacher, registered, returned, message):
+    @registered("wrong")
+    class Wrong(KDTerm):
+        def __init__(self, cfg, maps):
+            super().__init__()
+
+        def forward(self, inputs):
+            return returned(inputs.student_features["p3"].mean())
+
+    model = build(student_config(teacher, terms=("dkd", "wrong")))
+    with pytest.raises(SetupError, match=rf"KD\.TERMS: .*{message}"):
+        model(batch())

@@ -149,7 +149,7 @@ def test_timms_own_weights_come_through_its_cache(tmp_path):
     hub.rename(tmp_path / "gone")
     (tmp_path / "cache" / "kd_det" / f"timm-mobilenetv2_050.{settings.tag}.pth").unlink()
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert "MODEL.WEIGHTS 'timm://mobilenetv2_050': timm cannot fetch the weights" in result.stderr
+    assert "MODEL.WEIGHTS 'timm://mobilenetv2_050': timm cannot download the weights" in result.stderr
     assert "timm:///path/to/model.safetensors" in result.stderr
 
 
@@ -219,8 +219,8 @@ def test_a_damaged_file_is_refused(tmp_path):
             "mobilenetv2_050",
             r"blocks\.1\.0\.bn3\.weight is \(8,\) in it and \(16,\) in the file",
         ),  # the same entries in other shapes
-        ("mobilenetv2_110d", r"blocks\.1\.2.*is none of its entries"),  # a deeper one
-        ("resnet18", r"layer1.*is none of its entries"),
+        ("mobilenetv2_110d", r"blocks\.1\.2.*is not one of its entries"),  # a deeper one
+        ("resnet18", r"layer1.*is not one of its entries"),
     ],
 )
 def test_weights_of_another_network_are_refused(other, message):

@@ -159,7 +159,7 @@ def test_missing_images(refused, copied):
 def test_damaged_annotations(refused, copied):
     file = annotation_file(copied, "train2017")
     file.write_text(file.read_text()[:-100])
-    assert "is no JSON" in refused(datasets=copied)
+    assert "is not JSON" in refused(datasets=copied)
 
 
 def test_annotations_of_an_unknown_image(refused, copied):

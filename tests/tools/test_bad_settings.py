@@ -11,8 +11,7 @@ from detectron2 import model_zoo
 from detectron2.engine import default_argument_parser
 
 from kd_det.engine import run
-from kd_det.engine.setup import read_setup
-from kd_det.engine.startup import check_training_run
+from kd_det.engine.setup import check_training_run, read_setup
 from tests.tiny import TINY, teacher_files
 
 
@@ -151,7 +150,7 @@ CASCADE = ("MODEL.ROI_HEADS.NAME", "DistillCascadeROIHeads", "MODEL.ROI_BOX_HEAD
         (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "MODEL.ROI_HEADS.NAME is 'StandardROIHeads', which cannot hand"),
         (["KD.TERMS", "[['dkd']]"], "KD.TERMS[0] is ['dkd']"),
         (["KD.TERMS", "('dkdd',)"], "Did you mean 'dkd'?"),
-        (["KD.TERMS", "('kd', 'kd')"], "KD.TERMS: 'kd' stands twice"),
+        (["KD.TERMS", "('kd', 'kd')"], "KD.TERMS: 'kd' is listed twice"),
         (["KD.DKD.WEIGHT", "None"], "KD.DKD.WEIGHT is None; it must be a number, as its default 1.0 is"),
         (["KD.DKD.BETA", -1.0], "KD.DKD.BETA is -1.0; it must be a finite number, 0 or more"),
         (["KD.DKD.BETA", 8], "a float as 8.0"),
@@ -203,7 +202,7 @@ def test_images_that_two_processes_cannot_share(settings):
 def test_a_file_in_the_place_of_the_output(refused, tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert "is no folder. Give another" in refused("OUTPUT_DIR", path)
+        assert "is not a folder. Give another" in refused("OUTPUT_DIR", path)
     assert "OUTPUT_DIR is ''" in refused("OUTPUT_DIR", "''")
 
 

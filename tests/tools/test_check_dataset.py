@@ -83,8 +83,8 @@ def test_configuration_with_a_teacher(own, teacher, tmp_path):
     found = run_tool("check_dataset", "--config-file", config, DETECTRON2_DATASETS=root)
     assert found.returncode == 1, found.stderr[-2000:]
     assert "coco_2017_val: 4 images" in found.stdout
-    assert "the teacher has the same classes in another order. Set KD.TEACHER.CLASS_MAP to ['*']" in found.stdout
-    assert "mine and coco_2017_val have other classes" in found.stdout
+    assert "the teacher has the same classes in a different order. Set KD.TEACHER.CLASS_MAP to ['*']" in found.stdout
+    assert "mine and coco_2017_val have different classes" in found.stdout
 
     mapped = ["--opts", "KD.TEACHER.CLASS_MAP", "['*']"]
     alone = run_tool("check_dataset", "mine", "--config-file", config, *mapped, DETECTRON2_DATASETS=root)
@@ -106,7 +106,7 @@ def test_user_errors(own, mine, check):
     assert "form name=json,folder" in error_of(run_tool("check_dataset", "--dataset", "mine"))
     own[1].write_text("{")
     code, written = check(*mine)
-    assert code == 2 and "DATASETS.COCO_JSON 'mine'" in written.err and "is no JSON" in written.err
+    assert code == 2 and "DATASETS.COCO_JSON 'mine'" in written.err and "is not JSON" in written.err
     code, written = check("coco_2017_vla")
     assert code == 2 and "Did you mean 'coco_2017_val'?" in written.err
 

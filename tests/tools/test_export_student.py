@@ -15,8 +15,7 @@ from PIL import Image
 
 from kd_det.checkpoint import KDCheckpointer
 from kd_det.config import load_config
-from kd_det.export.detections import detect
-from kd_det.export.images import inputs
+from kd_det.export.comparison import detect, inputs
 from tests.conftest import ROOT, command_environment
 from tests.losses.test_imports import BLOCKED
 from tests.tiny import TINY, build, student_config, teacher_files
@@ -152,7 +151,7 @@ def test_a_trace_for_one_size_alone_is_refused_and_the_checkpoint_kept(tmp_path,
     arguments = ["--config-file", "student.yaml", "--weights", "model_final.pth", "--output", "export"]
     arguments += ["--format", "checkpoint", "torchscript", "INPUT.MIN_SIZE_TEST", "64"]
     error, output = ended(tmp_path, monkeypatch, capsys, *arguments)
-    assert error.startswith("error: --format torchscript: the trace is bound to the size of the image")
+    assert error.startswith("error: --format torchscript: the trace works only for the image size")
     assert "one of 32 x 48 fails" in error
     assert output.startswith("checkpoint: export/model.pth, export/config.yaml\n") and "backbone is timm's" in output
     assert {path.name for path in (tmp_path / "export").iterdir()} == {"model.pth", "config.yaml"}

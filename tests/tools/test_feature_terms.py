@@ -1,4 +1,4 @@
-"""tools/train_net.py with a term on features: a teacher of other classes, and a term that drowns the detector."""
+"""tools/train_net.py with a term on features: a teacher of other classes, and a term with far too large a loss."""
 
 from __future__ import annotations
 

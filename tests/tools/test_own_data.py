@@ -70,4 +70,4 @@ def test_other_classes_without_a_map(train_net, own, settings):
 def test_an_option_of_another_form(train_net):
     result = train_net("--dataset", "mine=train.json", *TINY)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("error: --dataset 'mine=train.json' is not of the form")
+    assert result.stderr.splitlines()[-1].startswith("error: --dataset 'mine=train.json' does not have the form")

@@ -107,7 +107,7 @@ def boxes_only(content):
     [
         (MASK_HEAD, {"edit": remove("segmentation")}, "DATASETS.TRAIN: mine_train: 1 objects have no segmentation"),
         (MASK_HEAD, {"edit_val": remove("segmentation")}, "DATASETS.TEST: mine_val: 1 objects have no segmentation"),
-        (["MODEL.MASK_ON", True], {}, "have run lengths for masks and INPUT.MASK_FORMAT is 'polygon'; set it to"),
+        (["MODEL.MASK_ON", True], {}, "have run-length masks and INPUT.MASK_FORMAT is 'polygon'; set it to"),
         (KEYPOINT_HEAD, {"edit": remove("keypoints")}, "mine_train: 1 objects have no keypoints; MODEL.KEYPOINT_ON"),
         (KEYPOINT_HEAD, {"edit": two_keypoints}, "1 objects have 2 keypoints and MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOI"),
         (KEYPOINT_HEAD, {"edit": no_names}, "mine_train has names for 0 keypoints"),
@@ -147,7 +147,7 @@ def half_an_image(folder):
 
 def another_size(folder):
     Image.new("RGB", (20, 30)).save(folder / "train" / "images" / "2.png")
-    return ["train/images/2.png' is 20x30, its annotations say 128x96. tools/check_dataset.py --sizes lists all such."]
+    return ["train/images/2.png' is 20x30, its annotations say 128x96. kd-det check-data --sizes lists all such."]
 
 
 def a_missing_test_image(folder):

@@ -1,19 +1,17 @@
-"""The KD terms: each turns what both networks say about a batch into named losses. One term a file."""
+"""The KD terms: each turns what both networks compute from a batch into named losses."""
 
-from kd_det.modeling.terms.base import TERMS, KDTerm, LogitTerm, Maps, build_terms, register_term
-from kd_det.modeling.terms.dkd import DKDTerm
-from kd_det.modeling.terms.features import FeatureTerm
+from kd_det.modeling.regions import DistillationInputs, SharedRegions
+from kd_det.modeling.terms.base import TERMS, KDTerm, Maps, build_terms, register_term
+from kd_det.modeling.terms.features import Adapters, FeatureTerm, FitNetTerm, PKDTerm, ReviewKDTerm, feature_pairs
 from kd_det.modeling.terms.fgfi import FGFITerm
-from kd_det.modeling.terms.fitnet import FitNetTerm
-from kd_det.modeling.terms.kd import KDLossTerm
-from kd_det.modeling.terms.nkd import NKDTerm
-from kd_det.modeling.terms.pkd import PKDTerm
-from kd_det.modeling.terms.reviewkd import ReviewKDTerm
+from kd_det.modeling.terms.logits import DKDTerm, KDLossTerm, LogitTerm, NKDTerm
 from kd_det.modeling.terms.sdd import SDDTerm
 
 __all__ = [
     "TERMS",
+    "Adapters",
     "DKDTerm",
+    "DistillationInputs",
     "FGFITerm",
     "FeatureTerm",
     "FitNetTerm",
@@ -25,6 +23,8 @@ __all__ = [
     "PKDTerm",
     "ReviewKDTerm",
     "SDDTerm",
+    "SharedRegions",
     "build_terms",
+    "feature_pairs",
     "register_term",
 ]

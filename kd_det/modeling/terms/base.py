@@ -1,4 +1,4 @@
-"""The contract of a KD term, and the list of those that exist."""
+"""The contract of a KD term, and the registry of all terms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, TypeVar
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from kd_det.common.errors import SetupError
 from kd_det.common.registry import Registry
 from kd_det.common.setting_checks import Check
 from kd_det.config.check import check_keys
-from kd_det.modeling.regions import DistillationInputs, SharedRegions
-from kd_det.teacher.cells import Cells
+from kd_det.modeling.regions import DistillationInputs
 
 Term = TypeVar("Term", bound="type[KDTerm]")
 
@@ -26,60 +24,39 @@ Term = TypeVar("Term", bound="type[KDTerm]")
 class KDTerm(nn.Module, ABC):
     """A distillation loss of the detector, named in ``KD.TERMS``.
 
-    A module, so that what a term learns (an adapter, say) is trained with the student; it is kept out of the student's
-    checkpoint. Subclasses are built with ``@configurable`` and read ``cfg`` in ``from_config`` alone.
+    It is built as ``Term(cfg, maps)``; with ``@configurable``, only ``from_config`` sees ``cfg``. It is a module, so
+    that what it learns (an adapter, say) is trained with the student. Its parameters are not part of the student's
+    checkpoint.
     """
 
     # The name in KD.TERMS, set by ``register_term``.
     name: ClassVar[str]
-    # Whether the term looks at box logits; where none does, the teacher's box head is not run.
+    # Whether the term needs box logits. If no term does, the teacher's box head is not run.
     needs_logits: ClassVar[bool] = False
-    # Keys that the term reads, each with the check of its value: ``build_terms`` and every command line apply them.
+    # Keys that the term reads, each with the check of its value. Every command line applies them.
     checks: ClassVar[Mapping[str, Check]] = {}
-    # Whether the term looks at the student's RPN anchors.
+    # Whether the term needs the student's RPN anchors.
     needs_anchors: ClassVar[bool] = False
-    # The cells of the proposals whose logits the term looks at.
-    cells: Cells | None = None
 
     @abstractmethod
     def forward(self, inputs: DistillationInputs) -> dict[str, Tensor]:
-        """Returns scalar losses, already weighted, each under a name that starts with ``loss_``."""
+        """Returns scalar losses, already weighted. Each name starts with ``loss_`` and is unique."""
 
 
 TERMS: Registry[type[KDTerm]] = Registry("KD term", "KD.TERMS")
 
 
-class LogitTerm(KDTerm):
-    """A term that is one loss on the logits of shared proposals.
-
-    Summed over the student's box stages, as Detectron2 sums a Cascade's own losses.
-    """
-
-    needs_logits = True
-
-    def __init__(self, *, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    @abstractmethod
-    def region_loss(self, regions: SharedRegions) -> Tensor:
-        """Returns the scalar loss, a mean over the R proposals of one box stage, unweighted."""
-
-    def forward(self, inputs: DistillationInputs) -> dict[str, Tensor]:
-        losses = torch.stack([self.region_loss(regions) for regions in inputs.regions])
-        return {f"loss_{self.name}": self.weight * losses.sum()}
-
-
 def register_term(name: str) -> Callable[[Term], Term]:
-    """Class decorator that makes a term known to ``KD.TERMS`` as ``name``.
+    """Class decorator that registers a term under the name that ``KD.TERMS`` gives it.
 
     Raises:
-        ValueError: there is a term of that name already.
+        ValueError: there is already a term of that name.
     """
 
     def register(term: Term) -> Term:
         term.name = name
-        return TERMS.register(name)(term)
+        TERMS.register(name)(term)
+        return term
 
     return register
 
@@ -89,8 +66,8 @@ class Maps:
     """The maps of both backbones, name to channels and stride (pixels).
 
     Attributes:
-        student: the student's, at once.
-        find_teacher: gives the teacher's. Called only by terms that need them: it reads the teacher's configuration.
+        student: the student's.
+        find_teacher: gives the teacher's. It reads the teacher's configuration, and is called when a term first asks.
     """
 
     student: Mapping[str, ShapeSpec]
@@ -98,15 +75,15 @@ class Maps:
 
     @cached_property
     def teacher(self) -> Mapping[str, ShapeSpec]:
-        """The teacher's."""
+        """The teacher's maps, name to channels and stride (pixels)."""
         return self.find_teacher()
 
 
 def build_terms(cfg: CfgNode, maps: Maps) -> dict[str, KDTerm]:
-    """The terms that ``KD.TERMS`` names, in its order; each is built as ``Term(cfg, maps)``.
+    """The terms that ``KD.TERMS`` names, in that order; each is built as ``Term(cfg, maps)``.
 
     Raises:
-        SetupError: a name is unknown or listed twice, or a setting of a term makes no sense.
+        SetupError: a name is unknown or listed twice, or a setting of a term is invalid.
     """
     names = list(cfg.KD.TERMS)
     for name in names:

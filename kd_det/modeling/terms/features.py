@@ -1,4 +1,4 @@
-"""What the terms on feature maps share: which maps are compared, adapters, and maps of different sizes.
+"""The terms ``fitnet``, ``pkd`` and ``reviewkd`` on feature maps, and what every such term is built from.
 
 Shape legend: N images, D channels of a map, H and W its height and width.
 """
@@ -8,21 +8,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_det.common.errors import SetupError, did_you_mean
-from kd_det.common.setting_checks import name_pair
+from kd_det.common.errors import SetupError, did_you_mean, non_negative
+from kd_det.common.setting_checks import Check, channels, name_pair, name_pairs
+from kd_det.losses import ReviewKDFusion, fitnet_loss, hcl_loss, pkd_loss
 from kd_det.modeling.regions import DistillationInputs
-from kd_det.modeling.terms.base import KDTerm, Maps
+from kd_det.modeling.terms.base import KDTerm, Maps, register_term
 
 
 @dataclass(frozen=True)
-class Pair:
+class MapPair:
     """A map of the student and the map of the teacher that it is compared with.
 
     Attributes:
@@ -37,7 +39,9 @@ class Pair:
 
 
 class FeatureTerm(KDTerm):
-    """A term that is one loss on the maps of both backbones. Subclasses add ``from_config`` and ``map_loss``.
+    """A term with one loss on the maps of both backbones. Subclasses define ``map_loss``.
+
+    Channels and strides are those of the networks' maps, so that a term needs no such numbers of its own.
 
     Args:
         weight: of the loss.
@@ -46,15 +50,29 @@ class FeatureTerm(KDTerm):
     """
 
     @configurable
-    def __init__(self, *, weight: float, pairs: Sequence[Pair], adapt: nn.Module) -> None:
+    def __init__(self, *, weight: float, pairs: Sequence[MapPair], adapt: nn.Module) -> None:
         super().__init__()
         self.weight = weight
         self.pairs = tuple(pairs)
         self.adapt = adapt
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
+        """The arguments from ``KD.<NAME>.WEIGHT`` (1 if the term has no such key) and ``KD.<NAME>.FEATURES`` (all maps
+        of the same name), with a 1x1 convolution for each pair."""
+        key = cls.name.upper()
+        node = cfg.KD.get(key, {})
+        pairs = feature_pairs(f"KD.{key}.FEATURES", node.get("FEATURES", ()), maps)
+        return {"weight": node.get("WEIGHT", 1.0), "pairs": pairs, "adapt": Adapters(pairs)}
+
     @abstractmethod
     def map_loss(self, student: list[Tensor], teacher: list[Tensor], inputs: DistillationInputs) -> Tensor:
-        """Returns the scalar loss of adapted and teacher's maps of equal shapes, pair by pair, unweighted."""
+        """Returns the scalar loss, unweighted.
+
+        Args:
+            student, teacher: for each pair the student's adapted map and the teacher's, of equal shapes (N, D, H, W).
+            inputs: all that the term was given.
+        """
 
     def forward(self, inputs: DistillationInputs) -> dict[str, Tensor]:
         adapted = self.adapt([inputs.student_features[pair.student] for pair in self.pairs])
@@ -71,10 +89,10 @@ class Adapters(nn.ModuleList):
 
     Args:
         pairs: the pairs.
-        where_equal: whether pairs of equal channels have one as well; without, their maps pass as they are.
+        where_equal: whether pairs with equal channels get a convolution too; if not, their maps pass unchanged.
     """
 
-    def __init__(self, pairs: Sequence[Pair], *, where_equal: bool) -> None:
+    def __init__(self, pairs: Sequence[MapPair], *, where_equal: bool = True) -> None:
         super().__init__(_adapter(pair, where_equal) for pair in pairs)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -82,7 +100,7 @@ class Adapters(nn.ModuleList):
         return [adapter(each) for adapter, each in zip(self, maps, strict=True)]
 
 
-def _adapter(pair: Pair, where_equal: bool) -> nn.Module:
+def _adapter(pair: MapPair, where_equal: bool) -> nn.Module:
     given, wanted = pair.student_shape.channels, pair.teacher_shape.channels
     if given == wanted and not where_equal:
         return nn.Identity()
@@ -92,18 +110,84 @@ def _adapter(pair: Pair, where_equal: bool) -> nn.Module:
     return convolution
 
 
-def align(student: Tensor, teacher: Tensor, pair: Pair, mode: str = "bilinear") -> tuple[Tensor, Tensor]:
-    """The two maps at the teacher's stride, and of one size.
+@register_term("fitnet")
+class FitNetTerm(FeatureTerm):
+    """``loss_fitnet``: ``fitnet_loss`` (Romero et al. 2015) between the adapted student's and the teacher's maps."""
+
+    checks: ClassVar[Mapping[str, Check]] = {
+        "KD.FITNET.WEIGHT": non_negative,
+        "KD.FITNET.FEATURES": name_pairs,
+    }
+
+    def map_loss(self, student: list[Tensor], teacher: list[Tensor], inputs: DistillationInputs) -> Tensor:
+        del inputs
+        return fitnet_loss(student, teacher)
+
+
+@register_term("pkd")
+class PKDTerm(FeatureTerm):
+    """``loss_pkd``: ``pkd_loss`` (Cao et al. 2022) between the student's and the teacher's maps.
+
+    As in the paper there is no adapter, except where the numbers of channels differ.
+    """
+
+    checks: ClassVar[Mapping[str, Check]] = {
+        "KD.PKD.WEIGHT": non_negative,
+        "KD.PKD.FEATURES": name_pairs,
+    }
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
+        node = cfg.KD.PKD
+        pairs = feature_pairs("KD.PKD.FEATURES", node.FEATURES, maps)
+        return {"weight": node.WEIGHT, "pairs": pairs, "adapt": Adapters(pairs, where_equal=False)}
+
+    def map_loss(self, student: list[Tensor], teacher: list[Tensor], inputs: DistillationInputs) -> Tensor:
+        del inputs
+        return pkd_loss(student, teacher)
+
+
+@register_term("reviewkd")
+class ReviewKDTerm(FeatureTerm):
+    """``loss_reviewkd``: ``hcl_loss`` between the student's maps after ``ReviewKDFusion`` and the teacher's.
+
+    Chen et al. 2021: the smaller maps of the student are fused into each map before it is compared.
+    """
+
+    checks: ClassVar[Mapping[str, Check]] = {
+        "KD.REVIEWKD.WEIGHT": non_negative,
+        "KD.REVIEWKD.FEATURES": name_pairs,
+        "KD.REVIEWKD.MID_CHANNELS": channels,
+    }
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, maps: Maps) -> dict[str, Any]:
+        node = cfg.KD.REVIEWKD
+        pairs = feature_pairs("KD.REVIEWKD.FEATURES", node.FEATURES, maps)
+        fusion = ReviewKDFusion(
+            [pair.student_shape.channels for pair in pairs],
+            [pair.teacher_shape.channels for pair in pairs],
+            node.MID_CHANNELS,
+        )
+        return {"weight": node.WEIGHT, "pairs": pairs, "adapt": fusion}
+
+    def map_loss(self, student: list[Tensor], teacher: list[Tensor], inputs: DistillationInputs) -> Tensor:
+        del inputs
+        return hcl_loss(student, teacher)
+
+
+def align(student: Tensor, teacher: Tensor, pair: MapPair, mode: str = "bilinear") -> tuple[Tensor, Tensor]:
+    """The two maps at the teacher's stride and of the same size.
 
     Args:
         student: (N, any D, H, W) at the student's stride.
-        teacher: (N, any D, H', W') at the teacher's.
-        pair: tells the strides.
+        teacher: (N, any D, H', W') at the teacher's stride.
+        pair: has the strides.
         mode: of ``torch.nn.functional.interpolate``, for maps of different strides.
     """
     student = _to_stride(student, pair.student_shape.stride, pair.teacher_shape.stride, mode)
-    # Both backbones pad the image below and to the right only, each to a multiple of its own size divisibility: the
-    # maps begin at the same pixel, and the larger one's last rows and columns are padding that the other lacks.
+    # Both backbones pad the image at the bottom and on the right only, each to a multiple of its own size divisibility:
+    # the maps begin at the same pixel, and the larger one's last rows and columns are padding that the other lacks.
     height, width = map(min, student.shape[2:], teacher.shape[2:])
     return student[..., :height, :width], teacher[..., :height, :width]
 
@@ -113,40 +197,40 @@ def _to_stride(values: Tensor, given: int, wanted: int, mode: str) -> Tensor:
     if given == wanted:
         return values
     size = [-(-length * given // wanted) for length in values.shape[2:]]
-    # A last row or column that covers part of a wanted one only is repeated until it covers it all.
+    # A last row or column that covers only part of a wanted one is repeated until it covers it all.
     down, right = (-(-new * wanted // given) - old for new, old in zip(size, values.shape[2:], strict=True))
     return F.interpolate(F.pad(values, (0, right, 0, down), mode="replicate"), size, mode=mode)
 
 
 def feature_pairs(
     key: str, entries: Sequence[str], maps: Maps, *, admitted: Collection[str] | None = None
-) -> list[Pair]:
+) -> list[MapPair]:
     """The maps to compare, the student's smallest stride first.
 
     Args:
         key: the ``KD.*.FEATURES`` key, for the messages.
-        entries: its value: "p3" for maps that both backbones call so, "p3=res4" for the student's p3 and the teacher's
-            res4. Empty: all that have the same name in both.
-        maps: the maps that there are.
+        entries: its value: "p3" for the maps of that name in both backbones, "p3=res4" for the student's p3 and the
+            teacher's res4. Empty: all maps with the same name in both.
+        maps: the maps of both backbones.
         admitted: the student's maps that the empty value chooses from; None: all.
 
     Raises:
-        SetupError: a name is unknown, a map stands twice, or no name is common.
+        SetupError: a name is unknown, a map is listed twice, or no name is common.
     """
     chosen = [name_pair(key, entry) for entry in entries] or [
         (name, name) for name in maps.student if name in maps.teacher and (admitted is None or name in admitted)
     ]
     if not chosen:
         raise SetupError(
-            f"{key} is empty, which stands for the maps of the same name, but there are none. {_both(maps)} Pair them "
-            "as \"student's map=teacher's map\"."
+            f"{key} is empty, which means all maps of the same name, but there are none. {_both(maps)} Pair them as "
+            "\"student's map=teacher's map\"."
         )
     for side, known, names in (
         ("student", maps.student, [ours for ours, _ in chosen]),
         ("teacher", maps.teacher, [theirs for _, theirs in chosen]),
     ):
         _check_names(key, side, names, known, maps)
-    pairs = [Pair(ours, theirs, maps.student[ours], maps.teacher[theirs]) for ours, theirs in chosen]
+    pairs = [MapPair(ours, theirs, maps.student[ours], maps.teacher[theirs]) for ours, theirs in chosen]
     return sorted(pairs, key=lambda pair: pair.student_shape.stride)
 
 
@@ -155,7 +239,7 @@ def _check_names(key: str, side: str, names: list[str], known: Mapping[str, Shap
         if name not in known:
             raise SetupError(f"{key}: the {side} has no map {name!r}.{did_you_mean(name, known)} {_both(maps)}")
         if names.count(name) > 1:
-            raise SetupError(f"{key}: the {side}'s {name!r} stands twice; name every map once. {_both(maps)}")
+            raise SetupError(f"{key}: the {side}'s {name!r} is listed twice; name every map once. {_both(maps)}")
 
 
 def _both(maps: Maps) -> str:

@@ -1,4 +1,4 @@
-"""``fgfi``: regression of the teacher's feature maps near the objects.
+"""The term ``fgfi``: regression of the teacher's feature maps near the objects.
 
 Shape legend: N images, G objects of an image, H and W of a map, A anchors at each of its positions.
 """
@@ -18,7 +18,7 @@ from kd_det.common.setting_checks import Check, name_pairs
 from kd_det.losses import fgfi_loss
 from kd_det.modeling.regions import DistillationInputs
 from kd_det.modeling.terms.base import Maps, register_term
-from kd_det.modeling.terms.features import Adapters, FeatureTerm, Pair, align, feature_pairs
+from kd_det.modeling.terms.features import Adapters, FeatureTerm, MapPair, align, feature_pairs
 
 
 @register_term("fgfi")
@@ -26,7 +26,8 @@ class FGFITerm(FeatureTerm):
     """``loss_fgfi``: ``fgfi_loss`` (Wang et al. 2019) between the adapted student's and the teacher's maps.
 
     Args:
-        threshold: psi, how near to an object's best anchor another must come for its position to count, 0 to 1.
+        threshold: psi, 0 to 1: a position counts if one of its anchors has an IoU with an object above psi times the
+            largest IoU that any anchor has with that object.
         kwargs: as ``FeatureTerm``.
     """
 
@@ -47,7 +48,7 @@ class FGFITerm(FeatureTerm):
         node = cfg.KD.FGFI
         if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
             raise SetupError(
-                'KD.TERMS: "fgfi" looks at the anchors of an RPN, but MODEL.PROPOSAL_GENERATOR.NAME is '
+                'KD.TERMS: "fgfi" needs the anchors of an RPN, but MODEL.PROPOSAL_GENERATOR.NAME is '
                 '\'PrecomputedProposals\', which has none. Train with an RPN, or take "fitnet" or "pkd".'
             )
         pairs = feature_pairs("KD.FGFI.FEATURES", node.FEATURES, maps, admitted=cfg.MODEL.RPN.IN_FEATURES)
@@ -55,11 +56,12 @@ class FGFITerm(FeatureTerm):
         return {
             "weight": node.WEIGHT,
             "pairs": pairs,
-            "adapt": Adapters(pairs, where_equal=True),
+            "adapt": Adapters(pairs),
             "threshold": node.THRESHOLD,
         }
 
     def map_loss(self, student: list[Tensor], teacher: list[Tensor], inputs: DistillationInputs) -> Tensor:
+        assert inputs.anchors is not None  # needs_anchors
         near = near_anchors([targets.gt_boxes for targets in inputs.targets], inputs.anchors, self.threshold)
         masks = []
         for pair, theirs in zip(self.pairs, teacher, strict=True):
@@ -69,7 +71,7 @@ class FGFITerm(FeatureTerm):
         return fgfi_loss(student, teacher, masks)
 
 
-def _check_anchored(pairs: Sequence[Pair], anchored: Sequence[str]) -> None:
+def _check_anchored(pairs: Sequence[MapPair], anchored: Sequence[str]) -> None:
     for pair in pairs:
         if pair.student not in anchored:
             raise SetupError(

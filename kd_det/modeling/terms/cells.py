@@ -1,6 +1,7 @@
-"""A box's cells: what scale decoupled distillation looks at beside the whole box.
+"""The cells of a box: what scale decoupled distillation (``sdd``) looks at beside the whole box.
 
-Shape legend: N images, R boxes of the whole batch, M cells of a box, D channels, P side of the pooled region.
+Shape legend: N images, R boxes of the whole batch, M cells of a box, D channels, P side of a pooled region, C columns
+of the logits.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 import torch
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
-from torch import Tensor
+from torch import Tensor, nn
+
+from kd_det.teacher.box_stages import BoundBoxStage
 
 KINDS = ("grid", "interleaved")
-# The most cells along a side: with more, the cells of a batch take the memory of thousands of images.
+# The most cells along a side. With more, the cells of a batch take as much memory as thousands of images.
 FINEST = 8
 
 
@@ -39,15 +42,26 @@ class Cells:
         """M, the number of cells of all scales together."""
         return sum(side * side for side in self.sides)
 
-
     def rows(self, total: int, device: torch.device) -> Tensor:
         """(S,) int64: which of the batch's ``total`` boxes are divided, in ascending order.
 
-        Detectron2 shuffles the sampled proposals of an image, those with an object before the others: an even spacing
-        is a random sample that keeps the shares of images and of objects, without drawing random numbers.
+        Detectron2 shuffles the sampled proposals of an image, those with an object before the others. An even spacing
+        is therefore a random sample that keeps the shares of images and of objects, and draws no random numbers.
         """
         chosen = total if self.boxes is None else min(self.boxes, total)
         return torch.arange(chosen, device=device) * total // max(chosen, 1)
+
+
+def cell_logits(stage: BoundBoxStage, boxes: Sequence[Boxes], cells: Cells) -> Tensor:
+    """The class logits (R, C, M) of the boxes' cells, all through the head in one batch.
+
+    Args:
+        stage: a network's box stage, bound to its maps.
+        boxes: N ``Boxes``, R in all, in the coordinates of the network's padded input.
+        cells: how the boxes are divided.
+    """
+    logits = stage.logits(pool_cells(stage.pooler, stage.maps, boxes, cells))
+    return logits.unflatten(0, (-1, cells.count)).transpose(1, 2)
 
 
 def choose_boxes(boxes: Sequence[Boxes], rows: Tensor) -> list[Boxes]:
@@ -67,7 +81,7 @@ def pool_cells(pooler: ROIPooler, maps: list[Tensor], boxes: Sequence[Boxes], ce
     Args:
         pooler: the box head's.
         maps: the maps ``pooler`` pools from, (N, D, H, W) each.
-        boxes: N ``Boxes``, R boxes in all, in the coordinates of the network's input.
+        boxes: N ``Boxes``, R in all, in the coordinates of the network's padded input.
         cells: how the boxes are divided.
 
     Returns:
@@ -96,7 +110,7 @@ def _pool_parts(pooler: ROIPooler, maps: list[Tensor], rois: Tensor, levels: Ten
     corner = start + size * torch.stack((column, row), dim=-1)
     image = rois[:, None, :1].expand(-1, side * side, -1)
     parts = torch.cat((image, corner, corner + size), dim=-1)
-    pooled = _pool(pooler.level_poolers, maps, parts.flatten(0, 1), levels.repeat_interleave(side * side))
+    pooled = _pool(list(pooler.level_poolers), maps, parts.flatten(0, 1), levels.repeat_interleave(side * side))
     return pooled.unflatten(0, (-1, side * side))
 
 
@@ -110,7 +124,7 @@ def _pool_phases(pooler: ROIPooler, maps: list[Tensor], rois: Tensor, levels: Te
     return pooled.permute(0, 3, 5, 1, 2, 4).flatten(1, 2)  # (R, D, P, side, P, side) to (R, side², D, P, P)
 
 
-def _pool(poolers: Sequence[torch.nn.Module], maps: list[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
+def _pool(poolers: Sequence[nn.Module], maps: list[Tensor], rois: Tensor, levels: Tensor) -> Tensor:
     """Every region of ``rois`` from the map of its level, in the order given."""
     where = [(levels == level).nonzero().squeeze(1) for level in range(len(poolers))]
     pooled = [pooler(maps[level], rois[where[level]]) for level, pooler in enumerate(poolers)]
