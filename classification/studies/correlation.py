@@ -15,13 +15,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from classification.studies.csv_file import write_table
-from classification.studies.features import collect
-from classification.studies.pairs import check_same_samples, check_same_teacher
-from classification.studies.runs import Run
+from classification.studies.runs import FinishedRun, check_same_samples, check_same_teacher, collect
 from kd_det.common.errors import SetupError
 from kd_det.common.figures import save_figure
-from kd_det.common.files import write_json
+from kd_det.common.files import write_csv, write_json
 
 NAME = "correlation"
 NAMED_CLASSES = 30  # more names than these would overlap beside the matrix
@@ -49,7 +46,7 @@ def correlation_matrix(logits: Tensor, class_names: Sequence[str]) -> Tensor:
     return torch.corrcoef(logits.double().T)
 
 
-def compare(first: Run, second: Run) -> list[dict[str, Any]]:
+def compare(first: FinishedRun, second: FinishedRun) -> list[dict[str, Any]]:
     """|teacher's − student's| correlation matrices of two runs under one teacher, over the validation samples.
 
     Returns:
@@ -81,7 +78,7 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
     return results
 
 
-def write_comparison(folder: Path, results: Sequence[dict[str, Any]], run: Run) -> list[Path]:
+def write_comparison(folder: Path, results: Sequence[dict[str, Any]], run: FinishedRun) -> list[Path]:
     """Writes correlation.json (figures), difference_1.csv, difference_2.csv (matrices), correlation.png and .svg.
 
     Args:
@@ -96,7 +93,7 @@ def write_comparison(folder: Path, results: Sequence[dict[str, Any]], run: Run) 
     write_json(folder / f"{NAME}.json", {**about, "class_names": list(names), "runs": figures})
     for number, result in enumerate(results, 1):
         rows = ([name, *values] for name, values in zip(names, result["difference"].tolist(), strict=True))
-        paths.append(write_table(folder / f"difference_{number}.csv", ["class", *names], rows))
+        paths.append(write_csv(folder / f"difference_{number}.csv", ["class", *names], rows))
     return [folder / f"{NAME}.json", *paths]
 
 

@@ -18,7 +18,7 @@ from classification.data.loaders import EvalLoader, Source
 from classification.data.memory_source import MemorySource
 from classification.data.normalization import Normalization
 from classification.data.padded import PaddedImages
-from classification.studies.runs import Run
+from classification.studies.runs import FinishedRun
 from kd_det.common.errors import SetupError
 
 TINY_IMAGENET = "tiny-imagenet-200"
@@ -50,7 +50,7 @@ def read_domain(name: str, root: str) -> Splits | FileData:
     return DOMAINS[name](os.path.expanduser(root))
 
 
-def transfer_data(content: Splits | FileData, run: Run) -> TransferData:
+def transfer_data(content: Splits | FileData, run: FinishedRun) -> TransferData:
     """What ``read_domain`` gave, for the student of ``run``."""
     source = _files if isinstance(content, FileData) else _memory
     return TransferData(*(EvalLoader(source(split, run), run.cfg.DATA.EVAL_BATCH_SIZE) for split in content[:2]))
@@ -117,7 +117,7 @@ def _read_annotations(path: str, classes: dict[str, int]) -> ImagesOnDisk:
     return ImagesOnDisk([os.path.join(images, name) for name in labels], torch.tensor(list(labels.values())))
 
 
-def _files(split: ImagesOnDisk, run: Run) -> Source:
+def _files(split: ImagesOnDisk, run: FinishedRun) -> Source:
     size = run.data.image_size
     prepare = v2.Compose([v2.Resize((size, size), antialias=True), v2.PILToTensor()])
     return FileSource(
@@ -132,7 +132,7 @@ def _files(split: ImagesOnDisk, run: Run) -> Source:
     )
 
 
-def _memory(split: ImagesInMemory, run: Run) -> Source:
+def _memory(split: ImagesInMemory, run: FinishedRun) -> Source:
     images = PaddedImages(
         _resized(split.images, run.data.image_size), run.device, torch.contiguous_format, mirror=False
     )
@@ -147,7 +147,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
     return torch.cat([v2.functional.resize(part, [size, size], antialias=True) for part in parts])
 
 
-def _normalization(run: Run) -> Normalization:
+def _normalization(run: FinishedRun) -> Normalization:
     data = run.data
     return Normalization(data.mean, data.std, data.image_size, run.device, torch.contiguous_format)
 

@@ -19,14 +19,11 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from classification.studies.csv_file import write_table
-from classification.studies.features import Answers, collect
-from classification.studies.pairs import check_same_samples
-from classification.studies.runs import Run
+from classification.studies.runs import Answers, FinishedRun, check_same_samples, collect
 from kd_det.common.environment import versions
 from kd_det.common.errors import SetupError, positive
 from kd_det.common.figures import save_figure
-from kd_det.common.files import write_json
+from kd_det.common.files import write_csv, write_json
 
 NAME = "tsne"
 MOST_CLASSES = 20  # more colours than these cannot be told apart
@@ -118,7 +115,7 @@ def embed(name: str, answers: Answers, chosen: Tensor, settings: Settings) -> Em
     return Embedding(name, chosen.numpy(), labels, points, figures)
 
 
-def compare(first: Run, second: Run, settings: Settings) -> list[Embedding]:
+def compare(first: FinishedRun, second: FinishedRun, settings: Settings) -> list[Embedding]:
     """Both runs' embeddings, of the same samples.
 
     Raises:
@@ -134,7 +131,7 @@ def compare(first: Run, second: Run, settings: Settings) -> list[Embedding]:
     return embeddings
 
 
-def write_comparison(folder: Path, embeddings: Sequence[Embedding], run: Run, settings: Settings) -> list[Path]:
+def write_comparison(folder: Path, embeddings: Sequence[Embedding], run: FinishedRun, settings: Settings) -> list[Path]:
     """Writes tsne.json (figures), tsne.csv (points), tsne.png and .svg into ``folder``; ``run`` is one of the two."""
     names = run.data.class_names
     pictures = save_figure(draw(embeddings, names), folder, NAME)
@@ -146,7 +143,7 @@ def write_comparison(folder: Path, embeddings: Sequence[Embedding], run: Run, se
         for each in embeddings
         for index, label, point in zip(each.indices, each.labels, each.points.tolist(), strict=True)
     )
-    points = write_table(folder / f"{NAME}.csv", ["run", "sample", "class", "x", "y"], rows)
+    points = write_csv(folder / f"{NAME}.csv", ["run", "sample", "class", "x", "y"], rows)
     return [folder / f"{NAME}.json", points, *pictures]
 
 

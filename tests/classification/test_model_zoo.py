@@ -13,8 +13,7 @@ import pytest
 from classification import train
 from classification.composition import method_name
 from classification.config import load_config
-from classification.studies.methods import shown
-from classification.studies.model_zoo import DATA, read_results, render
+from classification.studies.model_zoo import DATA, read_results, render, shown
 from kd_det.common.command_line import parse_arguments
 from kd_det.common.errors import SetupError
 from tests.classification.test_configs import RUNS, UNREVIEWED

@@ -2,6 +2,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from kd_det.studies.digits_det import arms_of
+from kd_det.studies.methods import METHODS, arm_colours, arm_title, title
 from kd_det.studies.pictures import ap_bars, loss_curves, right_detections
 
 
@@ -20,6 +22,24 @@ def test_curves_show_what_was_logged():
     (line,) = terms.lines
     assert line.get_xydata().tolist() == [[20, 1.0], [40, 0.5]]
     assert line.get_label() == "student + DKD (loss_dkd)"
+
+
+def test_a_method_that_is_not_listed_is_drawn(monkeypatch):
+    """More arms than the palette has colours: each is drawn, under its own name."""
+    names = [*METHODS, "tenth", "eleventh"]
+    titles = ["teacher", "student alone", *map(arm_title, names)]
+    assert titles[-2:] == ["student + tenth", "student + eleventh"] and title("tenth") == "tenth"
+    axes = ap_bars({name: [run(30.0)] for name in titles}).axes[0]
+    assert axes.get_legend_handles_labels()[1] == titles
+    entries = [{"iteration": 19, "total_loss": 3.0}, {"iteration": 39, "total_loss": 2.0}]
+    total, _ = loss_curves(dict.fromkeys(titles, entries)).axes
+    assert len(total.lines) == len(titles)
+    colours = arm_colours(titles)
+    assert len({colours[name] for name in titles[:-2]}) == len(titles) - 2
+    # A method keeps its colour whatever is drawn with it.
+    assert arm_colours(["student + NKD"])["student + NKD"] == colours["student + NKD"]
+    monkeypatch.setitem(METHODS, "tenth", ("kd",))
+    assert arms_of(["tenth"]) == ("student", "tenth")
 
 
 def test_bars_are_means_over_seeds():

@@ -8,7 +8,7 @@ from kd_det.common.errors import SetupError
 from kd_det.studies.model_zoo import read_results, render
 from tests.conftest import ROOT
 
-PAIR = {"teacher": "big", "student": "small", "config": "configs/x.yaml"}
+PAIR = {"teacher": "big", "student": "small", "config": "coco/x.yaml"}
 
 
 def paper(*rows):
@@ -36,7 +36,7 @@ def test_ours_stand_beside_the_papers_and_are_blank_where_not_run():
     page = render([published, ours(run)])
     header, kd, dkd = cells(page)
     assert header[5:8] == ["student alone (Doe 2030)", "Doe 2030", "Δ"]
-    assert kd == ["big", "small", "KD", "1x", "42.00", "33.26", "33.97", "+0.71", *[""] * 7, "`configs/x.yaml`"]
+    assert kd == ["big", "small", "KD", "1x", "42.00", "33.26", "33.97", "+0.71", *[""] * 7, "`coco/x.yaml`"]
     # ours: 32 ± sqrt(8) and 36 ± sqrt(2)
     assert dkd[4:11] == ["41.0", "33.26", "35.05", "+1.79", "32.0 ± 2.8", "36.0 ± 1.4", "+4.0"]
     assert dkd[11:15] == ["37.0 ± 1.4", "2", "0.50 ± 0.00", "1000 ± 141"]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from classification.studies.seeds import Run, choices, run_seeds
+from classification.studies.seeds import TrainingRun, choices, run_seeds
 from kd_det.common.errors import SetupError
 from tests.classification.conftest import ROOT, command
 
@@ -60,7 +60,7 @@ def test_a_file_that_is_no_results_file_is_not_overwritten(tmp_path):
     from classification.studies.seeds import update_results
 
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(SetupError, match="no results file"):
+    with pytest.raises(SetupError, match="is not a results file"):
         update_results(tmp_path / "results.json", [{"config": "a"}], "digits")
     assert (tmp_path / "results.json").read_text() == "[]"
 
@@ -76,7 +76,7 @@ def test_every_method_runs_with_every_pair():
         "cifar100/methods/sdd_kd.yaml digits/pairs/vit_resnet8.yaml",
         "digits/base.yaml STUDENT.NAME resnet8",
     ]
-    run = Run(chosen[0].files, (), seed=3)
+    run = TrainingRun(chosen[0].files, (), seed=3)
     assert (run.cfg.DISTILLER, run.cfg.OUTPUT_DIR) == ("kd", "output/digits/kd_resnet20_resnet8/seed3")
 
 

@@ -14,12 +14,18 @@ import pytest
 
 from classification.config import load_config
 from classification.studies import ablation
-from classification.studies.ablation import make_rows, make_table, outcome, write_csv
+from classification.studies.ablation import (
+    ablation_table,
+    draw_heat_map,
+    heat_map,
+    make_rows,
+    outcome,
+    write_ablation_csv,
+)
 from classification.studies.grid import combinations, value_of
-from classification.studies.heat_map import draw_heat_map, heat_map
-from classification.studies.sweep import PEAK, run_within
 from kd_det.common.errors import SetupError
 from kd_det.common.figures import save_figure
+from kd_det.common.processes import PEAK, run_side_by_side
 from tests.classification.conftest import ROOT, SHORT, command
 
 GRID = (("DKD.ALPHA", "0.5", "1.0"), ("DKD.BETA", "2.0", "8.0"))
@@ -56,7 +62,7 @@ class Runner:
 
 def in_background(runner, count, jobs, memory=None):
     results = []
-    thread = threading.Thread(target=lambda: results.extend(run_within(range(count), runner, jobs, memory)))
+    thread = threading.Thread(target=lambda: results.extend(run_side_by_side(range(count), runner, jobs, memory)))
     thread.start()
     return thread, results
 
@@ -107,7 +113,7 @@ def test_after_a_failure_nothing_new_starts():
         return {PEAK: 1.0}
 
     with pytest.raises(RuntimeError, match="run 1 failed"):
-        run_within(range(9), train, jobs=2)
+        run_side_by_side(range(9), train, jobs=2)
     assert sorted(started) == [0, 1] and ended == [0]  # what was under way went on to its end
 
 
@@ -161,7 +167,7 @@ def sweep(tmp_path, grid, **settings):
 )
 def test_every_combination_is_checked_before_the_first_run(tmp_path, monkeypatch, grid, opts, message):
     monkeypatch.chdir(tmp_path)
-    for name in ("train_teacher", "run_within"):
+    for name in ("train_teacher", "run_side_by_side"):
         monkeypatch.setattr(ablation, name, lambda *a, name=name: pytest.fail(f"{name} was called"))
     with pytest.raises(SetupError, match=message):
         sweep(tmp_path, grid, opts=opts).run()
@@ -218,11 +224,11 @@ def rows_by_hand(grid=GRID):
 
 
 def test_table_and_csv_by_hand(tmp_path):
-    lines = make_table(rows_by_hand()).splitlines()
+    lines = ablation_table(rows_by_hand()).splitlines()
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["DKD.ALPHA", "DKD.BETA", "top-1", "seeds"]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
     assert cells[0] == ["0.5", "2.0", "97.00 ± 1.41", "2"] and cells[2] == ["1.0", "2.0", "diverged (1 of 2)", "2"]
-    write_csv(tmp_path / "a.csv", rows_by_hand())
+    write_ablation_csv(tmp_path / "a.csv", rows_by_hand())
     with open(tmp_path / "a.csv", newline="") as file:
         read = list(csv.DictReader(file))
     assert float(read[0]["top1_mean"]) == 97 and float(read[0]["top1_std"]) == pytest.approx(math.sqrt(2))

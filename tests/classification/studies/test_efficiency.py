@@ -15,13 +15,14 @@ from classification.studies.efficiency import (
     all_arms,
     arm_name,
     choose_arms,
+    crowd,
+    draw_scatter,
+    efficiency_table,
     make_rows,
-    make_table,
     points,
     read_accuracies,
 )
-from classification.studies.noise import noise
-from classification.studies.scatter import crowd, draw_scatter
+from classification.studies.step_worker import noise
 from classification.studies.steps import Arm, compare_steps
 from kd_det.common.errors import SetupError
 from tests.classification.conftest import ROOT, command
@@ -97,7 +98,7 @@ def test_rows_and_table_by_hand(tmp_path):
     rows = make_rows([measured("mcld", 0.22), measured("dkd", 0.2), measured("kd", 0.1)], {"dkd": [97.0, 98.0]})
     assert [row["ratio_to_dkd"] for row in rows] == pytest.approx([1.1, 1.0, 0.5])
     assert [row["last_top1"] for row in rows] == [None, [97.0, 98.0], None]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in make_table(rows).splitlines()]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in efficiency_table(rows).splitlines()]
     assert lines[2] == ["kd", "100.0", "0.50", "512", "7", "0.2", ""]
     assert lines[3] == ["dkd", "200.0", "1.00", "512", "7", "0.2", "97.50 ± 0.71"]
     assert [line[0] for line in lines[2:]] == ["kd", "dkd", "mcld"]
