@@ -71,9 +71,7 @@ def read_accuracies(path: Path, teacher: str, student: str) -> dict[str, Any]:
         if row["distiller"] != "none" and (name := arm_name(row)):
             pairs.setdefault((row["teacher"], row["student"]), {})[name] = row["last_top1"]
     if not pairs:
-        raise SetupError(
-            f"--results {str(path)!r} has no distilled student. Run one with tools/run_classification.py."
-        )
+        raise SetupError(f"--results {str(path)!r} has no distilled student. Run one with tools/run_classification.py.")
     pair = (teacher, student) if (teacher, student) in pairs else max(pairs, key=lambda pair: len(pairs[pair]))
     top1 = pairs[pair]
     for row in content["runs"]:

@@ -20,8 +20,12 @@ from kd_det.common.tables import gain, markdown, summary
 
 Row = dict[str, Any]
 KIND = "classification"
-RUN_FIELDS = ("config", "data", "method", "teacher", "student", "seeds", "last_top1", "best_top1", "versions", "hardware")
-REQUIRED = {"rows": ("data", "teacher", "student", "method", "top1", "config"), "runs": RUN_FIELDS}
+REQUIRED = {
+    "rows": ("data", "teacher", "student", "method", "top1", "config"),
+    "runs": (
+        *("config", "data", "method", "teacher", "student", "seeds", "last_top1", "best_top1", "versions", "hardware"),
+    ),
+}
 OF_A_PAPER = {"": ("notes", "checked_against", "rows")}
 DATA = {"digits": "Digits", "cifar100": "CIFAR-100", "cub200": "CUB-200-2011", "imagenet": "ImageNet"}
 

@@ -109,7 +109,7 @@ def _read_config(content: dict[str, Any], folder: Path, overrides: Sequence[obje
         cfg.merge_from_other_cfg(CfgNode(content))
     except (KeyError, ValueError) as error:
         reason = error.args[0] if error.args else error
-        raise SetupError(f"{str(folder / RESULT)!r} was written by another version of this project: {reason}.") from error
+        raise SetupError(f"{str(folder / RESULT)!r} is of another version of this project: {reason}.") from error
     merge_config(cfg, "", list(map(str, overrides)), source="run")
     check_config(cfg)
     return cfg

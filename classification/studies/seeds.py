@@ -128,7 +128,8 @@ def run_seeds(
         CommandError: a training failed.
     """
     runs = [
-        [TrainingRun(choice.files, (*choice.overrides, *overrides), seed, threads) for seed in seeds] for choice in chosen
+        [TrainingRun(choice.files, (*choice.overrides, *overrides), seed, threads) for seed in seeds]
+        for choice in chosen
     ]
     _check_folders(chosen, [first.cfg.OUTPUT_DIR for first, *_ in runs])
     for first, *_ in runs:

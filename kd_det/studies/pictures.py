@@ -70,7 +70,8 @@ def loss_curves(metrics: Mapping[str, list[dict[str, Any]]]) -> Figure:
     for axes in (total, terms):
         axes.set(xlabel="iteration", ylabel="training loss", xlim=(0, None), ylim=(0, None))
         tidy(axes, grid="both")
-        axes.legend(frameon=False)
+        if axes.lines:
+            axes.legend(frameon=False)
     return figure
 
 

@@ -8,22 +8,25 @@ from kd_det.studies.digits_det import Benchmark, arms_of, seeds_of
 from kd_det.studies.methods import METHODS
 
 
-@pytest.fixture
-def commands(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
     """What a benchmark of two seeds would run, by the step's folder; nothing is trained."""
     ran = {}
+    output_dir = tmp_path_factory.mktemp("benchmark")
 
     def pretend(folder, recipe, output, command, collect, threads=None):
-        ran[folder.relative_to(tmp_path).as_posix()] = command(False), recipe
+        ran[folder.relative_to(output_dir).as_posix()] = command(False), recipe
         folder.mkdir(parents=True)
         (folder / output).write_bytes(b"weights")
         return {}
 
-    monkeypatch.setattr(digits_det, "run_step", pretend)
-    monkeypatch.setattr(digits_det, "make_digits_det", lambda root: None)
-    monkeypatch.setattr(digits_det, "read_json", lambda path: {"recipe": "scenes"})
-    monkeypatch.setattr(Benchmark, "_report", lambda self, results, command: None)
-    Benchmark(tmp_path, arms_of(list(METHODS)), seeds_of(2), "demo", "cpu").run("")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(digits_det, "run_step", pretend)
+        patched.setattr(digits_det, "make_digits_det", lambda root: None)
+        patched.setattr(digits_det, "read_json", lambda path: {"recipe": "scenes"})
+        patched.setattr(Benchmark, "_report", lambda self, results, command: None)
+        patched.chdir(tmp_path_factory.mktemp("elsewhere"))  # the configurations are found from any folder
+        Benchmark(output_dir, arms_of(list(METHODS)), seeds_of(2), "demo", "cpu").run("")
     return ran
 
 
