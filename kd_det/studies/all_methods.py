@@ -1,4 +1,4 @@
-"""Every method's training step beside the plain student's, and beside the least that it could take."""
+"""The time of every method's training step, next to the plain student's and to the least that it could be."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PLAIN = "student alone"
 
 @dataclass(frozen=True)
 class MethodTimes:
-    """Seconds, medians over the rounds of one interleaved run.
+    """Times in seconds: medians over the rounds of one interleaved run.
 
     Attributes:
-        step: of the method.
-        floor: of the plain student's step and, after it, the teacher's forward that the method needs.
+        step: of the method's step.
+        floor: of the plain student's step, followed by the teacher's forward that the method needs.
     """
 
     step: float
@@ -41,14 +41,16 @@ def measure_methods(
     images: int,
     rounds: int,
 ) -> dict[str, MethodTimes]:
-    """Times every method, interleaved; the first entry, ``PLAIN``, is the plain student's.
+    """Times the steps of every method in turn. The first entry, ``PLAIN``, is the plain student's.
 
     Args:
         config_file: of a distilling student.
-        methods: title to ``KD.TERMS``.
-        device, dtype: where, and in which precision the teacher runs.
-        size, images: height and width in pixels, and number of the images of a batch.
-        rounds: measured steps of each kind, after an unmeasured one.
+        methods: a title to ``KD.TERMS``.
+        device: of student and teacher.
+        dtype: the precision of the teacher.
+        size: height and width of the images, pixels.
+        images: number of images in a batch.
+        rounds: measured steps of each kind, after one that is not measured.
     """
     steps = Steps(benchmark_config(config_file, device, dtype), size, images)
     kinds: dict[str, Callable[[], None]] = {PLAIN: steps.plain}

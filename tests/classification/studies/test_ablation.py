@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import sys
 import threading
 import time
 
@@ -26,7 +25,7 @@ from classification.studies.grid import combinations, value_of
 from kd_det.common.errors import SetupError
 from kd_det.common.figures import save_figure
 from kd_det.common.processes import PEAK, run_side_by_side
-from tests.classification.conftest import ROOT, SHORT, command
+from tests.classification.conftest import SHORT
 
 GRID = (("DKD.ALPHA", "0.5", "1.0"), ("DKD.BETA", "2.0", "8.0"))
 
@@ -134,7 +133,7 @@ def test_combinations():
         ([("SEED", "1", "2")], "--grid SEED: --seeds sets it"),
         ([("OUTPUT_DIR", "a")], "--grid OUTPUT_DIR: --output-dir sets it"),
         ([("DKD.BETA",)], "--grid DKD.BETA has no values"),
-        ([("DKD.BETA", "1.0", "1.0")], "a value is there twice"),
+        ([("DKD.BETA", "1.0", "1.0")], "a value is listed twice"),
         ([("DKD.BETA", "1.0"), ("DKD.BETA", "2.0")], "--grid DKD.BETA is given twice"),
     ],
 )
@@ -257,13 +256,12 @@ def test_value_of_a_key():
     assert value_of(cfg, "DKD.BETA") == 3.0 and value_of(cfg, "DISTILLER") == "none"
 
 
-def test_the_command_line_sweeps_reuses_and_resumes(teacher_file, tmp_path):
+def test_the_command_line_sweeps_reuses_and_resumes(teacher_file, tmp_path, tool):
     settings = [*SHORT, "SOLVER.EPOCHS", 1, "TEACHER.NAME", "resnet14", "TEACHER.WEIGHTS", teacher_file]
     settings += ["TEACHER.AUTO_TRAIN", "False", "STUDENT.NAME", "resnet8"]
-    line = [sys.executable, ROOT / "tools/ablate.py", "--config-file", *FILES]
-    line += ["--grid", "DKD.BETA", "1.0", "8.0", "--seeds", 1, "--output-dir", "out", "--jobs", 2, "--memory-gib", 8]
-    line = [str(part) for part in [*line, "--opts", *settings]]
-    first = command(line, tmp_path)
+    fixed = ["--config-file", *FILES, "--seeds", 1, "--output-dir", "out", "--jobs", 2, "--memory-gib", 8]
+    line = ["ablate", *fixed, "--grid", "DKD.BETA", "1.0", "8.0", "--opts", *settings]
+    first = tool(tmp_path, *line)
     assert first.returncode == 0, first.stderr[-3000:]
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
@@ -280,12 +278,12 @@ def test_the_command_line_sweeps_reuses_and_resumes(teacher_file, tmp_path):
     assert first.stdout.count("== out") == 2  # both were trained
 
     (out / "runs/DKD.BETA=8.0/seed1/result.json").unlink()  # as if it had been interrupted at the very end
-    again = command(line, tmp_path)
+    again = tool(tmp_path, *line)
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stdout.count("== out") == 1 and "== out/runs/DKD.BETA=8.0/seed1" in again.stdout
     assert json.loads((out / "ablation.json").read_text())["rows"] == [
         {**row, PEAK: pytest.approx(row[PEAK], rel=1)} for row in record["rows"]
     ]
 
-    refused = command([*line[:7], "many", *line[8:]], tmp_path)
+    refused = tool(tmp_path, "ablate", *fixed, "--grid", "DKD.BETA", "many", "--opts", *settings)
     assert refused.returncode == 2 and refused.stderr.startswith("error: --grid, DKD.BETA many: ")

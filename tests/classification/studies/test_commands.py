@@ -81,7 +81,7 @@ def test_plot_correlation(analyse, tmp_path):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_errors_of_the_users_are_one_line(analyse, arguments, expected):
+def test_user_errors_are_one_line(analyse, arguments, expected):
     assert expected in error_of(analyse(*arguments))
 
 
