@@ -205,14 +205,15 @@ def draw_heat_map(data: HeatMap, title: str) -> Figure:
     axes = figure.subplots()
     colours = matplotlib.colormaps["viridis"].with_extremes(bad="#bbbbbb")
     picture = axes.imshow(data.means, cmap=colours, aspect="auto")
-    for (row, column), mean in np.ndenumerate(data.means):
-        dark = np.isfinite(mean) and float(picture.norm(float(mean))) < 0.6
-        colour = "white" if dark else "black"
+    finite = data.means[np.isfinite(data.means)]
+    dark = finite.min() + 0.6 * np.ptp(finite) if finite.size else 0.0
+    for row, column in np.ndindex(height, width):
+        colour = "white" if data.means[row, column] <= dark else "black"  # black on grey as well
         axes.text(column, row, data.texts[row][column], color=colour, ha="center", va="center", fontsize=9)
     axes.set_xticks(range(width), data.column_values)
     axes.set_yticks(range(height) if data.row_key else [], data.row_values if data.row_key else [])
     axes.set(xlabel=data.column_key, ylabel=data.row_key)
     axes.set_title(title, fontsize=10)
-    if np.isfinite(data.means).any():
+    if finite.size:
         figure.colorbar(picture, ax=axes, label="top-1, %")
     return figure

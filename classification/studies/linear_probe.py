@@ -17,13 +17,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from classification.data.contents import FileData
-from classification.data.image_file import UnreadableImageError
 from classification.studies.runs import Answers, FinishedRun, collect
 from classification.studies.transfer_data import Splits, transfer_data
 from kd_det.common.environment import versions
 from kd_det.common.errors import SetupError
 from kd_det.common.figures import save_figure, tidy
 from kd_det.common.files import write_csv, write_json
+from kd_det.common.images import UnreadableImageError
 from kd_det.common.tables import markdown
 
 NAME = "linear_probe"

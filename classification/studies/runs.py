@@ -81,7 +81,8 @@ def load_run(path_or_name: str | Path, overrides: Sequence[object] = (), device:
     data = build_data(cfg, place)
     finished = cfg.clone()
     finished.STUDENT.PRETRAINED, finished.STUDENT.WEIGHTS = False, str(folder / STUDENT)
-    student = build_student(finished, data).to(place).eval().requires_grad_(False)
+    student = build_student(finished, data)
+    student.to(place).eval().requires_grad_(False)
     return FinishedRun(_name(folder), folder, cfg, result, student, data, place)
 
 

@@ -68,9 +68,9 @@ def suggested_beta(gap: float, anchors: Sequence[tuple[float, float]] = ANCHORS)
     """
     if not math.isfinite(gap):
         raise ValueError(f"the mean gap must be a finite number; got {gap}.")
-    gaps, betas = zip(*anchors, strict=True)
-    if list(gaps) != sorted(set(gaps)):
-        raise ValueError(f"the anchors' gaps must rise; got {list(gaps)}.")
+    gaps, betas = ([anchor[side] for anchor in anchors] for side in (0, 1))
+    if gaps != sorted(set(gaps)):
+        raise ValueError(f"the anchors' gaps must rise; got {gaps}.")
     if gap <= gaps[0]:
         return betas[0]
     for (low, low_beta), (high, high_beta) in pairwise(anchors):

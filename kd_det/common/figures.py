@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kd_det.common.files import write_atomically
 
@@ -57,14 +57,14 @@ def colours(names: Iterable[str], fixed: Mapping[str, str] | None = None) -> dic
     return {name: fixed[name] if name in fixed else next(palette) for name in dict.fromkeys(names)}
 
 
-def tidy(axes: Axes, *, grid: str | None = None) -> None:
+def tidy(axes: Axes, *, grid: Literal["x", "y", "both"] | None = None) -> None:
     """Removes the frame's upper and right side; draws a pale grid behind the data.
 
     Args:
         axes: what to change.
-        grid: the axis whose ticks get grid lines, "x", "y" or "both"; None: no grid.
+        grid: the axis whose ticks get grid lines; None: no grid.
     """
     if grid is not None:
-        axes.grid(axis=grid, alpha=0.3)  # type: ignore[arg-type]
+        axes.grid(axis=grid, alpha=0.3)
         axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
+import torch
 from detectron2.structures import Boxes
 from torch import nn
 
@@ -77,7 +78,7 @@ class _Need:
 
     @classmethod
     def of(cls, terms: nn.ModuleDict) -> _Need:
-        asked: list[KDTerm] = list(terms.values())
+        asked = [term for term in terms.values() if isinstance(term, KDTerm)]
         cells = next((term.cells for term in asked if term.cells is not None), None)
         return cls(any(term.needs_logits for term in asked), cells)
 
@@ -99,7 +100,7 @@ def _student(steps: Steps) -> list[nn.Parameter]:
     return [value for name, value in steps.model.named_parameters() if not name.startswith("terms.")]
 
 
-def _distilled(steps: Steps, terms: nn.ModuleDict, optimizer: object) -> None:
+def _distilled(steps: Steps, terms: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
     steps.use(terms, optimizer)
     steps.distilled()
 

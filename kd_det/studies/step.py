@@ -114,7 +114,7 @@ class Steps:
     @contextmanager
     def timing_the_parts(self) -> Iterator[None]:
         """Adds the seconds of the teacher's two passes and of each term to ``seconds``."""
-        parts: list[tuple[nn.Module, str, str]] = [
+        parts: list[tuple[object, str, str]] = [
             (self.teacher, "features", "teacher backbone"),
             (self.teacher, "box_logits", "teacher box head"),
         ]
