@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import kd_det.common
 from kd_det.common.beta import ANCHORS, confidence_gap, suggested_beta
 
 
@@ -68,6 +70,18 @@ def test_anchors_of_ones_own():
         suggested_beta(math.nan)
 
 
-def test_detectron2_is_not_imported():
-    code = "import kd_det.common.beta, sys; sys.exit('detectron2' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_what_is_slow_is_imported_on_first_use():
+    """Neither Detectron2 nor matplotlib for any module of kd_det.common; not even torch for those of the studies."""
+    names = sorted(path.stem for path in Path(kd_det.common.__path__[0]).glob("*.py"))
+    light = ["environment", "figures", "files", "processes", "run_steps", "tables"]
+    code = f"""
+import importlib, sys
+for name in {light}:
+    importlib.import_module("kd_det.common." + name)
+assert "torch" not in sys.modules
+for name in {names}:
+    importlib.import_module("kd_det.common." + name)
+print([name for name in ("detectron2", "matplotlib") if name in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr

@@ -13,8 +13,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from classification.studies.ablation import Ablation, make_table, write_csv
-from classification.studies.heat_map import MOST_KEYS, draw_heat_map, heat_map
+from classification.studies.ablation import (
+    MOST_KEYS,
+    Ablation,
+    ablation_table,
+    draw_heat_map,
+    heat_map,
+    write_ablation_csv,
+)
 from kd_det.common.command_line import add_config_file, parse_arguments
 from kd_det.common.errors import one_line_errors
 from kd_det.common.figures import save_figure
@@ -47,8 +53,8 @@ def ablate(args: argparse.Namespace) -> None:
     )  # fmt: skip
     rows = ablation.run()
     write_json(args.output_dir / f"{NAME}.json", ablation.record(rows))
-    write_csv(args.output_dir / f"{NAME}.csv", rows)
-    print(f"\n{make_table(rows)}\n\nwrote {args.output_dir / NAME}.json and .csv")
+    write_ablation_csv(args.output_dir / f"{NAME}.csv", rows)
+    print(f"\n{ablation_table(rows)}\n\nwrote {args.output_dir / NAME}.json and .csv")
     if len(args.grid) > MOST_KEYS:
         print(f"no heat map: it has {MOST_KEYS} keys at the most, here are {len(args.grid)}")
         return

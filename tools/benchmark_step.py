@@ -15,7 +15,7 @@ import torch
 
 from kd_det.common.command_line import add_config_file, parse_arguments
 from kd_det.studies.all_methods import PLAIN, measure_methods
-from kd_det.studies.methods import METHODS, TITLES
+from kd_det.studies.methods import METHODS, title
 from kd_det.studies.step import benchmark_config, measure_times, peak_memory, run_for_memory
 
 
@@ -62,20 +62,20 @@ def for_memory(args: argparse.Namespace, dtype: str, size: int) -> list[str]:
 
 
 def measure_all(args: argparse.Namespace, dtype: str, size: int) -> dict[str, object]:
-    titles = {TITLES[name]: terms for name, terms in METHODS.items()}
+    titles = {title(name): terms for name, terms in METHODS.items()}
     times = measure_methods(args.config_file, titles, args.device, dtype, size, args.images, args.rounds)
     again = for_memory(args, dtype, size)
     plain = times[PLAIN].step
     print(f"\n{size}x{size}, teacher in {dtype}; floor: the plain step and the teacher's forward that the method needs")
     print(f"{'':<16}{'step, s':>9}{'/ plain':>9}{'/ floor':>9}{'/ DKD':>9}{'MiB':>7}", flush=True)
     rows = {}
-    for title, measured in times.items():
-        terms = titles.get(title)
+    for name, measured in times.items():
+        terms = titles.get(name)
         memory = peak_memory([*again, "--terms", *terms] if terms else again, "distilled" if terms else "plain")
-        ratios = [measured.step / other for other in (plain, measured.floor, times[TITLES["dkd"]].step)]
+        ratios = [measured.step / other for other in (plain, measured.floor, times[title("dkd")].step)]
         columns = "".join(f"{ratio:>8.2f}x" for ratio in ratios)
-        print(f"{title:<16}{measured.step:>9.3f}{columns}{memory:>7.0f}", flush=True)
-        rows[title] = {**vars(measured), "memory_mib": memory}
+        print(f"{name:<16}{measured.step:>9.3f}{columns}{memory:>7.0f}", flush=True)
+        rows[name] = {**vars(measured), "memory_mib": memory}
     return {"size": size, "dtype": dtype, "methods": rows}
 
 

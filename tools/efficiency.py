@@ -18,9 +18,15 @@ from pathlib import Path
 import torch
 
 from classification.results import commit
-from classification.studies.efficiency import choose_arms, make_rows, make_table, points, read_accuracies
-from classification.studies.noise import NOISE
-from classification.studies.scatter import draw_scatter
+from classification.studies.efficiency import (
+    choose_arms,
+    draw_scatter,
+    efficiency_table,
+    make_rows,
+    points,
+    read_accuracies,
+)
+from classification.studies.step_worker import NOISE
 from classification.studies.steps import compare_steps
 from kd_det.common.environment import described, hardware, versions
 from kd_det.common.errors import SetupError, one_line_errors
@@ -61,7 +67,7 @@ def measure(args: argparse.Namespace) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     write_json(args.output_dir / f"{NAME}.json", record)
     pair = f"{args.teacher} → {args.student}, {args.batch_size} images a step"
-    print(f"{pair}, {args.data}; {described(machine)}, torch {torch.__version__}\n\n{make_table(rows)}\n")
+    print(f"{pair}, {args.data}; {described(machine)}, torch {torch.__version__}\n\n{efficiency_table(rows)}\n")
     print(f"wrote {args.output_dir / NAME}.json")
     if known := points(rows):
         of = f"top-1 of {accuracies['teacher']} → {accuracies['student']} on {accuracies['data']}"

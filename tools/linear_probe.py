@@ -8,8 +8,8 @@ Writes linear_probe.json, .csv, .png and .svg. digits_rotated_inverted is embedd
 below --data-root as published (stl10_binary/, tiny-imagenet-200/) and seen at the size of the run's own images.
 """
 
-from classification.studies.command import load_runs, parser
-from classification.studies.linear_probe import NAME, make_table, probe_run, write_probes
+from classification.studies.linear_probe import NAME, probe_run, probe_table, write_probes
+from classification.studies.runs import load_runs, parser
 from classification.studies.transfer_data import DOMAINS, read_domain
 from kd_det.common.errors import one_line_errors
 
@@ -24,7 +24,7 @@ def main() -> None:
         domains = {name: read_domain(name, args.data_root) for name in args.on}
         rows = [probe_run(run, domains) for run in load_runs(args)]
         files = write_probes(args.output_dir, rows)
-    print(make_table(rows))
+    print(probe_table(rows))
     print(f"wrote {', '.join(map(str, files))}")
 
 

@@ -9,8 +9,8 @@ To compare with a run that had no teacher, name one for both: --opts TEACHER.NAM
 digits/vanilla_resnet20.
 """
 
-from classification.studies.command import load_runs, parser
 from classification.studies.correlation import NAME, compare, write_comparison
+from classification.studies.runs import load_runs, parser
 from kd_det.common.errors import one_line_errors
 
 

@@ -8,7 +8,7 @@ Of the validation samples. Prints how far the classes are apart (silhouette, and
 in the embedding and, since t-SNE distorts, in the features themselves. Writes tsne.json, tsne.csv, tsne.png and .svg.
 """
 
-from classification.studies.command import load_runs, parser
+from classification.studies.runs import load_runs, parser
 from classification.studies.tsne import NAME, Settings, compare, write_comparison
 from kd_det.common.errors import one_line_errors
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from classification.config import load_config
-from classification.studies.seeds import choices, make_table, run_seeds, update_results
+from classification.studies.seeds import choices, run_seeds, seeds_table, update_results
 from kd_det.common.errors import SetupError, one_line_errors
 
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(chosen[0].files, [*chosen[0].overrides, *args.opts])
     path = args.results or Path(cfg.OUTPUT_DIR) / "results.json"
     update_results(path, rows, cfg.DATA.NAME)
-    print(make_table(rows))
+    print(seeds_table(rows))
     print(f"wrote {path}")
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-from kd_det.studies.digits_det import Benchmark, arms_of, seeds_of
+from kd_det.studies.digits_det import SCHEDULES, Benchmark, arms_of, seeds_of
 from kd_det.studies.methods import METHODS
-from kd_det.studies.schedules import SCHEDULES
 
 
 def main() -> None:

@@ -1,31 +1,29 @@
-"""A sweep of a configuration's keys over values and seeds: its runs, and what they gave."""
+"""A sweep of a configuration's keys over values and seeds: its runs, table and heat map."""
 
 from __future__ import annotations
 
-import csv
-import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import matplotlib
+import numpy as np
 import torch
-from tabulate import tabulate
+from matplotlib.figure import Figure
 
 from classification.composition import run_name
 from classification.config import load_config
 from classification.results import commit
 from classification.studies.grid import Combination, check_combinations, combinations
-from classification.studies.seeds import Run
-from classification.studies.sweep import PEAK, run_within
+from classification.studies.seeds import TrainingRun
 from classification.teacher import train_teacher
 from kd_det.common.environment import hardware, versions
 from kd_det.common.errors import SetupError
-from kd_det.common.files import write_atomically
-from kd_det.common.processes import forwarding_sigterm
-from kd_det.common.tables import summary
+from kd_det.common.files import write_csv
+from kd_det.common.processes import PEAK, forwarding_sigterm, run_side_by_side, threads_of_each
+from kd_det.common.tables import markdown, summary
 
 DIVERGED = "diverged"
 
@@ -35,14 +33,14 @@ class Ablation:
     """What to sweep.
 
     Attributes:
-        config_files: the configurations that, merged, are varied.
-        opts: its overrides, KEY VALUE ..., the same in all runs.
-        grid: each a key and its values.
+        config_files: the configurations, merged from left to right, that the sweep varies.
+        opts: overrides, KEY VALUE ..., the same in all runs.
+        grid: one entry for each key: the key and its values.
         seeds: runs of each combination, SEED 1, 2, ...
-        output_dir: where the runs' folders are.
-        jobs: runs at a time, at the most.
-        memory_gib: of all of them together; None: no limit.
-        threads: CPU threads of each run; None: of several at a time an equal share of the cores, of one torch's choice.
+        output_dir: the folder for the runs' folders.
+        jobs: runs at a time, at most.
+        memory_gib: the limit for all runs at a time together; None: no limit.
+        threads: CPU threads of each run; None: ``threads_of_each``.
     """
 
     config_files: tuple[str, ...]
@@ -55,14 +53,14 @@ class Ablation:
     threads: int | None = None
 
     def run(self) -> list[dict[str, Any]]:
-        """Trains what is not there yet; finished runs are reused, interrupted ones resumed.
+        """Trains the runs that are not finished. Finished runs are reused, interrupted ones resumed.
 
         Returns:
-            The rows, see ``make_rows``.
+            The rows; see ``make_rows``.
 
         Raises:
-            SetupError: a setting or a combination cannot work; found before anything is trained.
-            RuntimeError: a training failed.
+            SetupError: a setting or a combination cannot work; checked before anything is trained.
+            CommandError: a training failed.
         """
         self._check()
         chosen = combinations(self.grid)
@@ -74,12 +72,12 @@ class Ablation:
         print(f"{len(runs)} runs: {len(chosen)} combinations, {self.seeds} seeds each", flush=True)
         memory = None if self.memory_gib is None else 1024 * self.memory_gib
         with forwarding_sigterm():
-            results = run_within(runs, outcome, self.jobs, memory)
+            results = run_side_by_side(runs, outcome, self.jobs, memory)
         return make_rows(chosen, [results[i : i + self.seeds] for i in range(0, len(results), self.seeds)])
 
     @property
     def name(self) -> str:
-        """What a run is called that nothing is varied of."""
+        """The name of a run of the configuration that the sweep varies."""
         return run_name(load_config(self.config_files, self.opts))
 
     def _check(self) -> None:
@@ -89,16 +87,14 @@ class Ablation:
         if self.memory_gib is not None and not self.memory_gib > 0:
             raise SetupError(f"--memory-gib {self.memory_gib}: give more than 0.")
 
-    def _runs(self, combination: Combination) -> list[Run]:
+    def _runs(self, combination: Combination) -> list[TrainingRun]:
         folder = str(self.output_dir / "runs" / combination.folder)
         overrides = (*self.opts, *combination.overrides, "OUTPUT_DIR", folder)
-        threads = self.threads
-        if threads is None and self.jobs > 1:
-            threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        return [Run(self.config_files, overrides, seed, threads) for seed in range(1, self.seeds + 1)]
+        threads = threads_of_each(self.jobs) if self.threads is None else self.threads
+        return [TrainingRun(self.config_files, overrides, seed, threads) for seed in range(1, self.seeds + 1)]
 
     def record(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """What ablation.json holds."""
+        """The content of ablation.json."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return {
             "kind": "ablation",
@@ -113,19 +109,23 @@ class Ablation:
         }
 
 
-def outcome(run: Run) -> dict[str, Any]:
-    """The run's top-1 after the last epoch and its peak memory; both None where a loss became nan or infinite."""
+def outcome(run: TrainingRun) -> dict[str, Any]:
+    """The run's top-1 after the last epoch and its peak memory; both None if a loss was not finite."""
     try:
         result = run.result()
     except RuntimeError as error:
-        if " is not finite in epoch " not in str(error):  # what a NonFiniteLossError says on the command line
+        if " is not finite in epoch " not in str(error):  # the text of a NonFiniteLossError
             raise
         return {"last_top1": None, PEAK: None}
     return {"last_top1": result["last_top1"], PEAK: result[PEAK]}
 
 
 def make_rows(chosen: Sequence[Combination], results: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One row a combination: {"values": {key: value}, "last_top1": [one a seed, None: diverged], PEAK: largest}."""
+    """One row for each combination.
+
+    Returns:
+        {"values": {key: value}, "last_top1": [one a seed; None: diverged], PEAK: the largest of its runs, MiB}.
+    """
     return [
         {
             "values": dict(combination.values),
@@ -137,25 +137,83 @@ def make_rows(chosen: Sequence[Combination], results: Sequence[Sequence[dict[str
 
 
 def described(top1: Sequence[float | None]) -> str:
-    """Mean ± sample standard deviation; how many seeds diverged where any did."""
-    diverged = top1.count(None)
-    return f"{DIVERGED} ({diverged} of {len(top1)})" if diverged else summary(top1, 2)
+    """Mean ± sample standard deviation; if seeds diverged, how many."""
+    finite = [value for value in top1 if value is not None]
+    if len(finite) < len(top1):
+        return f"{DIVERGED} ({len(top1) - len(finite)} of {len(top1)})"
+    return summary(finite, 2)
 
 
-def make_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table, one row a combination."""
+def ablation_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table with one row for each combination."""
     keys = list(rows[0]["values"])
     body = [[*row["values"].values(), described(row["last_top1"]), len(row["last_top1"])] for row in rows]
-    return tabulate(body, [*keys, "top-1", "seeds"], tablefmt="github", disable_numparse=True)
+    return markdown(body, [*keys, "top-1", "seeds"])
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """One line a combination: its values, mean, std and seeds; mean and std are empty where a seed diverged."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*rows[0]["values"], "top1_mean", "top1_std", "seeds"])
-    for row in rows:
-        top1 = row["last_top1"]
-        figures = ["", ""] if None in top1 else [fmean(top1), stdev(top1) if len(top1) > 1 else ""]
-        writer.writerow([*row["values"].values(), *figures, len(top1)])
-    write_atomically(path, text.getvalue().encode())
+def write_ablation_csv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Writes one line for each combination: values, mean, std and seeds. If a seed diverged, mean and std are empty."""
+    header = [*rows[0]["values"], "top1_mean", "top1_std", "seeds"]
+    return write_csv(path, header, ([*row["values"].values(), *_figures(row["last_top1"])] for row in rows))
+
+
+def _figures(top1: Sequence[float | None]) -> list[float | str]:
+    """Mean, std and seeds."""
+    finite = [value for value in top1 if value is not None]
+    if len(finite) < len(top1):
+        return ["", "", len(top1)]
+    return [fmean(finite), stdev(finite) if len(finite) > 1 else "", len(finite)]
+
+
+MOST_KEYS = 2
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """The cells of a heat map. Rows are the values of the first of two keys, columns those of the last key."""
+
+    row_key: str
+    column_key: str
+    row_values: list[str]
+    column_values: list[str]
+    means: np.ndarray  # (rows, columns) float64; nan: a seed diverged
+    texts: list[list[str]]
+
+
+def heat_map(rows: Sequence[dict[str, Any]]) -> HeatMap:
+    """The cells of a sweep's rows, one for each combination.
+
+    Raises:
+        ValueError: the sweep has more than two keys.
+    """
+    keys = list(rows[0]["values"])
+    if len(keys) > MOST_KEYS:
+        raise ValueError(f"a heat map has two keys at most; got {keys}.")
+    *first, last = keys
+    places = {(*("" for _ in range(MOST_KEYS - len(keys))), *row["values"].values()): row["last_top1"] for row in rows}
+    row_values, column_values = (list(dict.fromkeys(place[side] for place in places)) for side in (0, 1))
+    cells = [[places[row, column] for column in column_values] for row in row_values]
+    means = np.array([[np.nan if None in cell else fmean(cell) for cell in line] for line in cells])
+    texts = [[described(cell).replace(" ±", "\n±").replace(" (", "\n(") for cell in line] for line in cells]
+    return HeatMap(first[0] if first else "", last, row_values, column_values, means, texts)
+
+
+def draw_heat_map(data: HeatMap, title: str) -> Figure:
+    """The means as colours and numbers. A grey cell: a seed diverged."""
+    height, width = data.means.shape
+    figure = Figure(figsize=(max(4.5, 2.2 + 1.1 * width), max(2.4, 1.6 + 0.8 * height)), layout="constrained")
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad="#bbbbbb")
+    picture = axes.imshow(data.means, cmap=colours, aspect="auto")
+    finite = data.means[np.isfinite(data.means)]
+    dark = finite.min() + 0.6 * np.ptp(finite) if finite.size else 0.0
+    for row, column in np.ndindex(height, width):
+        colour = "white" if data.means[row, column] <= dark else "black"  # black on grey as well
+        axes.text(column, row, data.texts[row][column], color=colour, ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(width), data.column_values)
+    axes.set_yticks(range(height) if data.row_key else [], data.row_values if data.row_key else [])
+    axes.set(xlabel=data.column_key, ylabel=data.row_key)
+    axes.set_title(title, fontsize=10)
+    if finite.size:
+        figure.colorbar(picture, ax=axes, label="top-1, %")
+    return figure

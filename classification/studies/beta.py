@@ -14,7 +14,7 @@ from kd_det.common.config_files import find_configs
 from kd_det.common.errors import SetupError
 from kd_det.common.yaml_files import read_config_file
 
-# Sections and keys that classification's configurations have and Detectron2's have not.
+# Sections and keys of classification's configurations that Detectron2's do not have.
 OWN_KEYS = ("DATA", "STUDENT", "TEACHER", "DISTILLER")
 USE = "for DKD.BETA (T = 4)"
 ADVICE = """On ImageNet (T = 1) the paper used 0.5 for
@@ -22,10 +22,10 @@ ResNet-34 to ResNet-18 and 2 for ResNet-50 to MobileNet."""
 
 
 def is_classification(config_files: str | Sequence[str]) -> bool:
-    """Whether configuration files are ``classification``'s, by their keys and those of their ``_BASE_`` files.
+    """Whether configuration files are for ``classification``, judged by their keys, ``_BASE_`` files included.
 
     Raises:
-        SetupError: one does not exist, or is not YAML.
+        SetupError: a file does not exist, or is not YAML.
     """
     keys: set[str] = set()
     for path in find_configs(config_files).values():
@@ -36,11 +36,11 @@ def is_classification(config_files: str | Sequence[str]) -> bool:
 def classifier_gaps(cfg: CfgNode, images: int | None = None) -> MeasuredGaps:
     """Measures the teacher of ``cfg`` on the validation data.
 
-    Where TEACHER.AUTO_TRAIN is on, a teacher that is not there yet is trained first.
+    If TEACHER.AUTO_TRAIN is on, a missing teacher is trained first.
 
     Args:
         cfg: with ``TEACHER``.
-        images: how many to look at, evenly spread over the set; None: all.
+        images: how many images to use, evenly spread over the data set; None: all.
 
     Raises:
         SetupError: the teacher or the data cannot be loaded, or ``images`` is below 1.
@@ -48,17 +48,17 @@ def classifier_gaps(cfg: CfgNode, images: int | None = None) -> MeasuredGaps:
     if images is not None and images < 1:
         raise SetupError(f"--images is {images}; it must be 1 or more.")
     if not cfg.TEACHER.NAME:
-        raise SetupError("TEACHER.NAME is empty; name the teacher that is to be measured, and its TEACHER.WEIGHTS.")
+        raise SetupError("TEACHER.NAME is empty. Name the teacher to measure, and give its TEACHER.WEIGHTS.")
     check_config(cfg)
     if cfg.TEACHER.AUTO_TRAIN:
         train_teacher(cfg)
     accelerator = build_accelerator(cfg)
     data = build_data(cfg, accelerator)
     teacher = build_teacher(cfg, data, uses_logits=True).to(accelerator.device)
-    looked_at = _spread(data.val.samples, images).to(accelerator.device)
+    used = _spread(data.val.samples, images).to(accelerator.device)
     gaps = []
     for batch in data.val:
-        rows = looked_at[batch.indices]
+        rows = used[batch.indices]
         if rows.any():
             with accelerator.autocast():
                 logits = teacher(batch.images[rows]).logits
@@ -68,7 +68,7 @@ def classifier_gaps(cfg: CfgNode, images: int | None = None) -> MeasuredGaps:
 
 
 def _spread(samples: int, images: int | None) -> torch.Tensor:
-    """Which samples to look at, bool (samples,)."""
+    """Which samples are used, bool (samples,)."""
     chosen = torch.zeros(samples, dtype=torch.bool)
     count = min(images or samples, samples)
     chosen[torch.arange(count) * samples // count] = True

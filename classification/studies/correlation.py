@@ -1,7 +1,7 @@
-"""How far a student's logits stand to each other as its teacher's do: the difference of correlation matrices.
+"""How a student's logits correlate compared with its teacher's: the difference of the correlation matrices.
 
-As in Tian et al. 2020 (CRD) and Zhao et al. 2022 (DKD). The correlation of two classes is Pearson's, of their logits
-over the validation samples. Shape legend: N samples, C classes.
+As in Tian et al. 2020 (CRD) and Zhao et al. 2022 (DKD). The correlation of two classes is Pearson's correlation of
+their logits over the validation samples. Shape legend: N samples, C classes.
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from classification.studies.csv_file import write_table
-from classification.studies.features import collect
-from classification.studies.pairs import check_same_samples, check_same_teacher
-from classification.studies.runs import Run
+from classification.studies.runs import FinishedRun, check_same_samples, check_same_teacher, collect
 from kd_det.common.errors import SetupError
 from kd_det.common.figures import save_figure
-from kd_det.common.files import write_json
+from kd_det.common.files import write_csv, write_json
 
 NAME = "correlation"
-NAMED_CLASSES = 30  # more names than these would overlap beside the matrix
+NAMED_CLASSES = 30  # more names would overlap
 
 
 def correlation_matrix(logits: Tensor, class_names: Sequence[str]) -> Tensor:
-    """Pearson's correlation of each two classes' logits over the samples.
+    """Pearson's correlation between the logits of every two classes, over the samples.
 
     Args:
         logits: (N, C), N >= 2.
@@ -38,33 +35,33 @@ def correlation_matrix(logits: Tensor, class_names: Sequence[str]) -> Tensor:
         (C, C) float64, with ones on the diagonal.
 
     Raises:
-        SetupError: a class has the same logit for all samples, so that it correlates with nothing.
+        SetupError: a class has the same logit for all samples, so its correlation is not defined.
     """
     constant = (logits == logits[0]).all(0).nonzero().flatten().tolist()
     if constant:
         raise SetupError(
             f"the logit of class {class_names[constant[0]]!r} is the same for all {len(logits)} samples, so its "
-            "correlation is not defined; was this network trained?"
+            "correlation is not defined. Was this network trained?"
         )
     return torch.corrcoef(logits.double().T)
 
 
-def compare(first: Run, second: Run) -> list[dict[str, Any]]:
-    """|teacher's − student's| correlation matrices of two runs under one teacher, over the validation samples.
+def compare(first: FinishedRun, second: FinishedRun) -> list[dict[str, Any]]:
+    """|teacher's − student's| correlation matrix of two runs with one teacher, over the validation samples.
 
     Returns:
-        For each run: "run", "distiller", "student", "difference" (C, C) float64 from 0 to 2, and its "mean" and "max";
-        the mean is over all C × C entries, the zeros of the diagonal among them.
+        For each run: "run", "distiller", "student", "difference" (C, C) float64 from 0 to 2, and its "mean" and "max".
+        The mean is over all C × C entries, the zeros of the diagonal included.
 
     Raises:
-        SetupError: the runs have other data, classes or teachers, or none, or a logit is constant.
+        SetupError: the runs have different data, classes or teachers, or no teacher, or a logit is constant.
     """
     check_same_samples(first, second)
     check_same_teacher(first, second)
     names = first.data.class_names
     results = []
     for run in (first, second):
-        # Each with its own run's images: they may be normalised or sized differently.
+        # Each run uses its own images, because they may differ in normalisation or size.
         teacher, student = run.teacher(), partial(run.student, return_features=True)
         matrices = [correlation_matrix(collect(network, run.data.val).logits, names) for network in (teacher, student)]
         difference = (matrices[0] - matrices[1]).abs()
@@ -81,10 +78,11 @@ def compare(first: Run, second: Run) -> list[dict[str, Any]]:
     return results
 
 
-def write_comparison(folder: Path, results: Sequence[dict[str, Any]], run: Run) -> list[Path]:
-    """Writes correlation.json (figures), difference_1.csv, difference_2.csv (matrices), correlation.png and .svg.
+def write_comparison(folder: Path, results: Sequence[dict[str, Any]], run: FinishedRun) -> list[Path]:
+    """Writes correlation.json (numbers), difference_1.csv, difference_2.csv (matrices), correlation.png and .svg.
 
     Args:
+        folder: where to write.
         results: of ``compare``.
         run: one of its runs, for classes and teacher.
     """
@@ -96,12 +94,12 @@ def write_comparison(folder: Path, results: Sequence[dict[str, Any]], run: Run) 
     write_json(folder / f"{NAME}.json", {**about, "class_names": list(names), "runs": figures})
     for number, result in enumerate(results, 1):
         rows = ([name, *values] for name, values in zip(names, result["difference"].tolist(), strict=True))
-        paths.append(write_table(folder / f"difference_{number}.csv", ["class", *names], rows))
+        paths.append(write_csv(folder / f"difference_{number}.csv", ["class", *names], rows))
     return [folder / f"{NAME}.json", *paths]
 
 
 def draw(results: Sequence[dict[str, Any]], class_names: Sequence[str]) -> Figure:
-    """The matrices side by side, with one colour scale for both."""
+    """The matrices side by side, with one colour scale for all."""
     top = max(result["max"] for result in results) or 1.0
     figure = Figure((5 * len(results) + 1, 5.2), layout="compressed")
     panels = figure.subplots(1, len(results), squeeze=False)[0]

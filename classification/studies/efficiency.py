@@ -1,26 +1,30 @@
-"""What every distiller costs in a step, beside the accuracy that it gives."""
+"""The cost of every distiller's training step, and its accuracy: rows, table and figure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
-from tabulate import tabulate
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from classification.composition import SDD_BASES
 from classification.distillers import DISTILLERS
 from classification.studies.steps import Arm
 from kd_det.common.errors import SetupError, did_you_mean
-from kd_det.common.run_steps import read_json
-from kd_det.common.tables import summary
+from kd_det.common.figures import tidy
+from kd_det.common.files import read_json
+from kd_det.common.tables import markdown, summary
 
 REFERENCE = "dkd"
 
 
 def all_arms() -> dict[str, Arm]:
-    """By name: every distiller with its default settings, SDD over each of its bases; the plain student first."""
+    """Every distiller with its default settings, by name; SDD once with each base; the plain student first."""
     arms = {
         name: Arm(name, ("DISTILLER", name)) for name in sorted(DISTILLERS, key=lambda name: (name != "none", name))
     }
@@ -29,10 +33,10 @@ def all_arms() -> dict[str, Arm]:
 
 
 def choose_arms(names: Sequence[str]) -> list[Arm]:
-    """The arms of these names, all where none is given; always DKD's, to which the others are compared.
+    """The arms with these names, and DKD's, with which the others are compared. Without names: all arms.
 
     Raises:
-        SetupError: there is none of a name.
+        SetupError: there is no arm with one of the names.
     """
     arms = all_arms()
     for name in names:
@@ -42,32 +46,32 @@ def choose_arms(names: Sequence[str]) -> list[Arm]:
 
 
 def read_accuracies(path: Path, teacher: str, student: str) -> dict[str, Any]:
-    """What a results file of tools/run_classification.py says of one pair of models.
+    """The accuracies of one pair of models in a results file of tools/run_classification.py.
 
     Args:
-        teacher, student: the pair that is looked for; where the file does not have it, the one with most methods.
+        path: the results file.
+        teacher: the name of the pair's teacher.
+        student: the name of the pair's student. If the file does not have the pair, the pair with most methods is
+            taken.
 
     Returns:
         {"teacher": ..., "student": ..., "data": ..., "top1": {name of an arm: [the last top-1 of each seed]}}.
 
     Raises:
-        SetupError: it is no such file, or has no distilled student.
+        SetupError: it is not such a file, or it has no distilled student.
     """
     content = read_json(path)
-    named = isinstance(content, dict) and content.get("kind") == "classification"
-    if not named or not isinstance(content.get("runs"), list):
+    if content.get("kind") != "classification" or not isinstance(content.get("runs"), list):
         raise SetupError(
-            f"--results {str(path)!r} is no results file of tools/run_classification.py; make one with it, or give "
-            "--results '' for the costs alone."
+            f"--results {str(path)!r} is not a results file of tools/run_classification.py. Make one with that "
+            "command, or give --results '' to measure the costs alone."
         )
     pairs: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in content["runs"]:
         if row["distiller"] != "none" and (name := arm_name(row)):
             pairs.setdefault((row["teacher"], row["student"]), {})[name] = row["last_top1"]
     if not pairs:
-        raise SetupError(
-            f"--results {str(path)!r} has no distilled student; run some with tools/run_classification.py."
-        )
+        raise SetupError(f"--results {str(path)!r} has no distilled student. Run one with tools/run_classification.py.")
     pair = (teacher, student) if (teacher, student) in pairs else max(pairs, key=lambda pair: len(pairs[pair]))
     top1 = pairs[pair]
     for row in content["runs"]:
@@ -77,12 +81,18 @@ def read_accuracies(path: Path, teacher: str, student: str) -> dict[str, Any]:
 
 
 def arm_name(row: dict[str, Any]) -> str | None:
-    """Which arm a run was of: its method's; None where there is none of that name."""
-    return row["method"] if row["method"] in all_arms() else None
+    """The arm of a run's method; None if there is no such arm."""
+    method = str(row["method"])
+    return method if method in all_arms() else None
 
 
 def make_rows(measured: Iterable[dict[str, Any]], top1: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """One row a method: what ``compare_steps`` gave, with the ratio to DKD's step and the accuracies, if known."""
+    """One row for each method: the result of ``compare_steps``, the ratio to DKD's step, and the known accuracies.
+
+    Args:
+        measured: results of ``compare_steps``, DKD's among them.
+        top1: of ``read_accuracies``.
+    """
     rows = [{"method": result["title"], **result} for result in measured]
     reference = next(row["seconds"] for row in rows if row["method"] == REFERENCE)
     for row in rows:
@@ -91,7 +101,7 @@ def make_rows(measured: Iterable[dict[str, Any]], top1: dict[str, list[float]]) 
     return rows
 
 
-def make_table(rows: Sequence[dict[str, Any]]) -> str:
+def efficiency_table(rows: Sequence[dict[str, Any]]) -> str:
     """A Markdown table, the fastest first."""
     body = [
         [
@@ -106,11 +116,71 @@ def make_table(rows: Sequence[dict[str, Any]]) -> str:
         for row in sorted(rows, key=lambda row: row["seconds"])
     ]
     headers = ["method", "step, ms", "to DKD", "peak MiB", "extra parameters", "buffers, MiB", "top-1"]
-    alignment = ["left"] + ["right"] * (len(headers) - 1)
-    return tabulate(body, headers, tablefmt="github", disable_numparse=True, colalign=alignment)
+    return markdown(body, headers, text_columns=1)
 
 
 def points(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The scatter's data: the methods whose accuracy is known, most accurate first."""
+    """The rows with a known accuracy, the most accurate first."""
     known = [row for row in rows if row["last_top1"]]
     return sorted(known, key=lambda row: -fmean(row["last_top1"]))
+
+
+MARKERS = "osD^vP*X"
+FENCE = 1.5  # Tukey's: in interquartile ranges beyond the quartiles
+
+
+def draw_scatter(points: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Last top-1, mean ± sample standard deviation over the seeds, against the time of a step.
+
+    If some methods are far from the others, as the plain student is, a second panel shows the others enlarged.
+
+    Args:
+        points: of ``points``, in the legend's order.
+        title: above the figure.
+    """
+    places = np.array([[1000 * point["seconds"], fmean(point["last_top1"])] for point in points])
+    close = crowd(places)
+    panels = 1 if close.all() else 2
+    figure = Figure(figsize=(3 + 5.5 * panels, 5.5), layout="constrained")
+    whole, *enlarged = figure.subplots(1, panels, squeeze=False)[0]
+    _draw(whole, points)
+    for axes in enlarged:
+        _draw(axes, points)
+        low, high = places[close].min(0), places[close].max(0)
+        margin = 0.08 * (high - low) + [1e-3 * high[0], 0.05]
+        (left, bottom), (right, top) = low - margin, high + margin
+        axes.set(xlim=(left, right), ylim=(bottom, top))
+        axes.set_title("the crowd, enlarged", fontsize=10)
+    figure.suptitle(title, fontsize=10)
+    handles, labels = whole.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, title="method and top-1")
+    return figure
+
+
+def crowd(places: np.ndarray) -> np.ndarray:
+    """Which of ``places`` (N, 2) are within Tukey's fences in both coordinates: bool (N,)."""
+    low, high = np.quantile(places, [0.25, 0.75], axis=0)
+    reach = FENCE * (high - low)
+    inside: np.ndarray = ((places >= low - reach) & (places <= high + reach)).all(1)
+    return inside
+
+
+def _draw(axes: Axes, points: Sequence[dict[str, Any]]) -> None:
+    twenty = matplotlib.colormaps["tab20"]
+    numbers = [*range(0, 20, 2), *range(1, 20, 2)]  # the dark colours first
+    for number, point in enumerate(points):
+        accuracy = point["last_top1"]
+        axes.errorbar(
+            1000 * point["seconds"],
+            fmean(accuracy),
+            yerr=stdev(accuracy) if len(accuracy) > 1 else None,
+            fmt=MARKERS[number % len(MARKERS)],
+            color=twenty(numbers[number % len(numbers)]),
+            markersize=9,
+            capsize=3,
+            elinewidth=1,
+            alpha=0.85,
+            label=f"{point['method']}  {fmean(accuracy):.2f}",
+        )
+    axes.set(xlabel="time of a training step, ms (median)", ylabel="top-1 after the last epoch, %")
+    tidy(axes, grid="both")

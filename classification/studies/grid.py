@@ -1,4 +1,4 @@
-"""The combinations of a sweep: which there are, and that each of them can work."""
+"""The combinations of a sweep, and the check that each of them can work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RESERVED = {"SEED": "--seeds", "OUTPUT_DIR": "--output-dir"}
 
 @dataclass(frozen=True)
 class Combination:
-    """One value of each key, as given on the command line."""
+    """One value for each key of the sweep, as written on the command line."""
 
     values: tuple[tuple[str, str], ...]  # (key, value)
 
@@ -38,7 +38,7 @@ class Combination:
 
     @property
     def folder(self) -> str:
-        """A name for its runs' folder that no other combination of the sweep has."""
+        """The name of its runs' folder, unique in the sweep."""
         return ",".join(f"{key}={quote(value, safe='()[], ')}" for key, value in self.values)
 
     def __str__(self) -> str:
@@ -46,13 +46,13 @@ class Combination:
 
 
 def combinations(grid: Sequence[Sequence[str]]) -> list[Combination]:
-    """All of them, the last key's values changing fastest.
+    """All combinations; the values of the last key change fastest.
 
     Args:
-        grid: each a key and its values.
+        grid: one entry for each key: the key and its values.
 
     Raises:
-        SetupError: a key has no values, a value twice, comes twice, or is the sweep's own.
+        SetupError: a key has no values, or one value twice, or is given twice, or another option sets it.
     """
     keys = [key for key, *_ in grid]
     for key, *values in grid:
@@ -63,22 +63,27 @@ def combinations(grid: Sequence[Sequence[str]]) -> list[Combination]:
         if not values:
             raise SetupError(f"--grid {key} has no values; write --grid {key} VALUE VALUE ...")
         if len(set(values)) < len(values):
-            raise SetupError(f"--grid {key} {' '.join(values)}: a value is there twice; leave one out.")
+            raise SetupError(f"--grid {key} {' '.join(values)}: a value is listed twice; leave one out.")
     return [Combination(tuple(zip(keys, values, strict=True))) for values in product(*(values for _, *values in grid))]
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
-    """What ``cfg`` has under a key with dots."""
+    """The value of a key with dots."""
     return reduce(lambda node, name: node[name], key.split("."), cfg)
 
 
 def check_combinations(config_files: Sequence[str], opts: Sequence[str], chosen: Sequence[Combination]) -> None:
-    """Builds the networks of every combination and forgets them.
+    """Builds the networks of every combination, and discards them.
 
-    Teachers that are yet to be trained have random weights for that.
+    A teacher that is not trained yet gets random weights for this check.
+
+    Args:
+        config_files: merged from left to right.
+        opts: overrides, KEY VALUE ..., the same for all combinations.
+        chosen: at least one combination.
 
     Raises:
-        SetupError: a combination cannot work, or two are the same for being written differently (1.0 and 1.00).
+        SetupError: a combination cannot work, or two are the same, written differently (1.0 and 1.00).
     """
     both = sorted({key for key, _ in chosen[0].values} & set(opts[::2]))
     if both:
@@ -98,7 +103,7 @@ def check_combinations(config_files: Sequence[str], opts: Sequence[str], chosen:
 
 
 def check_networks(cfg: CfgNode, data: Data) -> None:
-    """Raises ``SetupError`` where student, teacher or distiller cannot be built."""
+    """Raises ``SetupError`` if student, teacher or distiller cannot be built."""
     with tempfile.TemporaryDirectory() as folder:
         if _teacher_is_to_come(cfg):
             cfg = cfg.clone()
@@ -119,7 +124,7 @@ def _stand_in(cfg: CfgNode, data: Data, folder: Path) -> Path:
 
 
 def _data(cfg: CfgNode, built: dict[str, Data]) -> Data:
-    """The data of ``cfg``, built once for the combinations that share them; one set is kept at a time."""
+    """The data of ``cfg``, built once for combinations with the same data; only the last data are kept."""
     key = cfg.DATA.dump() + str(cfg.SOLVER.CHANNELS_LAST)
     if key not in built:
         built.clear()

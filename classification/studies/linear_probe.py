@@ -1,6 +1,6 @@
-"""How well frozen features serve other data: a linear classifier on them.
+"""Transfer of frozen features to other data sets: the accuracy of a linear classifier on them.
 
-Tian et al. 2020 (CRD) and Zhao et al. 2022 (DKD) move CIFAR-100 students to STL-10 and Tiny-ImageNet so.
+Tian et al. 2020 (CRD) and Zhao et al. 2022 (DKD) transfer CIFAR-100 students to STL-10 and Tiny-ImageNet this way.
 """
 
 from __future__ import annotations
@@ -15,36 +15,34 @@ from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tabulate import tabulate
 
 from classification.data.contents import FileData
-from classification.data.image_file import UnreadableImageError
-from classification.studies.csv_file import write_table
-from classification.studies.features import Answers, collect
-from classification.studies.runs import Run
+from classification.studies.runs import Answers, FinishedRun, collect
 from classification.studies.transfer_data import Splits, transfer_data
 from kd_det.common.environment import versions
 from kd_det.common.errors import SetupError
-from kd_det.common.figures import save_figure
-from kd_det.common.files import write_json
+from kd_det.common.figures import save_figure, tidy
+from kd_det.common.files import write_csv, write_json
+from kd_det.common.images import UnreadableImageError
+from kd_det.common.tables import markdown
 
 NAME = "linear_probe"
 MAX_ITERATIONS = 1000
 
 
 class Accuracy(NamedTuple):
-    """Of one probe, in percent."""
+    """The accuracy of one probe, in percent."""
 
     top1: float  # on the test split
     train_top1: float
-    converged: bool  # whether the fit ended before MAX_ITERATIONS
+    converged: bool  # the fit ended before MAX_ITERATIONS
 
 
 def probe(train: Answers, test: Answers) -> Accuracy:
     """Multinomial logistic regression (scikit-learn, L-BFGS, C = 1) on the penultimate features.
 
-    Each feature has mean 0 and variance 1 over the training split. The fit starts from zero and draws no random
-    numbers, so that there is no seed to choose; the test split is looked at once, after it.
+    Each feature is standardised to mean 0 and variance 1 over the training split. The fit starts from zero and uses no
+    random numbers, so there is no seed to choose. The test split is used once, after the fit.
     """
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=MAX_ITERATIONS))
     features, labels = train.pooled.double().numpy(), train.labels.numpy()
@@ -54,10 +52,11 @@ def probe(train: Answers, test: Answers) -> Accuracy:
     return Accuracy(100 * on_test, 100 * classifier.score(features, labels), iterations < MAX_ITERATIONS)
 
 
-def probe_run(run: Run, domains: Mapping[str, Splits | FileData]) -> dict[str, Any]:
-    """A run's row: what it is, its own accuracy, and {"domains": {name: ``Accuracy`` and samples of the splits}}.
+def probe_run(run: FinishedRun, domains: Mapping[str, Splits | FileData]) -> dict[str, Any]:
+    """One run's row: its names, its own accuracy, and for each domain ``Accuracy`` and the samples of the splits.
 
     Args:
+        run: the run whose student is probed.
         domains: by name, as ``read_domain`` gives them.
 
     Raises:
@@ -94,22 +93,22 @@ def write_probes(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
         for row in rows
         for domain, figures in row["domains"].items()
     ]
-    return [folder / f"{NAME}.json", write_table(folder / f"{NAME}.csv", header, table), *pictures]
+    return [folder / f"{NAME}.json", write_csv(folder / f"{NAME}.csv", header, table), *pictures]
 
 
-def make_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table, one row a run; "*" marks a fit that had not converged."""
+def probe_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table with one row for each run; "*" marks a fit that did not converge."""
     body = [
         [row["run"], row["distiller"], row["student"], f"{row['own_top1']:.2f}"]
         + [f"{figures['top1']:.2f}{'' if figures['converged'] else '*'}" for figures in row["domains"].values()]
         for row in rows
     ]
     headers = ["run", "distiller", "student", f"{rows[0]['data']} (own)", *rows[0]["domains"]]
-    return tabulate(body, headers, tablefmt="github", disable_numparse=True)
+    return markdown(body, headers)
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Bars of top-1 on each data set, a group a data set, a colour a run, the figures above the bars."""
+    """Bars of top-1, one group for each data set and one colour for each run, with the numbers above them."""
     domains = list(rows[0]["domains"])
     size = max(5.0, 1.5 + len(domains) * (0.6 + 0.7 * len(rows))), 4.0 + 0.2 * len(rows)
     figure = Figure(size, layout="constrained")
@@ -123,6 +122,6 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     axes.set_xticks(range(len(domains)), domains)
     axes.set_ylabel("linear probe, top-1 in %")
     axes.set_ylim(0, 105)
-    axes.spines[["top", "right"]].set_visible(False)
+    tidy(axes)
     figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     return figure

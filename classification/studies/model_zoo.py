@@ -1,35 +1,47 @@
-"""Renders the classification files of ``results/`` for MODEL_ZOO.md: our runs, then each paper's table with ours in it.
+"""The classification part of MODEL_ZOO.md, from ``results/*.json``: our runs, then each paper's table with ours in it.
 
-Both have ``kind`` "classification". A paper's file: ``source``, ``rows``, ``notes``, and ``checked_against``, what its
-numbers were compared with. A row: ``data``, ``teacher`` ("" for a model alone) and ``student`` as models are called
-here, ``method``, ``table``, ``top1`` and ``top5`` in percent (null: not known), ``config`` (what follows --config-file
-in the command that runs it; null: no such run here), ``checked`` (a key of ``checked_against``), and ``unchecked``, the
-numbers that are only remembered. Ours are what run_classification.py writes.
+Both kinds of files have ``kind`` "classification". A paper's file: ``source``, ``rows``, ``notes``, and
+``checked_against``, what its numbers were compared with. A row: ``data``, ``teacher`` ("" for a model alone) and
+``student`` as this package names models, ``method``, ``table``, ``top1`` and ``top5`` in percent (null: not known),
+``config`` (what follows --config-file in the command that runs it; null: no such run here), ``checked`` (a key of
+``checked_against``), and ``unchecked``, the names of the numbers that could not be verified. Our files are
+what run_classification.py writes.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from classification.studies.methods import ALONE, METHODS, place, shown
-from classification.studies.paper_table import ARGUMENTS, accuracy, alone_table, markdown, paper_table, published
+from kd_det.common import tables
 from kd_det.common.environment import described
-from kd_det.common.errors import SetupError
-from kd_det.common.tables import summary
+from kd_det.common.tables import gain, markdown, summary
 
+Row = dict[str, Any]
 KIND = "classification"
 REQUIRED = {
-    "source": ("notes", "checked_against", "rows"),
     "rows": ("data", "teacher", "student", "method", "top1", "config"),
     "runs": (
         *("config", "data", "method", "teacher", "student", "seeds", "last_top1", "best_top1", "versions", "hardware"),
     ),
 }
+OF_A_PAPER = {"": ("notes", "checked_against", "rows")}
 DATA = {"digits": "Digits", "cifar100": "CIFAR-100", "cub200": "CUB-200-2011", "imagenet": "ImageNet"}
+
+# A method's name, that of its file in configs/*/methods, to its title in tables, in the tables' order. Methods without
+# a file here are the papers'. A method that is not listed is shown by its name, after the others.
+METHODS = {"none": "alone", "fitnet": "FitNet", "at": "AT", "rkd": "RKD"}
+METHODS |= {name: name for name in ("SP", "PKT", "OFD", "CRD", "WCoRD", "SemCKD", "MGD", "OFA-KD")}
+METHODS |= {"reviewkd": "ReviewKD", "": "KD (rerun by Zhao et al.)", "kd": "KD"}
+METHODS |= {"dkd_tckd": "TCKD alone", "dkd_nckd": "NCKD alone", "dkd_coupled": "TCKD + NCKD, coupled", "dkd": "DKD"}
+METHODS |= {"nkd": "NKD", "sdd_kd": "SDD-KD", "sdd_dkd": "SDD-DKD", "sdd_nkd": "SDD-NKD", "mcld": "MCLD", "hcd": "HCD"}
+ORDER = list(METHODS.values())
+ALONE = METHODS["none"]
+
+# The title of the column with what follows --config-file, and what stands there for the name of a method's file.
+ARGUMENTS = "arguments"
+METHOD = "METHOD"
 HEAD = """## Classification
 
 The command of a row is
@@ -38,50 +50,44 @@ The command of a row is
 python -m classification.train --config-file ARGUMENTS
 ```
 
-with the ARGUMENTS in its last cell. METHOD in them stands for the name in the head of a method's column, such as `kd`.
-`reviewkd` needs networks with the same number of stages.
+with the ARGUMENTS in its last cell. Replace METHOD in them by the name in the title of a method's column, such as
+`kd`. `reviewkd` needs networks with the same number of stages.
 
-Accuracy in percent on the test images, top-1 / top-5 for ImageNet. Ours is that after the last epoch, mean ± sample
-standard deviation where there are several seeds; the best on the way is beside it, chosen on the evaluated images and
-so optimistic. The code of Zhao et al. and of Wei et al. reports the best. Δ is against our student alone.
+Accuracy is in percent on the test images, top-1 / top-5 for ImageNet. Ours is the accuracy after the last epoch: the
+mean, and ± the sample standard deviation if there are several seeds. The best is the highest accuracy during training;
+it is chosen on the evaluated images and therefore optimistic. The code of Zhao et al. and of Wei et al. reports the
+best. Δ is the gain over our student alone.
 
-A paper's table has a pair in each row. Below a model is what it reaches alone, below a paper's number **ours**, where
-we have run it. Empty: not in the paper, or not known to us. †: as remembered, compared with no copy of the paper.
+A paper's table has one pair in each row. Below a model is its accuracy alone. Below a paper's number is **ours**, if we
+have run it. An empty cell: the paper does not have the number, or we do not know it. †: not verified, because no
+copy of the paper was available.
 """
 
 
 class Key(NamedTuple):
-    """A row of a table."""
+    """What a row of a table shows."""
 
     teacher: str
     student: str
     method: str
 
     def place(self) -> tuple[Any, ...]:
-        """Where the row comes: models alone first, then pair by pair, methods in their order."""
+        """For sorting: models alone first, then pair by pair, methods in their order."""
         return bool(self.teacher), self.teacher.lower(), self.student.lower(), place(self.method), self
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The classification files of a folder, by name.
-
-    Raises:
-        SetupError: one lacks a field.
-    """
-    files = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    kept = {path: content for path, content in files.items() if content.get("kind") == KIND}
-    for path, content in kept.items():
-        parts = [("source", [content])] if "source" in content else []
-        parts += [(part, content.get(part, [])) for part in ("rows", "runs")]
-        named = [(part, name, item) for part, items in parts for item in items for name in REQUIRED[part]]
-        missing = {f"{part} {name}" for part, name, item in named if name not in item}
-        if missing:
-            raise SetupError(f"{path} lacks {', '.join(sorted(missing))}; see classification/studies/model_zoo.py")
-    return list(kept.values())
+    """The classification results of a folder; see ``kd_det.common.tables.read_results``."""
+    return tables.read_results(
+        folder,
+        lambda content: content.get("kind") == KIND,
+        lambda content: (OF_A_PAPER if "source" in content else {}) | REQUIRED,
+        __name__,
+    )
 
 
 def render(results: Sequence[dict[str, Any]]) -> str:
-    """The classification part of the page; nothing where there are no results."""
+    """The classification part of the page; empty if there are no results."""
     if not results:
         return ""
     papers = sorted((content for content in results if "source" in content), key=lambda paper: _year(paper["source"]))
@@ -92,20 +98,26 @@ def render(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join([HEAD, *sections, *(_notes(paper) for paper in papers)])
 
 
+def title(method: str) -> str:
+    """A method's name in tables."""
+    return METHODS.get(method, method)
+
+
+def place(method: str) -> tuple[bool, int]:
+    """For sorting titles of methods: in the order of ``METHODS``, those that are not listed last."""
+    return method not in ORDER, ORDER.index(method) if method in ORDER else 0
+
+
+def shown(model: str) -> str:
+    """A model's name in a table: without the tag of a library's pretrained weights."""
+    return model.split(".")[0]
+
+
 def _year(source: str) -> str:
     return source.split()[-1]
 
 
-def _key(run: dict[str, Any]) -> Key:
-    """The row of one of our runs whose configuration no paper's row has."""
-    return Key(run["teacher"], run["student"], METHODS.get(run["method"], run["method"]))
-
-
-def _published_key(row: dict[str, Any]) -> Key:
-    return Key(row["teacher"], row["student"], row["method"])
-
-
-def _section(data: str, papers: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> str:
+def _section(data: str, papers: Sequence[dict[str, Any]], runs: Sequence[Row]) -> str:
     """A data set: our runs, then the papers' tables."""
     chosen = {paper["source"]: [row for row in paper["rows"] if row["data"] == data] for paper in papers}
     chosen = {source: rows for source, rows in chosen.items() if rows}
@@ -113,54 +125,138 @@ def _section(data: str, papers: Sequence[dict[str, Any]], runs: Sequence[dict[st
     names = ("top1", "top5") if any(row.get("top5") for rows in chosen.values() for row in rows) else ("top1",)
     lines = [f"### {DATA.get(data, data)}", ""]
     if runs:
-        lines += [*_our_table(chosen, runs, names), *_provenance(runs)]
-    if alone := alone_table(chosen, names):
+        lines += [_our_table(chosen, runs, names), "", *_provenance(runs)]
+    if alone := _alone_table(chosen, names):
         lines += ["#### Models alone", "", alone, ""]
     for source, rows in chosen.items():
         if any(row["method"] != ALONE for row in rows):
-            lines += [f"#### {source}", "", paper_table(rows, runs, names), ""]
+            lines += [f"#### {source}", "", _paper_table(rows, runs, names), ""]
     return "\n".join(lines)
 
 
-def _our_table(
-    chosen: dict[str, list[dict[str, Any]]], runs: Sequence[dict[str, Any]], names: Sequence[str]
-) -> list[str]:
+def _our_table(chosen: Mapping[str, Sequence[Row]], runs: Sequence[Row], names: Sequence[str]) -> str:
     columns = {source: {row["config"]: row for row in rows if row["config"]} for source, rows in chosen.items()}
     columns = {source: rows for source, rows in columns.items() if any(run["config"] in rows for run in runs)}
-    places = {config: _published_key(row) for rows in columns.values() for config, row in rows.items()}
-    keyed = [(places.get(run["config"]) or _key(run), run) for run in runs]
+    # A run is shown as the paper's row that has its configuration.
+    keys = {
+        config: Key(row["teacher"], row["student"], row["method"])
+        for rows in columns.values()
+        for config, row in rows.items()
+    }
+    keyed = [
+        (keys.get(run["config"]) or Key(run["teacher"], run["student"], title(run["method"])), run) for run in runs
+    ]
     alone = {key.student: run for key, run in keyed if key.method == ALONE}
     table = []
     for key, run in sorted(keyed, key=lambda pair: pair[0].place()):
-        theirs = [published(rows.get(run["config"]), names) for rows in columns.values()]
+        theirs = [_published(rows.get(run["config"]), names) for rows in columns.values()]
         ours = _ours(run, alone.get(key.student), names)
-        models = [shown(key.teacher), shown(key.student), key.method]
-        table.append([*models, *theirs, *ours, f"`{run['config']}`"])
+        table.append([shown(key.teacher), shown(key.student), key.method, *theirs, *ours, f"`{run['config']}`"])
     headers = ["teacher", "student", "method", *columns, "ours", "Δ", "best", "seeds", "s/epoch", "peak MiB"]
-    return [markdown(table, [*headers, "extra parameters", ARGUMENTS]), ""]
+    return markdown(table, [*headers, "extra parameters", ARGUMENTS])
 
 
-def _ours(run: dict[str, Any], alone: dict[str, Any] | None, names: Sequence[str]) -> list[str]:
-    gain = ""
-    if alone is not None and alone is not run:
-        gain = f"{statistics.fmean(run['last_top1']) - statistics.fmean(alone['last_top1']):+.2f}"
-    costs = [("seconds_per_epoch", 1), ("peak_memory_mib", 0)]
-    cost = [summary(run[name], decimals) if name in run else "" for name, decimals in costs]
+def _ours(run: Row, alone: Row | None, names: Sequence[str]) -> list[str]:
+    over_alone = gain(run["last_top1"], alone["last_top1"], 2) if alone is not None and alone is not run else ""
+    shown_costs = [("seconds_per_epoch", 1), ("peak_memory_mib", 0)]
+    costs = [summary(run[name], decimals) if name in run else "" for name, decimals in shown_costs]
     seeds, extra = str(len(run["seeds"])), str(run.get("extra_parameters", ""))
-    return [accuracy(run, "last", names), gain, accuracy(run, "best", names), seeds, *cost, extra]
+    return [_accuracy(run, "last", names), over_alone, _accuracy(run, "best", names), seeds, *costs, extra]
 
 
-def _provenance(runs: Sequence[dict[str, Any]]) -> list[str]:
+def _provenance(runs: Sequence[Row]) -> list[str]:
     """One line for the rows of each machine and software."""
-    lines = []
-    for run in runs:
-        software = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
-        lines.append(f"`tools/run_classification.py` on {described(run['hardware'])}; {software}")
+    lines = [f"`tools/run_classification.py` on {described(run['hardware'], run['versions'])}" for run in runs]
     return [f"Ours, {lines.count(line)} rows: {line}.\n" for line in dict.fromkeys(lines)]
 
 
+def _paper_table(rows: Sequence[Row], runs: Sequence[Row], names: Sequence[str]) -> str:
+    """One data set of a paper: a pair in each row, a method in each column, our accuracies below the paper's.
+
+    Args:
+        rows: of a paper's results file, one data set's.
+        runs: of our results files; a run belongs to the row that has its configuration.
+        names: the accuracies shown, of "top1" and "top5".
+    """
+    by_config = {run["config"]: run for run in runs}
+    alone = {shown(row["student"]): _both(row, by_config, names) for row in rows if row["method"] == ALONE}
+    pairs: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        if row["method"] != ALONE:
+            pairs.setdefault((row["teacher"], row["student"]), {})[row["method"]] = row
+    methods = sorted({method for found in pairs.values() for method in found}, key=place)
+    files = {row["method"]: _method(row["config"]) for row in rows if row["config"]}
+    table = [
+        [
+            *(_model(model, alone.get(shown(model), "")) for model in pair),
+            *(_both(found.get(method), by_config, names) for method in methods),
+            _arguments(found.values()),
+        ]
+        for pair, found in pairs.items()
+    ]
+    heads = [f"{method}<br>`{files[method]}`" if method in files else method for method in methods]
+    return markdown(table, ["teacher", "student", *heads, ARGUMENTS])
+
+
+def _alone_table(papers: Mapping[str, Sequence[Row]], names: Sequence[str]) -> str:
+    """The models without distillation, one in each row: the papers' numbers, and the arguments; empty without any.
+
+    Args:
+        papers: the rows of one data set by paper.
+        names: the accuracies shown, of "top1" and "top5".
+    """
+    found: dict[str, dict[str, Row]] = {}
+    for source, rows in papers.items():
+        for row in rows:
+            if row["method"] == ALONE:
+                found.setdefault(row["config"] or row["student"], {})[source] = row
+    if not found:
+        return ""
+    sources = [source for source in papers if any(source in by_source for by_source in found.values())]
+    table = []
+    for by_source in found.values():
+        row = next(iter(by_source.values()))
+        numbers = [_published(by_source.get(source), names) for source in sources]
+        table.append([shown(row["student"]), *numbers, f"`{row['config']}`" if row["config"] else ""])
+    return markdown(table, ["model", *sources, ARGUMENTS])
+
+
+def _published(row: Row | None, names: Sequence[str]) -> str:
+    """The paper's numbers; a dagger marks those that could not be verified."""
+    cells = [(row[name], name in row.get("unchecked", ())) for name in names if row and row.get(name) is not None]
+    return " / ".join(f"{value:.2f}{'†' * unchecked}" for value, unchecked in cells)
+
+
+def _accuracy(run: Row, which: str, names: Sequence[str]) -> str:
+    """Ours, over the seeds; ``which``: "last" or "best"."""
+    return " / ".join(summary(run[f"{which}_{name}"], 2) for name in names if f"{which}_{name}" in run)
+
+
+def _both(row: Row | None, by_config: Mapping[str, Row], names: Sequence[str]) -> str:
+    run = by_config.get(row["config"]) if row else None
+    ours = f"**{_accuracy(run, 'last', names)}**" if run else ""
+    return "<br>".join(text for text in (_published(row, names), ours) if text)
+
+
+def _model(name: str, alone: str) -> str:
+    return "<br>".join(text for text in (shown(name), alone) if text)
+
+
+def _method(config: str) -> str:
+    """The name of the method's file, the first of the arguments."""
+    return PurePosixPath(config.split()[0]).stem
+
+
+def _arguments(rows: Iterable[Row]) -> str:
+    """The arguments of a pair's row, with ``METHOD`` for the methods' files if there are several."""
+    configs = [row["config"] for row in rows if row["config"]]
+    if len(configs) > 1:
+        configs = sorted({config.replace(f"/{_method(config)}.yaml", f"/{METHOD}.yaml", 1) for config in configs})
+    return "<br>".join(f"`{config}`" for config in configs)
+
+
 def _notes(paper: dict[str, Any]) -> str:
-    checked = "; ".join(paper["checked_against"].values()) or "no copy: its tables were not at hand"
+    checked = "; ".join(paper["checked_against"].values()) or "no copy, because none of its tables was available"
     return "\n".join(
         [f"{paper['source']}: compared with {checked}.", "", *(f"- {note}" for note in paper["notes"]), ""]
     )

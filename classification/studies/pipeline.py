@@ -1,4 +1,4 @@
-"""Images per second of the in-memory pipeline beside torchvision's usual one: crop, mirror, normalise, batch."""
+"""Images per second of the in-memory pipeline and of torchvision's usual one: crop, mirror, normalise, batch."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ def compare_pipelines(
     workers: int = 2,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Times whole training epochs of both in turn, after an epoch of each that is not timed.
+    """Times whole training epochs of both pipelines in turn, after one epoch of each that is not timed.
 
     Args:
         rounds: timed epochs of each.
-        images: images an epoch, at most 50,000.
-        root: the folder that may have cifar-100-python. Without it, noise in CIFAR-100's file format is read.
-        workers: of torchvision's DataLoader; they stay alive between the epochs. The in-memory pipeline has none.
+        images: images in an epoch, at most 50,000.
+        root: the folder with cifar-100-python. If it is missing, noise in CIFAR-100's file format is read instead.
+        batch_size: images in a batch.
+        workers: of torchvision's DataLoader; they stay alive between epochs. The in-memory pipeline has none.
         device: of the in-memory pipeline; torchvision's batches stay on the CPU.
 
     Returns:
         A table's row: "data", "images", "rounds", "batch_size", "workers", "device", "threads" (torch's), the medians
-        "torchvision" and "in_memory" in images/s, and "ratio", the second over the first.
+        "torchvision" and "in_memory" in images/s, and "ratio", in_memory over torchvision.
     """
     with ExitStack() as stack:
         reader, folder = CIFAR100, root
@@ -73,7 +74,7 @@ def compare_pipelines(
 def torchvision_pipeline(
     reader: type[CIFAR100], root: str, images: int, batch_size: int, workers: int
 ) -> Callable[[int], Iterable[Any]]:
-    """Epochs, by number, of torchvision's reader and PIL transforms in a DataLoader."""
+    """torchvision's reader and PIL transforms in a DataLoader: a function from an epoch's number to its batches."""
     steps = [transforms.RandomCrop(32, padding=PADDING), transforms.RandomHorizontalFlip()]
     steps += [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     split = Subset(reader(root, transform=transforms.Compose(steps)), range(images))
@@ -84,7 +85,7 @@ def torchvision_pipeline(
 def in_memory_pipeline(
     reader: type[CIFAR100], root: str, images: int, batch_size: int, device: torch.device
 ) -> Callable[[int], Iterable[Any]]:
-    """Epochs, by number, of the pipeline that training on CIFAR-100 uses."""
+    """The pipeline that training on CIFAR-100 uses: a function from an epoch's number to its batches."""
     split = reader(root)
     layout = torch.contiguous_format
     pixels = torch.from_numpy(split.data[:images]).permute(0, 3, 1, 2)
@@ -98,7 +99,7 @@ def in_memory_pipeline(
 
 
 class SyntheticCIFAR100(CIFAR100):
-    """torchvision's reader without the checksums of the real files."""
+    """torchvision's reader, without checking the checksums of the published files."""
 
     train_list = [["train", None]]  # noqa: RUF012
     test_list = [["test", None]]  # noqa: RUF012

@@ -1,38 +1,43 @@
-"""Finished runs, as the analyses take them: loaded from what training left in OUTPUT_DIR."""
+"""Finished runs, as the analyses take them: loaded, compared, and asked for their answers to a data set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
+from torch import Tensor
 
 from classification.building import build_student, check_config
 from classification.checkpoint import STUDENT
 from classification.config import get_config
 from classification.data import Data, build_data
+from classification.data.batch import Batch
+from classification.models.outputs import ModelOutput
 from classification.models.protocol import ClassificationModel
 from classification.results import RESULT
 from classification.teacher import Teacher, build_teacher
 from kd_det.common.config_merge import merge_config
 from kd_det.common.errors import SetupError
-from kd_det.common.run_steps import read_json
+from kd_det.common.files import read_json
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run.
+class FinishedRun:
+    """A finished run, loaded.
 
     Attributes:
-        name: what it is called in tables and pictures: its folder, without "output/".
-        folder: its OUTPUT_DIR as found, which cfg.OUTPUT_DIR need not be.
+        name: its name in tables and pictures: its folder below "output/".
+        folder: its OUTPUT_DIR as found, which may differ from cfg.OUTPUT_DIR.
         cfg: its full configuration, with the overrides that were given.
-        result: what its result.json holds.
+        result: the content of its result.json.
         student: with the weights of its model.pth, in evaluation mode, frozen, on ``device``.
         data: its own data set, on ``device``.
+        device: of student and data.
     """
 
     name: str
@@ -44,47 +49,48 @@ class Run:
     device: torch.device
 
     def teacher(self) -> Teacher:
-        """Its teacher, on ``device``; loaded anew by each call.
+        """Its teacher, on ``device``. Every call loads it again.
 
         Raises:
-            SetupError: the configuration names none, or it cannot be loaded.
+            SetupError: the configuration names no teacher, or it cannot be loaded.
         """
         return build_teacher(self.cfg, self.data).to(self.device)
 
 
-def load_run(path_or_name: str | Path, overrides: Sequence[object] = (), device: str | None = None) -> Run:
-    """A finished run, strictly: its files must be there, of one model and whole.
+def load_run(path_or_name: str | Path, overrides: Sequence[object] = (), device: str | None = None) -> FinishedRun:
+    """Loads a finished run. Its files must be complete and belong to one model.
 
     Args:
         path_or_name: its OUTPUT_DIR, the model.pth in it, or its name below output/ ("digits/dkd_resnet20_resnet8").
-        overrides: KEY VALUE ... of its configuration, such as DATA.ROOT where the data have moved.
+        overrides: KEY VALUE ... of its configuration, such as DATA.ROOT if the data have moved.
         device: None: the GPU if there is one.
 
     Raises:
-        SetupError: it is not there or not finished, its configuration does not fit this version, a file is truncated
-            or of another model, or its data are not there.
+        SetupError: the run does not exist or is not finished, its configuration does not fit this version, a file is
+            truncated or belongs to another model, or its data are missing.
     """
     folder = find_folder(path_or_name)
     result = read_json(folder / RESULT)
     if not isinstance(result.get("config"), dict) or not (folder / STUDENT).is_file():
         raise SetupError(
-            f"run {str(path_or_name)!r}: {str(folder)!r} has no whole {RESULT} and {STUDENT}; the training is not "
-            "finished (--resume goes on), or it is no run's OUTPUT_DIR."
+            f"run {str(path_or_name)!r}: {str(folder)!r} has no complete {RESULT} and {STUDENT}. Either the training "
+            "is not finished (continue it with --resume), or the folder is not a run's OUTPUT_DIR."
         )
     cfg = _read_config(result["config"], folder, overrides)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     data = build_data(cfg, place)
     finished = cfg.clone()
     finished.STUDENT.PRETRAINED, finished.STUDENT.WEIGHTS = False, str(folder / STUDENT)
-    student = build_student(finished, data).to(place).eval().requires_grad_(False)
-    return Run(_name(folder), folder, cfg, result, student, data, place)
+    student = build_student(finished, data)
+    student.to(place).eval().requires_grad_(False)
+    return FinishedRun(_name(folder), folder, cfg, result, student, data, place)
 
 
 def find_folder(path_or_name: str | Path) -> Path:
-    """The folder of a run, see ``load_run``.
+    """The folder of a run; see ``load_run``.
 
     Raises:
-        SetupError: there is none.
+        SetupError: there is no such folder.
     """
     path = Path(path_or_name)
     if path.is_file():
@@ -111,8 +117,88 @@ def _read_config(content: dict[str, Any], folder: Path, overrides: Sequence[obje
 
 
 def _name(folder: Path) -> str:
-    """Below output/, wherever that is; otherwise the last two folders."""
+    """The path below the last folder called output; without one, the last two folders."""
     parts = folder.resolve().parts
     if "output" in parts[:-1]:
         return "/".join(parts[len(parts) - parts[::-1].index("output") :])
     return "/".join(parts[-2:])
+
+
+class Answers(NamedTuple):
+    """A network's answers to all samples of a data set, in their order, on the CPU.
+
+    Shape legend: N samples, C classes, D channels before the classifier.
+    """
+
+    pooled: Tensor  # (N, D) float32: the penultimate features
+    logits: Tensor  # (N, C) float32
+    labels: Tensor  # (N,) int64
+
+
+@torch.inference_mode()
+def collect(answer: Callable[[Tensor], ModelOutput], batches: Iterable[Batch]) -> Answers:
+    """A network's answers, in float32 whatever precision it was trained in.
+
+    Args:
+        answer: gives the output for images (B, 3, H, W); a network in evaluation mode.
+        batches: at least one.
+    """
+    parts: list[Answers] = []
+    for batch in batches:
+        output = answer(batch.images)
+        parts.append(Answers(output.pooled.float().cpu(), output.logits.float().cpu(), batch.labels.cpu()))
+    return Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def check_same_samples(first: FinishedRun, second: FinishedRun) -> None:
+    """Raises ``SetupError`` if the two runs do not validate on the same samples of the same classes."""
+    names = [run.cfg.DATA.NAME for run in (first, second)]
+    sizes = [(run.data.class_names, run.data.val.samples) for run in (first, second)]
+    if names[0] != names[1] or sizes[0] != sizes[1]:
+        counts = [
+            f"{name!r}, {len(classes)} classes, {n} images" for name, (classes, n) in zip(names, sizes, strict=True)
+        ]
+        raise SetupError(
+            f"{first.name} validates on {counts[0]}, {second.name} on {counts[1]}. Give two runs on the same data."
+        )
+
+
+def check_same_teacher(first: FinishedRun, second: FinishedRun) -> None:
+    """Raises ``SetupError`` if the configurations of the two runs name different teachers."""
+    for key in ("NAME", "WEIGHTS", "PRETRAINED", "STEM", "IMAGE_SIZE"):
+        values = [run.cfg.TEACHER[key] for run in (first, second)]
+        if values[0] != values[1]:
+            raise SetupError(
+                f"TEACHER.{key} of {first.name} is {values[0]!r}, of {second.name} {values[1]!r}. Compare runs with "
+                "the same teacher, or name one for both, such as --opts TEACHER.NAME resnet20 TEACHER.WEIGHTS "
+                "a/model.pth."
+            )
+
+
+def parser(description: str, name: str, runs: int | str) -> argparse.ArgumentParser:
+    """A parser with the options that all analyses share.
+
+    Args:
+        description: the command's docstring.
+        name: the analysis's name, for the default of --output-dir.
+        runs: how many runs it takes, as argparse's ``nargs``.
+    """
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=as_written)
+    parser.add_argument(
+        "runs", nargs=runs, metavar="RUN", help="a finished run's OUTPUT_DIR, or its name below output/"
+    )
+    folder = Path("output/analysis") / name
+    parser.add_argument("--output-dir", type=Path, default=folder, metavar="DIR", help=f"default {folder}")
+    overrides = "overrides of every run's configuration, such as DATA.ROOT"
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help=overrides)
+    return parser
+
+
+def load_runs(args: argparse.Namespace) -> list[FinishedRun]:
+    """The runs that the command line names.
+
+    Raises:
+        SetupError: a run cannot be loaded.
+    """
+    return [load_run(name, args.opts) for name in args.runs]

@@ -1,4 +1,4 @@
-"""Runs configurations over seeds, each run a command of its own, and puts their results together."""
+"""Runs configurations over seeds, each run as a command of its own, and collects their results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import yaml
 from fvcore.common.config import CfgNode
-from tabulate import tabulate
 
 from classification.building import check_config
 from classification.composition import method_name
@@ -25,17 +23,17 @@ from classification.teacher import train_teacher
 from kd_det.common.command_line import split_values
 from kd_det.common.config_files import shipped_name
 from kd_det.common.errors import SetupError
-from kd_det.common.files import write_json
-from kd_det.common.processes import forwarding_sigterm, stream
-from kd_det.common.run_steps import read_json
-from kd_det.common.tables import summary
+from kd_det.common.files import read_json, write_json
+from kd_det.common.processes import forwarding_sigterm, run_side_by_side
+from kd_det.common.run_steps import finish_run
+from kd_det.common.tables import markdown, summary
 
 FIGURES = ("last_top1", "best_top1", "last_top5", "best_top5", "seconds_per_epoch", "peak_memory_mib")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One configuration: files, merged from left to right, and what is set beyond them.
+    """One configuration: files, merged from left to right, and overrides.
 
     As a string it is what follows ``--config-file`` on a command line.
     """
@@ -45,7 +43,7 @@ class Choice:
 
     @classmethod
     def of(cls, values: Sequence[str]) -> Choice:
-        """From the values of ``--config-file``: FILE ... KEY VALUE ..."""
+        """Reads the values of ``--config-file``: FILE ... KEY VALUE ..."""
         files, overrides = split_values(values)
         return cls(tuple(map(shipped_name, files)), tuple(overrides))
 
@@ -54,10 +52,15 @@ class Choice:
 
 
 def choices(given: Sequence[Sequence[str]], methods: Sequence[str], pairs: Sequence[str]) -> list[Choice]:
-    """Each of ``given``, the values of a ``--config-file``, and each method with each pair.
+    """Every method with every pair, then the configurations that ``--config-file`` gives.
+
+    Args:
+        given: the values of each ``--config-file``.
+        methods: the methods' files.
+        pairs: the pairs' files.
 
     Raises:
-        SetupError: there is none, or methods without pairs or the reverse; or a file is not there.
+        SetupError: nothing is given, or methods without pairs or the reverse, or a file does not exist.
     """
     if bool(methods) != bool(pairs):
         raise SetupError("--methods and --pairs go together: each method is run with each pair. Give both, or neither.")
@@ -69,8 +72,8 @@ def choices(given: Sequence[Sequence[str]], methods: Sequence[str], pairs: Seque
 
 
 @dataclass(frozen=True)
-class Run:
-    """One configuration with one seed."""
+class TrainingRun:
+    """One configuration with one seed: a training, finished or not."""
 
     config_files: tuple[str, ...]
     overrides: tuple[str, ...]
@@ -79,56 +82,62 @@ class Run:
 
     @cached_property
     def cfg(self) -> CfgNode:
+        """The full configuration; every seed has its own OUTPUT_DIR."""
         cfg = load_config(self.config_files, self.overrides)
         cfg.SEED, cfg.OUTPUT_DIR = self.seed, str(Path(cfg.OUTPUT_DIR) / f"seed{self.seed}")
         return cfg
 
     def result(self) -> dict[str, Any]:
-        """Its result; trained now if it is not there, resumed where it was interrupted.
+        """The content of its result.json; the run is trained or resumed now if it is not finished.
 
         Raises:
-            RuntimeError: the training failed.
+            CommandError: the training failed.
         """
         cfg = self.cfg
-        path = Path(cfg.OUTPUT_DIR) / RESULT
-        if read_json(path).get("config") != yaml.safe_load(cfg.dump()):
-            command = [sys.executable, "-m", "classification.train", "--resume", "--config-file", *self.config_files]
-            command += [*self.overrides, "SEED", str(self.seed), "OUTPUT_DIR", cfg.OUTPUT_DIR]
-            print(f"== {cfg.OUTPUT_DIR}", flush=True)
-            stream(command, self.threads, progress=["top-1 "])
-        return read_json(path)
+        folder = Path(cfg.OUTPUT_DIR)
+        command = [sys.executable, "-m", "classification.train", "--resume", "--config-file", *self.config_files]
+        command += [*self.overrides, "SEED", str(self.seed), "OUTPUT_DIR", cfg.OUTPUT_DIR]
+
+        def finished() -> dict[str, Any] | None:
+            result = read_json(folder / RESULT)
+            return result if result.get("config") == yaml.safe_load(cfg.dump()) else None
+
+        return finish_run(
+            folder, finished, lambda: command, lambda: read_json(folder / RESULT), self.threads, progress=["top-1 "]
+        )
 
 
 def run_seeds(
     chosen: Sequence[Choice], seeds: Sequence[int], overrides: Sequence[str], jobs: int, threads: int | None
 ) -> list[dict[str, Any]]:
-    """Every configuration with every seed, ``jobs`` at a time, their teachers first.
+    """Runs every configuration with every seed, ``jobs`` at a time. Missing teachers are trained first.
 
     Args:
         chosen: what to run.
         seeds: values of SEED.
-        overrides: KEY VALUE ... of all of them, after their own.
+        overrides: KEY VALUE ..., the same for all configurations; they win over a configuration's own.
         jobs: runs at a time.
         threads: CPU threads of each run; None: torch's choice.
 
     Returns:
         For each configuration: {"config": what follows --config-file, "data": ..., "method": ..., "seeds": [...],
-        FIGURES: [one a seed], ...}.
+        each of FIGURES: [one a seed], ...}.
 
     Raises:
         SetupError: a configuration cannot work, or two of them have the same OUTPUT_DIR.
-        RuntimeError: a training failed.
+        CommandError: a training failed.
     """
     runs = [
-        [Run(choice.files, (*choice.overrides, *overrides), seed, threads) for seed in seeds] for choice in chosen
+        [TrainingRun(choice.files, (*choice.overrides, *overrides), seed, threads) for seed in seeds]
+        for choice in chosen
     ]
     _check_folders(chosen, [first.cfg.OUTPUT_DIR for first, *_ in runs])
     for first, *_ in runs:
         check_config(first.cfg)
         if first.cfg.TEACHER.AUTO_TRAIN and distiller_class(first.cfg.DISTILLER).needs_teacher:
             train_teacher(first.cfg)
-    with forwarding_sigterm(), ThreadPoolExecutor(jobs) as pool:
-        results = list(pool.map(Run.result, [run for group in runs for run in group]))
+    with forwarding_sigterm():
+        results = run_side_by_side([run for group in runs for run in group], TrainingRun.result, jobs)
     groups = [results[i : i + len(seeds)] for i in range(0, len(results), len(seeds))]
     return [
         _together(choice, first.cfg, seeds, group)
@@ -142,8 +151,8 @@ def _check_folders(chosen: Sequence[Choice], folders: Sequence[str]) -> None:
         other = seen.setdefault(folder, choice)
         if other is not choice:
             raise SetupError(
-                f"{str(other)!r} and {str(choice)!r} have the same folder, {str(Path(folder).parent)!r}. Give one of "
-                "them an OUTPUT_DIR, after its files, or run them in turn."
+                f"{str(other)!r} and {str(choice)!r} have the same folder, {str(Path(folder).parent)!r}. Set "
+                "OUTPUT_DIR for one of them, after its files, or run them in two commands."
             )
 
 
@@ -164,12 +173,21 @@ def _together(choice: Choice, cfg: CfgNode, seeds: Sequence[int], results: list[
 
 
 def update_results(path: Path, rows: list[dict[str, Any]], data: str) -> None:
-    """Puts ``rows`` into the results file, in place of those of the same configurations; the others stay."""
+    """Writes ``rows`` to the results file. They replace the rows of the same configurations; other rows stay.
+
+    Args:
+        path: the file; created if it does not exist.
+        rows: of ``run_seeds``.
+        data: the name of the data set.
+
+    Raises:
+        SetupError: the file exists and is not a results file.
+    """
     if path.is_file():
         try:
             previous = json.loads(path.read_text())["runs"]
         except (ValueError, KeyError, TypeError) as error:
-            raise SetupError(f"--results {str(path)!r} is no results file; move it away or name another.") from error
+            raise SetupError(f"--results {str(path)!r} is not a results file. Move it or give another name.") from error
     else:
         previous = []
     new = {row["config"]: row for row in rows}
@@ -178,12 +196,11 @@ def update_results(path: Path, rows: list[dict[str, Any]], data: str) -> None:
     write_json(path, {"kind": "classification", "data": data, "runs": [*kept, *new.values()]})
 
 
-def make_table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table, one row a configuration; ± is the sample standard deviation over the seeds."""
+def seeds_table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table with one row for each configuration; ± is the sample standard deviation over the seeds."""
     columns = {"last_top1": "top-1", "best_top1": "best top-1", "seconds_per_epoch": "s/epoch"}
     body = [
         [row["config"], *(summary(row[key], 2) for key in columns), row["extra_parameters"], len(row["seeds"])]
         for row in rows
     ]
-    headers = ["configuration", *columns.values(), "extra parameters", "seeds"]
-    return tabulate(body, headers, tablefmt="github", disable_numparse=True)
+    return markdown(body, ["configuration", *columns.values(), "extra parameters", "seeds"])

@@ -1,7 +1,8 @@
-"""One way to take a training step, in a process of its own that takes steps when told to.
+"""One kind of training step, in a process of its own that takes steps on request.
 
-Started by ``classification.studies.steps``. Each line on its input is a number of steps to take; it answers with a
-line of JSON, the seconds of each. At the end of the input it answers with its peak memory and what its method adds.
+``classification.studies.steps`` starts it. Each line on its input is a number of steps to take; it answers with a line
+of JSON, the seconds of each step. At the end of the input it answers with its peak memory and the size of its
+distiller.
 """
 
 from __future__ import annotations
@@ -20,15 +21,41 @@ from classification.building import build_accelerator, build_optimizer, check_co
 from classification.config import load_config
 from classification.data.batch import Batch
 from classification.data.catalog import IN_MEMORY
-from classification.studies.noise import NOISE, noise
+from classification.data.cifar import MEAN, STD
+from classification.data.contents import ImagesInMemory, MemoryData
 from classification.training import Trainer
 from kd_det.common.environment import peak_memory_mib
 from kd_det.common.errors import SetupError
 from kd_det.losses import dkd_loss
 
+NOISE = "noise"  # a value of DATA.NAME in these processes alone
+CLASSES = 100
+TRAIN_SAMPLES = 50_000
+VAL_SAMPLES = 1
+SHAPE = (3, 32, 32)
+
+
+def noise() -> MemoryData:
+    """Noise of CIFAR-100's shape: 50,000 training samples of 100 classes, the same in every call.
+
+    A step on it costs what a step on CIFAR-100 costs, MCLD's queue of 50,000 x 100 included. It is not mirrored in
+    memory, which halves its size, because the processes of all kinds of steps exist at the same time.
+    """
+    return MemoryData(
+        _split(TRAIN_SAMPLES), _split(VAL_SAMPLES), tuple(map(str, range(CLASSES))), MEAN, STD, mirror=False
+    )
+
+
+def _split(samples: int) -> ImagesInMemory:
+    generator = torch.Generator().manual_seed(0)
+    size = torch.Size(SHAPE).numel()
+    # Each image is a different window of the same noise: a view, which needs no memory of its own.
+    stream = torch.randint(256, (samples + size - 1,), generator=generator, dtype=torch.uint8)
+    return ImagesInMemory(stream.unfold(0, size, 1).view(samples, *SHAPE), torch.arange(samples) % CLASSES)
+
 
 def our_step(trainer: Trainer) -> Callable[[], None]:
-    """The training loop's own step, data included."""
+    """The training loop's step, data included."""
 
     def groups() -> Iterator[list[Batch]]:
         while True:
@@ -41,7 +68,8 @@ def our_step(trainer: Trainer) -> Callable[[], None]:
 
 
 def plain_step(cfg: CfgNode, trainer: Trainer) -> Callable[[], None]:
-    """What one would write by hand for DKD with the same networks, on one batch that is there."""
+    """A hand-written DKD step with the same networks, on one batch that is already loaded."""
+    assert trainer.teacher is not None
     teacher: nn.Module = trainer.teacher.model
     student: nn.Module = trainer.step.student.train()
     optimizer = build_optimizer(cfg, student)
@@ -62,7 +90,7 @@ def plain_step(cfg: CfgNode, trainer: Trainer) -> Callable[[], None]:
 
 
 def build_trainer(overrides: list[str]) -> Trainer:
-    """What takes the steps; ends the process with one line where the configuration cannot work."""
+    """The trainer that takes the steps. Ends the process with one line if the configuration cannot work."""
     IN_MEMORY[NOISE] = lambda root: noise()
     try:
         cfg = load_config("", overrides)
@@ -73,7 +101,7 @@ def build_trainer(overrides: list[str]) -> Trainer:
 
 
 def figures_of(trainer: Trainer) -> dict[str, float]:
-    """What the method takes beside time."""
+    """The costs of the method besides time."""
     distiller = trainer.step.distiller
     return {
         "peak_memory_mib": peak_memory_mib(trainer.accelerator.device),

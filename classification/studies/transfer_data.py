@@ -1,4 +1,4 @@
-"""Data sets of other domains, as a run's student sees images: at its size, normalised as its own data."""
+"""Data sets of other domains, prepared for a run's student: at its image size, normalised as its own data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from classification.data.loaders import EvalLoader, Source
 from classification.data.memory_source import MemorySource
 from classification.data.normalization import Normalization
 from classification.data.padded import PaddedImages
-from classification.studies.runs import Run
+from classification.studies.runs import FinishedRun
 from kd_det.common.errors import SetupError
 
 TINY_IMAGENET = "tiny-imagenet-200"
@@ -28,60 +28,71 @@ RESIZED_AT_A_TIME = 1000
 
 
 class TransferData(NamedTuple):
-    """Both splits as they are published; nothing is augmented."""
+    """Both published splits, without augmentation."""
 
     train: EvalLoader
     test: EvalLoader
 
 
 class Splits(NamedTuple):
-    """Both splits of a data set that is kept in memory."""
+    """Both splits of a data set in memory."""
 
     train: ImagesInMemory  # images of any size
     test: ImagesInMemory
 
 
 def read_domain(name: str, root: str) -> Splits | FileData:
-    """The data set ``name``, one of ``DOMAINS``; ``root`` is the folder that has stl10_binary and tiny-imagenet-200.
+    """Reads a data set.
+
+    Args:
+        name: one of ``DOMAINS``.
+        root: the folder with stl10_binary and tiny-imagenet-200.
 
     Raises:
-        SetupError: it is not there, or inconsistent.
+        SetupError: the data set is missing or inconsistent.
     """
     return DOMAINS[name](os.path.expanduser(root))
 
 
-def transfer_data(content: Splits | FileData, run: Run) -> TransferData:
-    """What ``read_domain`` gave, for the student of ``run``."""
-    source = _files if isinstance(content, FileData) else _memory
-    return TransferData(*(EvalLoader(source(split, run), run.cfg.DATA.EVAL_BATCH_SIZE) for split in content[:2]))
+def transfer_data(content: Splits | FileData, run: FinishedRun) -> TransferData:
+    """The result of ``read_domain``, prepared for the student of ``run``."""
+    sources: list[Source]
+    if isinstance(content, FileData):
+        sources = [_files(split, run) for split in (content.train, content.val)]
+    else:
+        sources = [_memory(split, run) for split in content]
+    return TransferData(*(EvalLoader(source, run.cfg.DATA.EVAL_BATCH_SIZE) for source in sources))
 
 
 def read_digits_rotated_inverted(root: str) -> Splits:
-    """The embedded digits in another domain: a quarter turn anticlockwise, ink black on white. ``root`` is not used."""
+    """The embedded digits as another domain: rotated 90° counterclockwise, black on white. ``root`` is not used."""
     content = read_digits()
-    return Splits(*(ImagesInMemory(255 - split.images.rot90(1, (2, 3)), split.labels) for split in content[:2]))
+    return Splits(
+        *(ImagesInMemory(255 - split.images.rot90(1, (2, 3)), split.labels) for split in (content.train, content.val))
+    )
 
 
 def read_stl10(root: str) -> Splits:
     """STL-10 by torchvision's reader: 5,000 labelled images for training and 8,000 for testing, 96 × 96.
 
     Raises:
-        SetupError: it is not there, or damaged.
+        SetupError: it is missing or damaged.
     """
     try:
         train, test = (STL10(root, split=split) for split in ("train", "test"))
-    except RuntimeError as error:  # torchvision's word for files that are missing or fail their checksum
+    except RuntimeError as error:  # torchvision raises it for missing files and wrong checksums
         raise SetupError(
-            f"--data-root {root!r} has no intact {STL10.base_folder}; download {STL10.url} and unpack it there."
+            f"--data-root {root!r} has no intact {STL10.base_folder}. Download {STL10.url} and unpack it there."
         ) from error
     return Splits(*(ImagesInMemory(torch.from_numpy(split.data), _int64(split.labels)) for split in (train, test)))
 
 
 def read_tiny_imagenet(root: str) -> FileData:
-    """Tiny-ImageNet as published; its validation images, whose labels alone are public, are the test split.
+    """Tiny-ImageNet as published. The test split is its validation split, because its test labels are not public.
 
     Raises:
-        SetupError: a file or folder is missing, or a line of val_annotations.txt has no image or class of its own.
+        SetupError: a file or folder is missing, or a line of val_annotations.txt repeats an image or has an unknown
+            class.
     """
     folder = os.path.join(root, TINY_IMAGENET)
     annotations = os.path.join(folder, "val", "val_annotations.txt")
@@ -102,7 +113,7 @@ def read_tiny_imagenet(root: str) -> FileData:
 
 
 def _read_annotations(path: str, classes: dict[str, int]) -> ImagesOnDisk:
-    """Lines of image, WNID, and a box that is not used, separated by tabs."""
+    """Reads lines of image, WNID and a box, separated by tabs; the box is not used."""
     images = os.path.join(os.path.dirname(path), "images")
     labels: dict[str, int] = {}
     with open(path, encoding="utf-8") as file:
@@ -117,7 +128,7 @@ def _read_annotations(path: str, classes: dict[str, int]) -> ImagesOnDisk:
     return ImagesOnDisk([os.path.join(images, name) for name in labels], torch.tensor(list(labels.values())))
 
 
-def _files(split: ImagesOnDisk, run: Run) -> Source:
+def _files(split: ImagesOnDisk, run: FinishedRun) -> Source:
     size = run.data.image_size
     prepare = v2.Compose([v2.Resize((size, size), antialias=True), v2.PILToTensor()])
     return FileSource(
@@ -132,7 +143,7 @@ def _files(split: ImagesOnDisk, run: Run) -> Source:
     )
 
 
-def _memory(split: ImagesInMemory, run: Run) -> Source:
+def _memory(split: ImagesInMemory, run: FinishedRun) -> Source:
     images = PaddedImages(
         _resized(split.images, run.data.image_size), run.device, torch.contiguous_format, mirror=False
     )
@@ -140,14 +151,14 @@ def _memory(split: ImagesInMemory, run: Run) -> Source:
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
-    """uint8 (N, 3, H, W) to (N, 3, size, size), bilinearly; in parts, whose floats fit into memory."""
+    """Resizes uint8 (N, 3, H, W) to (N, 3, size, size) bilinearly, in parts whose float copies fit into memory."""
     if images.shape[-2:] == (size, size):
         return images
-    parts = images.split(RESIZED_AT_A_TIME)
+    parts = torch.split(images, RESIZED_AT_A_TIME)
     return torch.cat([v2.functional.resize(part, [size, size], antialias=True) for part in parts])
 
 
-def _normalization(run: Run) -> Normalization:
+def _normalization(run: FinishedRun) -> Normalization:
     data = run.data
     return Normalization(data.mean, data.std, data.image_size, run.device, torch.contiguous_format)
 
@@ -156,7 +167,7 @@ def _int64(labels: object) -> Tensor:
     return torch.as_tensor(labels).long()
 
 
-# Each takes the folder that has the data sets.
+# A reader takes the folder that has the data sets.
 DOMAINS: dict[str, Callable[[str], Splits | FileData]] = {
     "digits_rotated_inverted": read_digits_rotated_inverted,
     "stl10": read_stl10,

@@ -1,4 +1,4 @@
-"""Penultimate features in two dimensions, by t-SNE (van der Maaten and Hinton 2008), and how far classes come apart.
+"""Penultimate features in two dimensions, by t-SNE (van der Maaten and Hinton 2008), and how well classes separate.
 
 Shape legend: N samples, D features.
 """
@@ -19,34 +19,29 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from classification.studies.csv_file import write_table
-from classification.studies.features import Answers, collect
-from classification.studies.pairs import check_same_samples
-from classification.studies.runs import Run
+from classification.studies.runs import Answers, FinishedRun, check_same_samples, collect
 from kd_det.common.environment import versions
 from kd_det.common.errors import SetupError, positive
 from kd_det.common.figures import save_figure
-from kd_det.common.files import write_json
+from kd_det.common.files import write_csv, write_json
 
 NAME = "tsne"
-MOST_CLASSES = 20  # more colours than these cannot be told apart
+MOST_CLASSES = 20  # more colours are hard to distinguish
 NEIGHBOURS = 10
 
 
 class Settings(NamedTuple):
-    """What is drawn, and how.
+    """The samples that are drawn, and the settings of t-SNE."""
 
-    ``check`` raises ``SetupError`` for what cannot work.
-    """
-
-    classes: int = 10  # of the data's, evenly spread over their numbers
-    samples: int = 2000  # at most, of the validation samples of these classes, drawn by the seed
+    classes: int = 10  # how many classes, evenly spread over the data's
+    samples: int = 2000  # at most, drawn at random from the validation samples of these classes
     perplexity: float = 30.0
-    seed: int = 0  # also of t-SNE
+    seed: int = 0  # of the samples and of t-SNE
 
     def check(self) -> None:
+        """Raises ``SetupError`` for a setting that cannot work."""
         if not 2 <= self.classes <= MOST_CLASSES:
-            raise SetupError(f"--classes {self.classes}: give 2 to {MOST_CLASSES}; more colours cannot be told apart.")
+            raise SetupError(f"--classes {self.classes}: give 2 to {MOST_CLASSES}; more colours would look alike.")
         if self.samples <= NEIGHBOURS:
             raise SetupError(f"--samples {self.samples}: give more than {NEIGHBOURS}.")
         if self.seed < 0:
@@ -58,17 +53,22 @@ class Embedding(NamedTuple):
     """One run's samples in two dimensions."""
 
     run: str
-    indices: np.ndarray  # (N,) int64: places in the validation split
+    indices: np.ndarray  # (N,) int64: positions in the validation split
     labels: np.ndarray  # (N,) int64
     points: np.ndarray  # (N, 2) float32
-    figures: dict[str, dict[str, float]]  # "embedding" and "features": ``separation`` there
+    figures: dict[str, dict[str, float]]  # ``separation`` in the "embedding" and in the "features"
 
 
 def choose_samples(labels: Tensor, num_classes: int, settings: Settings) -> Tensor:
-    """Places int64 (N,) of the samples to draw among ``labels`` (all,), in rising order; the same for every run.
+    """The positions of the samples to draw: int64 (N,), sorted, the same for every run.
+
+    Args:
+        labels: of all samples, int64 (all,).
+        num_classes: number of the data's classes.
+        settings: how many samples of how many classes, and the seed.
 
     Raises:
-        SetupError: these are too few for the perplexity, or of one class only.
+        SetupError: there are too few samples for the perplexity, or all are of one class.
     """
     wanted = min(settings.classes, num_classes)
     classes = torch.tensor([place * num_classes // wanted for place in range(wanted)])
@@ -79,21 +79,21 @@ def choose_samples(labels: Tensor, num_classes: int, settings: Settings) -> Tens
     if count <= max(settings.perplexity, NEIGHBOURS) or len(labels[chosen].unique()) < 2:
         raise SetupError(
             f"--perplexity {settings.perplexity:g} with {count} samples of {wanted} classes: t-SNE needs more samples "
-            f"than its perplexity and than {NEIGHBOURS}, of two classes or more; lower it, or raise --samples."
+            f"than its perplexity and than {NEIGHBOURS}, of two classes or more. Lower it, or raise --samples."
         )
     return chosen
 
 
 def separation(points: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How far the classes are apart, in any space.
+    """How well the classes separate, in any space.
 
     Args:
         points: (N, D), N above ``NEIGHBOURS``.
         labels: (N,), of at least two classes and fewer than N.
 
     Returns:
-        "silhouette" (Rousseeuw 1987; mean over the samples, -1 to 1, the higher the farther apart) and "knn_top1", in
-        percent: how many samples are of the class that is most frequent among their 10 nearest others.
+        "silhouette" (Rousseeuw 1987; mean over the samples, from -1 to 1; higher: better separated) and "knn_top1":
+        the percentage of samples whose class is the most frequent one among their 10 nearest neighbours.
     """
     neighbours = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(points).kneighbors(return_distance=False)
     voted = torch.from_numpy(labels[neighbours]).mode(1).values.numpy()
@@ -104,12 +104,13 @@ def separation(points: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def embed(name: str, answers: Answers, chosen: Tensor, settings: Settings) -> Embedding:
-    """scikit-learn's t-SNE, from the first two principal components on: the same seed gives the same points.
+    """scikit-learn's t-SNE, initialised with the first two principal components. The same seed gives the same points.
 
     Args:
-        name: the run's.
+        name: the run's name.
         answers: to the whole validation split.
         chosen: of ``choose_samples``.
+        settings: perplexity and seed.
     """
     features, labels = answers.pooled[chosen].double().numpy(), answers.labels[chosen].numpy()
     tsne = TSNE(perplexity=settings.perplexity, init="pca", learning_rate="auto", random_state=settings.seed)
@@ -118,11 +119,11 @@ def embed(name: str, answers: Answers, chosen: Tensor, settings: Settings) -> Em
     return Embedding(name, chosen.numpy(), labels, points, figures)
 
 
-def compare(first: Run, second: Run, settings: Settings) -> list[Embedding]:
-    """Both runs' embeddings, of the same samples.
+def compare(first: FinishedRun, second: FinishedRun, settings: Settings) -> list[Embedding]:
+    """The embeddings of the same samples by two runs.
 
     Raises:
-        SetupError: the runs have other data, or the settings do not fit these.
+        SetupError: the runs have different data, or the settings do not fit the data.
     """
     settings.check()
     check_same_samples(first, second)
@@ -134,8 +135,15 @@ def compare(first: Run, second: Run, settings: Settings) -> list[Embedding]:
     return embeddings
 
 
-def write_comparison(folder: Path, embeddings: Sequence[Embedding], run: Run, settings: Settings) -> list[Path]:
-    """Writes tsne.json (figures), tsne.csv (points), tsne.png and .svg into ``folder``; ``run`` is one of the two."""
+def write_comparison(folder: Path, embeddings: Sequence[Embedding], run: FinishedRun, settings: Settings) -> list[Path]:
+    """Writes tsne.json (numbers), tsne.csv (points), tsne.png and tsne.svg.
+
+    Args:
+        folder: where to write.
+        embeddings: of ``compare``.
+        run: one of its runs, for the class names.
+        settings: those of ``compare``.
+    """
     names = run.data.class_names
     pictures = save_figure(draw(embeddings, names), folder, NAME)
     about = {"kind": NAME, "data": run.cfg.DATA.NAME, "settings": settings._asdict(), "neighbours": NEIGHBOURS}
@@ -146,12 +154,12 @@ def write_comparison(folder: Path, embeddings: Sequence[Embedding], run: Run, se
         for each in embeddings
         for index, label, point in zip(each.indices, each.labels, each.points.tolist(), strict=True)
     )
-    points = write_table(folder / f"{NAME}.csv", ["run", "sample", "class", "x", "y"], rows)
+    points = write_csv(folder / f"{NAME}.csv", ["run", "sample", "class", "x", "y"], rows)
     return [folder / f"{NAME}.json", points, *pictures]
 
 
 def draw(embeddings: Sequence[Embedding], class_names: Sequence[str]) -> Figure:
-    """The embeddings side by side, a colour a class; distances between them mean nothing, so there are no scales."""
+    """The embeddings side by side, one colour for each class; without scales, because t-SNE's have no meaning."""
     figure = Figure((5 * len(embeddings) + 1.5, 5.2), layout="constrained")
     panels = figure.subplots(1, len(embeddings), squeeze=False)[0]
     present = np.unique(embeddings[0].labels)

@@ -1,23 +1,25 @@
-"""How confident a teacher is of its targets, the beta of DKD that follows, and the report of both."""
+"""A teacher's confidence in its targets, the beta of DKD that follows from it, and the report of both."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from kd_det.common.figures import save_figure
-from kd_det.common.files import write_atomically
+from kd_det.common.figures import save_figure, tidy
+from kd_det.common.files import write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # (mean gap, beta). The betas are those of Zhao et al. 2022 for CIFAR-100 (T = 4): 2 for ResNet-56, 6 for WRN-40-2, 8
-# for ResNet-32x4, the surer teacher the larger. The gaps are a scale of ours, in steps of 1.5, not the paper's figures.
+# for ResNet-32x4; a more confident teacher has a larger beta. The gaps, in steps of 1.5, are ours, not the paper's.
 ANCHORS = ((5.5, 2.0), (7.0, 6.0), (8.5, 8.0))
 DETECTION_BETA = 0.25  # the paper's for Faster R-CNN on COCO, T = 1
 
@@ -33,7 +35,7 @@ def confidence_gap(logits: Tensor, labels: Tensor) -> Tensor:
         (B,), float32 or wider; negative where the target is not the top class.
 
     Raises:
-        ValueError: shapes, types or labels are others.
+        ValueError: a shape or type is wrong, or a label is out of range.
     """
     if logits.ndim != 2 or logits.shape[1] < 2 or not logits.is_floating_point():
         raise ValueError(f"logits must be floating point (B, C) with C >= 2; got {logits.dtype} {tuple(logits.shape)}.")
@@ -50,25 +52,25 @@ def confidence_gap(logits: Tensor, labels: Tensor) -> Tensor:
 def suggested_beta(gap: float, anchors: Sequence[tuple[float, float]] = ANCHORS) -> float:
     """The beta of ``dkd_loss`` to start from, for a teacher with this mean ``confidence_gap``.
 
-    Zhao et al. 2022 (guidance on beta in the supplement): the surer the teacher, the more its non-target classes are
-    worth, and the larger beta may be; too large a beta costs correctness. The paper gives the direction, for
-    classifiers; between the anchors we interpolate linearly, and beyond them stay at the last.
+    Zhao et al. 2022 (guidance on beta in the supplement): the more confident the teacher, the more its non-target
+    classes are worth, and the larger beta may be. Too large a beta costs accuracy. The paper gives this direction, for
+    classifiers. Between the anchors we interpolate linearly; beyond them we take the nearest one.
 
     Args:
         gap: mean of ``confidence_gap`` over a data set.
-        anchors: (gap, beta) pairs, the gaps rising.
+        anchors: (gap, beta) pairs, sorted by gap.
 
     Returns:
         beta, from the smallest of the anchors to the largest.
 
     Raises:
-        ValueError: ``gap`` is not finite, or the anchors do not rise.
+        ValueError: ``gap`` is not finite, or the anchors' gaps do not rise.
     """
     if not math.isfinite(gap):
         raise ValueError(f"the mean gap must be a finite number; got {gap}.")
-    gaps, betas = zip(*anchors, strict=True)
-    if list(gaps) != sorted(set(gaps)):
-        raise ValueError(f"the anchors' gaps must rise; got {list(gaps)}.")
+    gaps, betas = ([anchor[side] for anchor in anchors] for side in (0, 1))
+    if gaps != sorted(set(gaps)):
+        raise ValueError(f"the anchors' gaps must rise; got {gaps}.")
     if gap <= gaps[0]:
         return betas[0]
     for (low, low_beta), (high, high_beta) in pairwise(anchors):
@@ -79,9 +81,9 @@ def suggested_beta(gap: float, anchors: Sequence[tuple[float, float]] = ANCHORS)
 
 NAME = "gaps"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-GUIDANCE = """The guidance (Zhao et al. 2022): the surer the teacher, the larger beta. It is from classifiers on
-CIFAR-100, which took beta from 2 to 8; the gaps at which we place these are ours, so take the number as a place to
-start, and try half and double."""
+GUIDANCE = """Guidance (Zhao et al. 2022): the more confident the teacher, the larger beta. The paper's classifiers on
+CIFAR-100 use beta from 2 to 8. The gaps that we assign to these values are ours. Start from the suggested beta, and
+also try half and double."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,14 @@ class MeasuredGaps:
     """A teacher's ``confidence_gap`` on a data set.
 
     Attributes:
-        teacher: what it is called.
-        data: what it answered to: "ground-truth boxes of coco_2017_val".
-        samples: these in one word, in the plural: "boxes".
+        teacher: its name.
+        data: the samples in words, such as "ground-truth boxes of coco_2017_val".
+        samples: what a sample is, in the plural: "boxes".
         values: (B,) floating point, B >= 1.
-        use: what the suggested beta is for.
-        advice: what to add to the guidance.
-        beta: the beta to suggest; None: the ``suggested_beta`` of the mean, which is for classifiers.
-        guidance: what the suggestion rests on.
+        use: the key and temperature that the suggested beta is for.
+        advice: a text to add to the guidance.
+        beta: the beta to suggest; None: ``suggested_beta`` of the mean, which is for classifiers.
+        guidance: what the suggestion is based on.
     """
 
     teacher: str
@@ -110,16 +112,17 @@ class MeasuredGaps:
 
     @property
     def mean(self) -> float:
-        return self.values.double().mean().item()
+        """The mean gap."""
+        return float(self.values.double().mean())
 
     @property
     def suggestion(self) -> float:
-        """``beta``, or what follows from the mean."""
+        """``beta``, or the one that follows from the mean."""
         return suggested_beta(self.mean) if self.beta is None else self.beta
 
     @property
     def quantiles(self) -> dict[float, float]:
-        """By share: the gap below which that share of the samples is."""
+        """Quantiles of the gap by share of the samples."""
         values = self.values.double()
         shares = torch.tensor(QUANTILES, dtype=torch.float64, device=values.device)
         return dict(zip(QUANTILES, values.quantile(shares).tolist(), strict=True))
@@ -127,7 +130,7 @@ class MeasuredGaps:
     @property
     def wrong(self) -> float:
         """The share of samples whose target is not the top class."""
-        return (self.values < 0).double().mean().item()
+        return float((self.values < 0).double().mean())
 
 
 def describe(gaps: MeasuredGaps) -> str:
@@ -135,7 +138,7 @@ def describe(gaps: MeasuredGaps) -> str:
     quantiles = ", ".join(f"{share:.0%} {value:.2f}" for share, value in gaps.quantiles.items())
     guidance = f"{gaps.guidance} {gaps.advice}".strip()
     return f"""teacher {gaps.teacher}, {len(gaps.values)} {gaps.data}
-mean gap z_t - z_max  {gaps.mean:.2f}   (z_t: the logit of the sample's own class, z_max: the largest of the others)
+mean gap z_t - z_max  {gaps.mean:.2f}   (z_t: the target's logit, z_max: the largest of the others)
 quantiles             {quantiles}
 not the top class     {gaps.wrong:.1%} of the {gaps.samples}
 suggested beta        {_rounded(gaps.suggestion)} {gaps.use}
@@ -161,23 +164,23 @@ def write(gaps: MeasuredGaps, folder: Path) -> list[Path]:
         "gaps": [round(value, 4) for value in gaps.values.tolist()],
     }
     data = folder / f"{NAME}.json"
-    write_atomically(data, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(data, content)
     return [data, *save_figure(draw(gaps), folder, NAME)]
 
 
 def draw(gaps: MeasuredGaps) -> Figure:
-    """A histogram of the gaps, with their mean, and 0, below which the target is not the top class."""
+    """A histogram of the gaps, with lines at their mean and at 0. Below 0 the target is not the top class."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.hist(gaps.values.double().tolist(), bins=40, color="#3b8ea5")
     axes.axvline(gaps.mean, color="#c0392b", linewidth=2, label=f"mean {gaps.mean:.2f}")
-    wrong = f"left of 0, {gaps.wrong:.1%}: the own class is not the top one"
+    wrong = f"left of 0, {gaps.wrong:.1%}: the target is not the top class"
     axes.axvline(0, color="#444444", linewidth=1.5, linestyle="--", label=wrong)
     figure.suptitle(f"{gaps.teacher}, {gaps.data}", fontsize=10)
     axes.set_title(f"suggested β {_rounded(gaps.suggestion)} {gaps.use}", fontsize=9)
-    axes.set(xlabel=r"$z_t - z_{max}$: the own class's logit above the largest of the others", ylabel=gaps.samples)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel=r"$z_t - z_{max}$: the target's logit above the largest of the others", ylabel=gaps.samples)
+    tidy(axes, grid="y")
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure

@@ -1,39 +1,43 @@
-"""What figures were measured with: versions, hardware, and the peak of memory."""
+"""What figures were measured with: versions, hardware and peak memory. torch is imported on first use."""
 
 from __future__ import annotations
 
 import os
 import platform
 import resource
+from collections.abc import Mapping
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import numpy
-import torch
-import torchvision
+from typing import TYPE_CHECKING, Any
 
 import kd_det
+
+if TYPE_CHECKING:
+    import torch
 
 STATUS = Path("/proc/self/status")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the results depend on; detectron2's where it is installed."""
+    """Versions of what the results depend on; detectron2's if it is installed."""
+    detectron2 = ("detectron2",) if find_spec("detectron2") else ()
     return {
         "kd_det": kd_det.__version__,
-        **({"detectron2": import_module("detectron2").__version__} if find_spec("detectron2") else {}),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": numpy.__version__,
+        **{name: str(import_module(name).__version__) for name in (*detectron2, "torch", "torchvision", "numpy")},
         "scikit-learn": metadata.version("scikit-learn"),
         "python": platform.python_version(),
     }
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """The processor or GPU by name, and how many CPU cores and threads there are."""
+    """The processor or GPU by name, and the number of CPU cores and threads.
+
+    Args:
+        device: such as "cpu" or "cuda".
+    """
+    import torch
+
     name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
     return {
         "device": device,
@@ -43,11 +47,13 @@ def hardware(device: str) -> dict[str, Any]:
     }
 
 
-def described(hardware: dict[str, Any]) -> str:
-    """What ``hardware`` gave, in words; ``runs_at_a_time``, if it has that, as well."""
+def described(hardware: Mapping[str, Any], versions: Mapping[str, str] | None = None) -> str:
+    """In words: what ``hardware`` gave, with its ``runs_at_a_time`` if there is one, and what ``versions`` gave."""
     runs = hardware.get("runs_at_a_time", 1)
-    beside = f" a run, {runs} runs at a time" if runs > 1 else ""
-    return f"{hardware['name']}, {hardware['cpu_cores']} cores, threads: {hardware['torch_threads']}{beside}"
+    of_each = f" a run, {runs} runs at a time" if runs > 1 else ""
+    machine = f"{hardware['name']}, {hardware['cpu_cores']} cores, threads: {hardware['torch_threads']}{of_each}"
+    software = ", ".join(f"{name} {number}" for name, number in (versions or {}).items())
+    return f"{machine}; {software}" if software else machine
 
 
 def _processor() -> str:
@@ -58,10 +64,12 @@ def _processor() -> str:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """MiB: of tensors allocated on a GPU, else of the process's resident set."""
+    """Peak memory of this process, in MiB: of the tensors on a GPU, otherwise of the resident set."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**20
     if not STATUS.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    # Where there is /proc, not getrusage: its peak survives exec, so it would be the parent's where that is larger.
+    # getrusage's peak survives exec: it would be the parent's if that is larger.
     return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")) / 2**10

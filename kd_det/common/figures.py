@@ -1,27 +1,70 @@
-"""Pictures of the analyses: the same figure as PNG and as SVG."""
+"""Figures of the studies: how they are saved, and what they have in common. matplotlib is imported on first use."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-import matplotlib
-from matplotlib.figure import Figure
+from kd_det.common.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DPI = 150  # of the PNG
+FORMATS = ("png", "svg")
+PALETTE = ("#2a9d4e", "#3b8ea5", "#8e5ea2", "#c0392b", "#b8860b", "#5d6d7e", "#d16ba5", "#1f4e9c", "#6b8e23")
 
 
-def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Writes ``folder/name.png`` and ``folder/name.svg``; the same figure gives the same bytes.
+def save_figure(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Writes ``folder/name.png`` and ``folder/name.svg`` atomically. The same figure gives the same bytes.
 
     Args:
-        folder: created where it is not there.
+        figure: what to save.
+        folder: created if it does not exist.
+        name: of the files, without suffix.
+        formats: "png" and "svg", or one of the two.
 
     Returns:
-        The two paths.
+        The paths, in the order of ``formats``.
     """
+    import matplotlib
+
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    paths = [folder / f"{name}.{suffix}" for suffix in formats]
     with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(paths[0], dpi=DPI)
-        figure.savefig(paths[1], metadata={"Date": None})
+        for path, suffix in zip(paths, formats, strict=True):
+            content = io.BytesIO()
+            # Without a date, which would differ from one call to the next.
+            figure.savefig(content, format=suffix, dpi=DPI, metadata={"Date": None} if suffix == "svg" else None)
+            write_atomically(path, content.getbuffer())
     return paths
+
+
+def colours(names: Iterable[str], fixed: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A colour for each name, as ``#rrggbb``.
+
+    Args:
+        names: what is drawn, in order.
+        fixed: the colours of some names. The others get the colours of ``PALETTE`` in turn, which starts again from
+            its first colour after its last, so that any number of names can be drawn.
+    """
+    fixed = fixed or {}
+    palette = cycle(PALETTE)
+    return {name: fixed[name] if name in fixed else next(palette) for name in dict.fromkeys(names)}
+
+
+def tidy(axes: Axes, *, grid: Literal["x", "y", "both"] | None = None) -> None:
+    """Removes the frame's upper and right side; draws a pale grid behind the data.
+
+    Args:
+        axes: what to change.
+        grid: the axis whose ticks get grid lines; None: no grid.
+    """
+    if grid is not None:
+        axes.grid(axis=grid, alpha=0.3)
+        axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,12 +1,14 @@
-"""Files that are written whole or not at all, and folders that one run at a time writes to."""
+"""Files that are written atomically, and folders that one run at a time writes to."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".kd_det.lock"
 TEMPORARY = re.compile(r".+\.\d+\.kd_det\.tmp")
-# How long a run waits for another one to leave its folder: data workers of a killed run notice after 5 seconds that
-# they are alone, and may hold its lock until then.
+# How long a run waits for another one to leave its folder. The data workers of a killed run need up to 5 seconds to
+# notice that it is gone, and may hold its lock until then.
 LOCK_SECONDS = 10.0
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
-    """Writes ``content`` to a temporary name beside ``path``, then renames: readers see the old file or the new one."""
+    """Writes ``content`` to a temporary file and renames it: readers of ``path`` see the old file or the new one."""
     temporary = f"{os.fspath(path)}.{os.getpid()}.kd_det.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -35,19 +37,38 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | memoryview) 
         error.filename = error.filename or os.fspath(path)  # a full disk names no file
         raise
     finally:
-        with suppress(OSError):  # it has its name by now, or was never made
+        with suppress(OSError):  # already renamed, or never created
             os.remove(temporary)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON atomically."""
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
-    """Removes what ``write_atomically`` left directly in ``folder`` when its process was killed.
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object in a file; an empty dict if the file is missing, damaged or holds something else."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
-    To be called while no other process writes there: see ``run_lock``.
+
+def write_csv(path: Path, header: Sequence[object], rows: Iterable[Sequence[object]]) -> Path:
+    """Writes a header and rows as CSV, atomically; returns ``path``."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+    return path
+
+
+def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
+    """Removes the files that killed calls of ``write_atomically`` left directly in ``folder``.
+
+    Call it only while no other process writes there: see ``run_lock``.
     """
     for path in Path(folder).iterdir():
         if TEMPORARY.fullmatch(path.name) and path.is_file():
@@ -56,15 +77,16 @@ def remove_temporary_files(folder: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def run_lock(folder: str | os.PathLike[str], key: str = "OUTPUT_DIR") -> Iterator[None]:
-    """Keeps other runs out of ``folder``, which is made if it is not there, while the context lasts.
+    """Keeps other runs out of ``folder`` while the context lasts.
 
-    The operating system gives the lock back however the process ends; it is waited for ``LOCK_SECONDS``.
+    The operating system releases the lock however the process ends. Another run waits for it for ``LOCK_SECONDS``.
 
     Args:
+        folder: created if it does not exist.
         key: the configuration key that named the folder, for the message.
 
     Raises:
-        SetupError: another run has the folder, or it cannot be made or written to.
+        SetupError: another run uses the folder, or it cannot be created or written to.
     """
     from filelock import FileLock, Timeout
 
@@ -75,7 +97,8 @@ def run_lock(folder: str | os.PathLike[str], key: str = "OUTPUT_DIR") -> Iterato
         lock.acquire()
     except Timeout as error:
         raise SetupError(
-            f"{key} {os.fspath(folder)!r} is in use by another run. Wait for its end, stop it, or give another folder."
+            f"{key} {os.fspath(folder)!r} is in use by another run. Wait until that run ends, stop it, or give another "
+            "folder."
         ) from error
     except NotImplementedError:  # a file system without locks
         logger.warning("%s %r cannot be locked on this file system; start one run at a time", key, os.fspath(folder))
@@ -83,7 +106,7 @@ def run_lock(folder: str | os.PathLike[str], key: str = "OUTPUT_DIR") -> Iterato
         return
     except OSError as error:
         raise SetupError(
-            f"{key} {os.fspath(folder)!r} cannot be written to: {error.strerror}. Give a folder that can, with space "
+            f"{key} {os.fspath(folder)!r} cannot be written to: {error.strerror}. Give a writable folder with space "
             "for checkpoints."
         ) from error
     try:

@@ -69,11 +69,11 @@ def read_image(path: str, mode: str = "RGB", *, upright: bool) -> Image.Image:
     try:
         if not os.path.isfile(path):
             raise FileNotFoundError("there is no such file")
-        with Image.open(path, formats=_formats()) as image:
-            _note_if_large(path, *image.size)
-            image.load()
-            turn = TURNS.get(_orientation(image)) if upright else None
-            image = _eight_bits(image)
+        with Image.open(path, formats=_formats()) as file:
+            _note_if_large(path, *file.size)
+            file.load()
+            turn = TURNS.get(_orientation(file)) if upright else None
+            image = _eight_bits(file)
             return (image if turn is None else image.transpose(turn)).convert(mode)
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(
@@ -101,7 +101,7 @@ def _note_if_large(path: str, width: int, height: int) -> None:
 
 def _orientation(image: Image.Image) -> int:
     with contextlib.suppress(Exception):  # damaged EXIF data make Pillow raise nearly anything
-        return image.getexif().get(EXIF_ORIENTATION, 1)
+        return int(image.getexif().get(EXIF_ORIENTATION, 1))
     return 1
 
 
@@ -120,7 +120,8 @@ def _bytes(pixels: np.ndarray) -> np.ndarray:
         raise ValueError(f"its pixels have values from {low:g} to {high:g}; save it with 8 or 16 bits a channel")
     if 0 < high <= 1 and pixels.dtype.kind == "f":
         raise ValueError(f"its pixels have fractions up to {high:g}, black as bytes; save it with 8 or 16 bits")
-    return np.rint(pixels).astype(np.uint8)
+    rounded: np.ndarray = np.rint(pixels).astype(np.uint8)
+    return rounded
 
 
 def _first_line(error: Exception) -> str:

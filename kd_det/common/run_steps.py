@@ -1,4 +1,6 @@
-"""One step of the benchmark in its own folder: finished, interrupted or new, and how it is run."""
+"""A run in its own folder: reused if it is finished, resumed if it was interrupted, started otherwise."""
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -8,11 +10,79 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_det.common.files import write_json
-from kd_det.common.processes import stream
+from kd_det.common.files import read_json, write_json
+from kd_det.common.processes import PROGRESS, stream
 
 RESULT = "result.json"
 STATE = "run.json"
+
+
+def finish_run(
+    folder: Path,
+    find_result: Callable[[], dict[str, Any] | None],
+    command: Callable[[], Sequence[str]],
+    collect: Callable[[], dict[str, Any]],
+    threads: int | None = None,
+    *,
+    progress: Sequence[str] = PROGRESS,
+) -> dict[str, Any]:
+    """The result of a run. A run that is not finished is started or resumed now, as a command of its own.
+
+    Args:
+        folder: the run's own, for the log.
+        find_result: reads the result of a finished run; None if this very run is not finished.
+        command: prepares the folder and gives the command line, which starts or resumes the run.
+        collect: reads the result after the command succeeded.
+        threads: CPU threads of the command; None: its own choice.
+        progress: see ``stream``.
+
+    Raises:
+        CommandError: the command failed.
+    """
+    result = find_result()
+    if result is not None:
+        return result
+    line = command()
+    print(f"== {folder}", flush=True)
+    stream(line, threads, progress=progress)
+    return collect()
+
+
+def run_step(
+    folder: Path,
+    recipe: dict[str, Any],
+    output: str,
+    command: Callable[[bool], Sequence[str]],
+    collect: Callable[[], dict[str, Any]],
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """``finish_run`` for a command that does not record its own recipe: ``run.json`` and ``result.json`` do so.
+
+    Args:
+        folder: the step's own; emptied if it belongs to another recipe.
+        recipe: what the outcome depends on (JSON-able).
+        output: the file in ``folder`` that the command leaves.
+        command: gives the command line; its argument says whether to resume.
+        collect: reads the outcome after the command succeeded.
+        threads: CPU threads of the command; None: its own choice.
+
+    Returns:
+        The outcome, with "seconds" (wall clock of the command, summed over interruptions) and "fingerprint".
+
+    Raises:
+        CommandError: the command failed.
+    """
+    record = _Record(folder, recipe, output)
+    try:
+        return finish_run(
+            folder,
+            record.result,
+            lambda: command(record.begin()),
+            lambda: record.end(collect()),
+            threads,
+        )
+    finally:
+        record.add_seconds()
 
 
 def fingerprint(recipe: dict[str, Any]) -> str:
@@ -25,74 +95,48 @@ def file_digest(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; an empty dict where it is missing or half-written."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+class _Record:
+    """What a step's folder says about itself: the recipe, the seconds so far, and the result."""
 
+    def __init__(self, folder: Path, recipe: dict[str, Any], output: str) -> None:
+        self.folder, self.recipe, self.output = folder, recipe, output
+        self.digest = fingerprint(recipe)
+        self.seconds = 0.0
+        self.start: float | None = None
 
-def decide(folder: Path, digest: str, output: str) -> str:
-    """What to do about a run.
+    def result(self) -> dict[str, Any] | None:
+        """The outcome if the folder has output and result of the very same recipe."""
+        result = read_json(self.folder / RESULT)
+        same = result.get("fingerprint") == self.digest
+        return result if same and (self.folder / self.output).is_file() else None
 
-    Args:
-        folder: the run's own.
-        digest: fingerprint of the recipe that is wanted.
-        output: the file in ``folder`` that a finished run leaves.
+    def begin(self) -> bool:
+        """Prepares the folder; returns whether the same recipe was interrupted after a checkpoint."""
+        state = read_json(self.folder / STATE)
+        resume = state.get("fingerprint") == self.digest and (self.folder / "last_checkpoint").is_file()
+        if resume:
+            self.seconds = state.get("seconds", 0.0)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+        self._write_state()
+        self.start = time.perf_counter()
+        return resume
 
-    Returns:
-        "reuse" where the folder has output and result of the very same recipe, "resume" where that recipe was
-        interrupted after a checkpoint, "fresh" otherwise.
-    """
-    if read_json(folder / RESULT).get("fingerprint") == digest and (folder / output).is_file():
-        return "reuse"
-    if read_json(folder / STATE).get("fingerprint") == digest and (folder / "last_checkpoint").is_file():
-        return "resume"
-    return "fresh"
+    def end(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        """Writes the result."""
+        self.add_seconds()
+        result = {**outcome, "seconds": self.seconds, "fingerprint": self.digest}
+        write_json(self.folder / RESULT, result)
+        return result
 
+    def add_seconds(self) -> None:
+        """Adds the time since ``begin`` to the record, once."""
+        if self.start is not None:
+            self.seconds += time.perf_counter() - self.start
+            self.start = None
+            self._write_state()
 
-def run_step(
-    folder: Path,
-    recipe: dict[str, Any],
-    output: str,
-    command: Callable[[bool], Sequence[str]],
-    collect: Callable[[], dict[str, Any]],
-    threads: int | None = None,
-) -> dict[str, Any]:
-    """Run a step unless its result is there.
-
-    Args:
-        folder: the step's own; emptied where it belongs to another recipe.
-        recipe: what the outcome depends on.
-        output: the file in ``folder`` that the command leaves.
-        command: gives the command line; its argument says whether to resume.
-        collect: reads the outcome after the command succeeded.
-        threads: for the command's computations; None: its own choice.
-
-    Returns:
-        The outcome, with "seconds" (wall clock of the command, over interruptions) and "fingerprint".
-
-    Raises:
-        RuntimeError: the command failed.
-    """
-    digest = fingerprint(recipe)
-    decision = decide(folder, digest, output)
-    print(f"== {folder}: {decision}", flush=True)
-    if decision == "reuse":
-        return read_json(folder / RESULT)
-    if decision == "fresh":
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    seconds = read_json(folder / STATE).get("seconds", 0.0)
-    state = {"fingerprint": digest, "seconds": seconds, "recipe": recipe}
-    write_json(folder / STATE, state)
-    start = time.perf_counter()
-    try:
-        stream(command(decision == "resume"), threads)
-    finally:
-        state["seconds"] += time.perf_counter() - start
-        write_json(folder / STATE, state)
-    result = {**collect(), "seconds": state["seconds"], "fingerprint": digest}
-    write_json(folder / RESULT, result)
-    return result
+    def _write_state(self) -> None:
+        state = {"fingerprint": self.digest, "seconds": self.seconds, "recipe": self.recipe}
+        write_json(self.folder / STATE, state)

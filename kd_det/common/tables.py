@@ -1,53 +1,87 @@
-"""The benchmark's table: mean and sample standard deviation over seeds."""
+"""Markdown tables, and the results files that the model zoo's tables are made of."""
 
+from __future__ import annotations
+
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
-COLUMNS = {
-    "AP": "AP",
-    "AP50": "AP50",
-    "AP75": "AP75",
-    "best_AP": "best AP",
-    "seconds": "training, s",
-    "seconds_per_iteration": "s/iter",
-    "memory_mib": "peak MiB",
-    "weights_mib": "weights, MiB",
-}
-
-
-TIMES = ("seconds", "seconds_per_iteration")
-DECIMALS = {"seconds": 0, "seconds_per_iteration": 2, "memory_mib": 0}
+from kd_det.common.errors import SetupError
 
 
 def summary(values: Sequence[float], decimals: int = 1) -> str:
-    """Mean, and ± the sample standard deviation where there are several values."""
+    """The mean, and ± the sample standard deviation if there are several values."""
     mean = f"{statistics.fmean(values):.{decimals}f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{decimals}f}"
 
 
-def make_table(results: dict[str, list[dict[str, Any]]], *, timed: bool = True) -> str:
-    """A Markdown table, one row an arm.
+def gain(values: Sequence[float], baseline: Sequence[float], decimals: int = 1) -> str:
+    """The difference of the means, with its sign."""
+    return f"{statistics.fmean(values) - statistics.fmean(baseline):+.{decimals}f}"
+
+
+def markdown(rows: Sequence[Sequence[object]], headers: Sequence[str], *, text_columns: int | None = None) -> str:
+    """A table in GitHub's Markdown. Cells are written unchanged.
 
     Args:
-        results: arm's title to the results of its seeds, each with the keys of ``COLUMNS``.
-        timed: False leaves out the times, which mean nothing where runs shared the cores.
+        rows: one cell for each header.
+        headers: the titles of the columns.
+        text_columns: how many of the first columns are aligned left; the others are aligned right. None: all left.
     """
-    columns = {key: header for key, header in COLUMNS.items() if timed or key not in TIMES}
-    rows = [
-        [title, *(summary([run[key] for run in runs], DECIMALS.get(key, 1)) for key in columns), len(runs)]
-        for title, runs in results.items()
-    ]
-    headers = ["model", *columns.values(), "seeds"]
-    alignment = ["left"] + ["right"] * (len(headers) - 1)
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=alignment)
+    from tabulate import tabulate
+
+    alignment = None
+    if text_columns is not None and rows:
+        alignment = ["left"] * text_columns + ["right"] * (len(headers) - text_columns)
+    return str(tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=alignment))
 
 
-NOTES = (
-    "AP: COCO AP in percent on digits_det_val after the last iteration. best AP: the highest of the "
-    "evaluations on the way, chosen on the same scenes and so optimistic. training: wall clock with start "
-    "and evaluations. s/iter: median of a training step. peak MiB: of the training process. weights: the "
-    "model's tensors, as an exported file holds them, without optimizer state."
-)
+def read_results(
+    folder: Path,
+    is_wanted: Callable[[dict[str, Any]], bool],
+    required: Callable[[dict[str, Any]], Mapping[str, Sequence[str]]],
+    format: str,
+) -> list[dict[str, Any]]:
+    """The contents of a folder's results files (``*.json``), sorted by file name.
+
+    Args:
+        folder: such as ``results``.
+        is_wanted: whether a file's content belongs to the caller's tables.
+        required: the fields that a content must have: those of the file itself under "", and those of every item of
+            a list under the list's name.
+        format: the module whose docstring describes the files, for the error.
+
+    Raises:
+        SetupError: the folder has no ``*.json``, a file is not a JSON object, or a field is missing.
+    """
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise SetupError(f"there are no results in {str(folder)!r}; name the folder with the *.json files")
+    found = []
+    for path in paths:
+        content = _read_object(path)
+        if not is_wanted(content):
+            continue
+        missing = {
+            f"{part} {name}".strip()
+            for part, names in required(content).items()
+            for item in (content.get(part, []) if part else [content])
+            for name in names
+            if name not in item
+        }
+        if missing:
+            raise SetupError(f"{path} lacks {', '.join(sorted(missing))}; {format} describes the file")
+        found.append(content)
+    return found
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise SetupError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise SetupError(f"{path} is not a JSON object; remove it, or move it out of the folder with the results")
+    return content

@@ -1,4 +1,4 @@
-"""Every method's training step beside the plain student's, and beside the least that it could take."""
+"""The time of every method's training step, next to the plain student's and to the least that it could be."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
+import torch
 from detectron2.structures import Boxes
 from torch import nn
 
@@ -21,11 +22,11 @@ PLAIN = "student alone"
 
 @dataclass(frozen=True)
 class MethodTimes:
-    """Seconds, medians over the rounds of one interleaved run.
+    """Times in seconds: medians over the rounds of one interleaved run.
 
     Attributes:
-        step: of the method.
-        floor: of the plain student's step and, after it, the teacher's forward that the method needs.
+        step: of the method's step.
+        floor: of the plain student's step, followed by the teacher's forward that the method needs.
     """
 
     step: float
@@ -41,14 +42,16 @@ def measure_methods(
     images: int,
     rounds: int,
 ) -> dict[str, MethodTimes]:
-    """Times every method, interleaved; the first entry, ``PLAIN``, is the plain student's.
+    """Times the steps of every method in turn. The first entry, ``PLAIN``, is the plain student's.
 
     Args:
         config_file: of a distilling student.
-        methods: title to ``KD.TERMS``.
-        device, dtype: where, and in which precision the teacher runs.
-        size, images: height and width in pixels, and number of the images of a batch.
-        rounds: measured steps of each kind, after an unmeasured one.
+        methods: a title to ``KD.TERMS``.
+        device: of student and teacher.
+        dtype: the precision of the teacher.
+        size: height and width of the images, pixels.
+        images: number of images in a batch.
+        rounds: measured steps of each kind, after one that is not measured.
     """
     steps = Steps(benchmark_config(config_file, device, dtype), size, images)
     kinds: dict[str, Callable[[], None]] = {PLAIN: steps.plain}
@@ -75,7 +78,7 @@ class _Need:
 
     @classmethod
     def of(cls, terms: nn.ModuleDict) -> _Need:
-        asked: list[KDTerm] = list(terms.values())
+        asked = [term for term in terms.values() if isinstance(term, KDTerm)]
         cells = next((term.cells for term in asked if isinstance(term, SDDTerm)), None)
         return cls(any(term.needs_logits for term in asked), cells)
 
@@ -97,7 +100,7 @@ def _student(steps: Steps) -> list[nn.Parameter]:
     return [value for name, value in steps.model.named_parameters() if not name.startswith("terms.")]
 
 
-def _distilled(steps: Steps, terms: nn.ModuleDict, optimizer: object) -> None:
+def _distilled(steps: Steps, terms: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
     steps.use(terms, optimizer)
     steps.distilled()
 

@@ -1,63 +1,58 @@
-"""Renders ``results/*.json`` as MODEL_ZOO.md: the papers' rows beside ours, ours blank where not run.
+"""The detection part of MODEL_ZOO.md, from ``results/*.json``: the papers' rows beside ours.
 
 A results file: ``benchmark`` (title), ``source`` ("ours", or the paper), ``schedule``, ``rows``, and for ours
-``hardware``, ``versions`` and ``command``. A row: ``teacher``, ``student``, ``method``, ``config``, and lists with one
-entry a seed: ``teacher_AP`` (one), ``student_AP``, ``AP``, and for ours ``best_AP``, ``seconds_per_iteration``,
-``memory_mib``. Files with a ``kind`` are of other benchmarks, which render them.
+``hardware``, ``versions`` and ``command``. A row: ``teacher``, ``student``, ``method``, ``config`` (what follows
+--config-file in the command that trains it), and lists with one entry a seed: ``teacher_AP`` (one), ``student_AP``,
+``AP``, and for ours ``best_AP``, ``seconds_per_iteration``, ``memory_mib``. Files with a ``kind`` belong to other
+benchmarks.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
+from kd_det.common import tables
 from kd_det.common.environment import described
-from kd_det.common.errors import SetupError
-from kd_det.common.tables import summary
+from kd_det.common.tables import gain, markdown, summary
 
 OURS = "ours"
 REQUIRED = {"": ("benchmark", "source", "schedule", "rows"), "rows": ("teacher", "student", "method", "config", "AP")}
 HEAD = """# Model zoo
 
-Made by `python tools/make_tables.py` from `results/*.json`; edit those, not this page. AP is COCO AP in percent after
-the last iteration, mean ± sample standard deviation where there are several seeds; the best AP on the way is beside it,
-chosen on the evaluated images and so optimistic. Δ is against the student alone. Blank: not run by us. A detector is
-trained by `python tools/train_net.py --config-file` and the last cell of its row.
+`python tools/make_tables.py` writes this page from `results/*.json`. Edit those files, not this page.
+
+## Detection
+
+The command of a row is
+
+```
+kd-det train --config-file ARGUMENTS
+```
+
+with the ARGUMENTS in its last cell. The rows of the digits scenes use a teacher and pretrained backbones of their own:
+the command below their table trains these first, and then all rows.
+
+AP is COCO AP in percent after the last iteration: the mean, and ± the sample standard deviation if there are several
+seeds. The best AP is the highest of all evaluations during training; it is chosen on the evaluated images and therefore
+optimistic. Δ is the gain over the student alone. A blank cell: we have not run it.
 """
 
 
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The detection results of a folder; see ``kd_det.common.tables.read_results``."""
+    return tables.read_results(folder, lambda content: "kind" not in content, lambda content: REQUIRED, __name__)
+
+
 def render(results: Sequence[dict[str, Any]]) -> str:
-    """The page.
+    """The head of the page, and its detection part.
 
     Args:
         results: contents of results files; those of one ``benchmark`` share a table.
     """
     titles = dict.fromkeys(content["benchmark"] for content in results)
     return "\n".join([HEAD, *(_section(title, [r for r in results if r["benchmark"] == title]) for title in titles)])
-
-
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The results files of a folder, by name.
-
-    Raises:
-        SetupError: the folder has none of any kind, or one lacks a field.
-    """
-    paths = sorted(folder.glob("*.json"))
-    if not paths:
-        raise SetupError(f"there are no results in {str(folder)!r}; name the folder with the *.json files")
-    contents = {path: json.loads(path.read_text()) for path in paths}
-    contents = {path: content for path, content in contents.items() if "kind" not in content}
-    for path, content in contents.items():
-        rows = [("", content), *(("rows", row) for row in content.get("rows", []))]
-        missing = {f"{part} {name}".strip() for part, item in rows for name in REQUIRED[part] if name not in item}
-        if missing:
-            raise SetupError(f"{path} lacks {', '.join(sorted(missing))}; see kd_det/studies/model_zoo.py")
-    return list(contents.values())
 
 
 def _section(title: str, results: Sequence[dict[str, Any]]) -> str:
@@ -68,35 +63,37 @@ def _section(title: str, results: Sequence[dict[str, Any]]) -> str:
     if papers:
         source = ", ".join(dict.fromkeys(content["source"] for content in papers))
         headers += [f"student alone ({source})", source, "Δ"]
-    headers += ["student alone (ours)", "ours", "Δ", "best AP", "seeds", "s/iter", "peak MiB", "config"]
+    headers += ["student alone (ours)", "ours", "Δ", "best AP", "seeds", "s/iter", "peak MiB", "arguments"]
     table = []
     for key in {**published, **run}:
         paper, row = published.get(key, {}), run.get(key, {})
         either = row or paper
         start = [*key, summary(either["teacher_AP"], 1 if row else 2) if "teacher_AP" in either else ""]
         theirs = _scores(paper, 2) if papers else []
-        table.append([*start, *theirs, *_scores(row, 1), *_run(row), f"`{either['config']}`"])
-    lines = [f"## {title}", "", tabulate(table, headers, tablefmt="github", disable_numparse=True), ""]
+        table.append([*start, *theirs, *_scores(row, 1), *_costs(row), f"`{either['config']}`"])
+    lines = [f"### {title}", "", markdown(table, headers), ""]
     return "\n".join([*lines, *(_provenance(content) for content in ours)])
 
 
 def _by_key(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str, str], dict[str, Any]]:
-    return {_key(content, row): row for content in results for row in content["rows"]}
-
-
-def _key(content: dict[str, Any], row: dict[str, Any]) -> tuple[str, str, str, str]:
-    return row["teacher"], row["student"], row["method"], content["schedule"]
+    return {
+        (row["teacher"], row["student"], row["method"], content["schedule"]): row
+        for content in results
+        for row in content["rows"]
+    }
 
 
 def _scores(row: dict[str, Any], decimals: int) -> list[str]:
+    """Student alone, method and gain."""
     if not row:
         return ["", "", ""]
     alone = row.get("student_AP", [])
-    gain = f"{statistics.fmean(row['AP']) - statistics.fmean(alone):+.{decimals}f}" if alone else ""
-    return [summary(alone, decimals) if alone else "", summary(row["AP"], decimals), gain]
+    method = summary(row["AP"], decimals)
+    return [summary(alone, decimals), method, gain(row["AP"], alone, decimals)] if alone else ["", method, ""]
 
 
-def _run(row: dict[str, Any]) -> list[str]:
+def _costs(row: dict[str, Any]) -> list[str]:
+    """Best AP, number of seeds, time and memory of our run."""
     if not row:
         return [""] * 4
     shown = [("best_AP", 1), ("seconds_per_iteration", 2), ("memory_mib", 0)]
@@ -105,5 +102,4 @@ def _run(row: dict[str, Any]) -> list[str]:
 
 
 def _provenance(content: dict[str, Any]) -> str:
-    software = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
-    return f"Ours: `{content['command']}` on {described(content['hardware'])}; {software}.\n"
+    return f"Ours: `{content['command']}` on {described(content['hardware'], content['versions'])}.\n"

@@ -1,4 +1,4 @@
-"""What a distilled training step costs beside the plain student's: time with its breakdown, and peak memory."""
+"""The cost of a distilled training step next to the plain student's: time, split into parts, and peak memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from detectron2.config import CfgNode
@@ -31,7 +31,14 @@ from kd_det.teacher.frozen import DTYPES, FrozenTeacher
 
 @dataclass
 class StepTimes:
-    """Seconds: medians over the rounds of one interleaved run. ``parts``: of the distilled step, by name."""
+    """Times in seconds: medians over the rounds of one interleaved run.
+
+    Attributes:
+        size: height and width of the images, pixels.
+        plain: of the plain student's step.
+        distilled: of the distilled step.
+        parts: of the distilled step, by name.
+    """
 
     size: int
     plain: float
@@ -40,18 +47,20 @@ class StepTimes:
 
     @property
     def ratio(self) -> float:
+        """The distilled step over the plain one."""
         return self.distilled / self.plain
 
 
 class Steps:
-    """One student, stepped alone or under a teacher, on one batch of random images with random boxes.
+    """Training steps of one student, alone or with a teacher, on one batch of random images with random boxes.
 
-    The weights are random: only the time is looked at. A step is forward, backward and SGD update.
+    A step is forward, backward and SGD update. The weights are random, because only time and memory are measured.
 
     Args:
-        cfg: of a distilling student; its teacher's configuration is used, its weights are not.
+        cfg: of a distilling student; its teacher's configuration is used, the teacher's weights are not.
         size: height and width of the images, pixels.
         images: number of images.
+        with_teacher: False leaves out the teacher; only ``plain`` works then.
     """
 
     def __init__(self, cfg: CfgNode, size: int, images: int, *, with_teacher: bool = True) -> None:
@@ -65,7 +74,7 @@ class Steps:
             dtype = DTYPES[cfg.KD.TEACHER.DTYPE]
             self.model.teacher = FrozenTeacher(frozen, input_format=teacher.INPUT.FORMAT, dtype=dtype)
         self.batch = [_image(size, cfg.MODEL.ROI_HEADS.NUM_CLASSES) for _ in range(images)]
-        self.optimizer = sgd(self.model.parameters())
+        self.optimizer: torch.optim.Optimizer = sgd(self.model.parameters())
         self.seconds: dict[str, float] = defaultdict(float)
 
     def plain(self) -> None:
@@ -76,15 +85,21 @@ class Steps:
         """A step with the KD terms."""
         self._step(self.model)
 
+    @property
+    def teacher(self) -> FrozenTeacher:
+        """The student's teacher."""
+        assert self.model.teacher is not None
+        return self.model.teacher
+
     def use(self, terms: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
-        """Takes other KD terms, and an optimiser that has the student's parameters and theirs."""
+        """Replaces the KD terms, and the optimiser by one with the student's parameters and theirs."""
         self.model.terms, self.optimizer = terms, optimizer
 
     def _step(self, forward: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]) -> None:
         torch.manual_seed(1)  # the same proposals are sampled in every step
         self.optimizer.zero_grad()
         with EventStorage(0), self._timed("forward"):
-            loss = sum(forward(self.batch).values())
+            loss = torch.stack(list(forward(self.batch).values())).sum()
         with self._timed("backward"):
             loss.backward()
         with self._timed("optimiser"):
@@ -98,16 +113,19 @@ class Steps:
 
     @contextmanager
     def timing_the_parts(self) -> Iterator[None]:
-        """Notes the seconds of the teacher's two passes and of each term in ``seconds``."""
-        parts = [
-            (self.model.teacher, "features", "teacher backbone"),
-            (self.model.teacher, "box_logits", "teacher box head"),
+        """Adds the seconds of the teacher's two passes and of each term to ``seconds``."""
+        parts: list[tuple[object, str, str]] = [
+            (self.teacher, "features", "teacher backbone"),
+            (self.teacher, "box_logits", "teacher box head"),
         ]
         parts += [(term, "forward", f"{name} loss") for name, term in self.model.terms.items()]
-        with ExitStack() as stack:
-            for owner, method, name in parts:
-                stack.enter_context(patch.object(owner, method, self._timing(name, getattr(owner, method))))
+        for owner, method, name in parts:
+            setattr(owner, method, self._timing(name, getattr(owner, method)))
+        try:
             yield
+        finally:
+            for owner, method, _ in parts:
+                delattr(owner, method)  # the class's own method is visible again
 
     def _timing(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -118,18 +136,22 @@ class Steps:
 
 
 def measure_times(cfg: CfgNode, size: int, images: int, rounds: int) -> StepTimes:
-    """Interleaves plain and distilled steps, ``rounds`` of each after one of each unmeasured."""
+    """Times plain and distilled steps in turn: one of each that is not measured, then ``rounds`` of each."""
     steps = Steps(cfg, size, images)
-    plain, distilled, parts = [], [], defaultdict(list)
+    plain: list[float] = []
+    distilled: list[float] = []
+    parts: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds + 1):
-        plain.append(seconds(steps, steps.plain))
+        plain_seconds = seconds(steps, steps.plain)
         steps.seconds.clear()
         with steps.timing_the_parts():
-            distilled.append(seconds(steps, steps.distilled))
+            distilled_seconds = seconds(steps, steps.distilled)
+        if number == 0:
+            continue
+        plain.append(plain_seconds)
+        distilled.append(distilled_seconds)
         for name, value in steps.seconds.items():
             parts[name].append(value)
-        if number == 0:
-            plain.clear(), distilled.clear(), parts.clear()
     medians = {name: median(values) for name, values in parts.items()}
     apart = sum(value for name, value in medians.items() if name.startswith("teacher") or name.endswith("loss"))
     medians["student forward"] = medians.pop("forward") - apart
@@ -145,7 +167,7 @@ def peak_memory(arguments: list[str], kind: str) -> float:
 
 
 def run_for_memory(cfg: CfgNode, size: int, images: int, kind: str) -> float:
-    """What ``peak_memory``'s process does: resident set on the CPU, allocated tensors on a GPU, MiB."""
+    """The work of ``peak_memory``'s process. Its peak memory in MiB: resident set (CPU) or allocated tensors (GPU)."""
     steps = Steps(cfg, size, images, with_teacher=kind == "distilled")
     for _ in range(3):
         steps.distilled() if kind == "distilled" else steps.plain()
@@ -153,17 +175,17 @@ def run_for_memory(cfg: CfgNode, size: int, images: int, kind: str) -> float:
 
 
 def benchmark_config(config_file: str | Sequence[str], device: str, dtype: str) -> CfgNode:
-    """The configuration as it is, on ``device``, the student's start random."""
+    """The configuration on ``device``, with a random student and the teacher in ``dtype``; unchanged otherwise."""
     return load_config(config_file, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "KD.TEACHER.DTYPE", dtype])
 
 
 def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
-    """Without learning rate the steps stay alike, and every tensor is still read and written."""
+    """SGD with learning rate 0: the weights do not change, and every tensor is still read and written."""
     return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=1e-4)
 
 
 def seconds(steps: Steps, step: Callable[[], None]) -> float:
-    """Wall clock of one step."""
+    """The wall clock of one step."""
     start = _now(steps.model.device)
     step()
     return _now(steps.model.device) - start
@@ -188,7 +210,9 @@ def _image(size: int, classes: int) -> dict[str, Any]:
 
 
 def _calm(model: nn.Module) -> None:
-    """Damps the residual branches: in a deep frozen network of random weights each would double the maps."""
-    for name, module in model.backbone.named_modules():
-        if name.endswith(("conv2.norm", "conv3.norm")):
-            nn.init.constant_(module.weight, 0.2)
+    """Damps the residual branches: in a deep network with random weights each of them would double the maps."""
+    backbone: nn.Module = model.get_submodule("backbone")
+    # Frozen normalisation keeps its weights as buffers.
+    for name, weight in chain(backbone.named_parameters(), backbone.named_buffers()):
+        if name.endswith(("conv2.norm.weight", "conv3.norm.weight")):
+            nn.init.constant_(weight, 0.2)

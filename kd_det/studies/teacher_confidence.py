@@ -1,7 +1,7 @@
 """A detector's confidence in the objects of a data set.
 
-Measured on the ground-truth boxes, which are to a detector what images are to a classifier. Background proposals, most
-of those that DKD trains on, are left out: nearly all are easy, and would drown the objects in the mean.
+It is measured on the ground-truth boxes, which correspond to a classifier's images. Background proposals are left out,
+although DKD trains mostly on them: nearly all of them are easy, and they would dominate the mean.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from kd_det.data.mapper import NamingDatasetMapper
 from kd_det.teacher.frozen import FrozenTeacher, load_teacher
 
 USE = "for KD.DKD.BETA (T = 1)"
-GUIDANCE = f"""The guidance: Zhao et al. 2022 took beta {DETECTION_BETA}, KD.DKD.BETA's default, for every detector.
-There is no published scale from a detector's gap to its beta, so the suggestion does not depend on yours: start there,
-and try half and double. The gap tells teachers apart: of two, the surer bears the larger beta."""
+GUIDANCE = f"""Guidance: Zhao et al. 2022 used beta {DETECTION_BETA}, the default of KD.DKD.BETA, for every detector.
+There is no published scale from a detector's gap to its beta, so the suggestion does not depend on the measured gap.
+Start from it, and also try half and double. Use the gap to compare teachers: the more confident one allows the larger
+beta."""
 
 
 def detector_gaps(cfg: CfgNode, dataset: str, images: int) -> MeasuredGaps:
@@ -32,23 +33,23 @@ def detector_gaps(cfg: CfgNode, dataset: str, images: int) -> MeasuredGaps:
 
     Args:
         cfg: with ``KD.TEACHER``.
-        dataset: a registered set; empty: the first of ``DATASETS.TRAIN``.
-        images: how many to look at, evenly spread over the set.
+        dataset: the name of a registered data set; empty: the first of ``DATASETS.TRAIN``.
+        images: how many images to use, evenly spread over the data set.
 
     Raises:
-        SetupError: the teacher cannot be loaded, or there is no such set, or it has no objects to look at.
+        SetupError: the teacher cannot be loaded, or the data set does not exist or has no objects.
     """
     if images < 1:
         raise SetupError(f"--images is {images}; it must be 1 or more.")
     if not dataset and not cfg.DATASETS.TRAIN:
-        raise SetupError("DATASETS.TRAIN is empty; name a registered data set there or with --on.")
+        raise SetupError("DATASETS.TRAIN is empty. Name a registered data set there or with --on.")
     key, name = ("--on", dataset) if dataset else ("DATASETS.TRAIN", cfg.DATASETS.TRAIN[0])
     _check(cfg, key, name)
     teacher = load_teacher(cfg)
     gaps = [confidence_gap(*_compared(teacher, *part)) for part in _answers(cfg, teacher, _spread(key, name, images))]
     gap = torch.cat(gaps) if gaps else torch.zeros(0)
     if len(gap) == 0:
-        raise SetupError(f"{key} {name!r}: none of the images looked at has an object of the teacher's classes.")
+        raise SetupError(f"{key} {name!r}: no image that was used has an object of the teacher's classes.")
     data = f"ground-truth boxes of {name}"
     return MeasuredGaps(cfg.KD.TEACHER.CONFIG_FILE, data, "boxes", gap, USE, beta=DETECTION_BETA, guidance=GUIDANCE)
 
@@ -59,13 +60,13 @@ def _check(cfg: CfgNode, key: str, name: str) -> None:
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if classes is not None and len(classes) != count:
         raise SetupError(
-            f"{key} {name!r} has {len(classes)} classes but MODEL.ROI_HEADS.NUM_CLASSES is {count}; measure on a set "
+            f"{key} {name!r} has {len(classes)} classes but MODEL.ROI_HEADS.NUM_CLASSES is {count}. Use a data set "
             "with the student's classes."
         )
 
 
 def _spread(key: str, name: str, images: int) -> list[dict[str, Any]]:
-    """Up to ``images`` of the set's records with objects, evenly spread."""
+    """Up to ``images`` of the data set's records with objects, evenly spread."""
     records = [
         record
         for record in checked_records(key, name)
@@ -76,9 +77,9 @@ def _spread(key: str, name: str, images: int) -> list[dict[str, Any]]:
 
 
 def _answers(cfg: CfgNode, teacher: FrozenTeacher, records: list[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The teacher's logits on an image's ground-truth boxes, and their classes in the student's numbering."""
+    """The teacher's logits on each batch's ground-truth boxes, and the boxes' classes in the student's numbering."""
     resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-    # is_train: with its boxes.
+    # is_train keeps the ground-truth boxes.
     mapper = NamingDatasetMapper(is_train=True, augmentations=[resize], image_format=cfg.INPUT.FORMAT)
     if not records:
         return

@@ -1,8 +1,11 @@
-"""Warms a detector's backbone up on digit classification, as detectors for COCO start from ImageNet.
+"""Pretrains a detector's backbone on digit classification, as backbones for COCO are pretrained on ImageNet.
 
 Only the training scans and the training parts of the photographs are used.
 """
 
+from __future__ import annotations
+
+import io
 import logging
 import time
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from detectron2.modeling import build_backbone
 from torch import nn
 from torch.nn import functional as F
 
+from kd_det.common.files import write_atomically
 from kd_det.data.digits_rendering import SceneSettings, paste, photographs, random_background, random_opacity, scans
 from kd_det.data.digits_scenes import CLASSES
 
@@ -26,16 +30,16 @@ EMPTY = len(CLASSES)  # the class of crops without a digit
 
 @dataclass(frozen=True)
 class WarmUpSettings:
-    """How long and on what to warm up.
+    """Length and data of a warm-up.
 
     Attributes:
         iterations: number of AdamW steps.
         batch_size: crops per step.
-        crops: number of different crops, drawn once.
+        crops: number of different crops, rendered once.
         crop_size: height and width of a crop, pixels.
         empty_share: share of the crops without a digit, a class of their own.
         max_lr: peak of the one-cycle learning rate.
-        seed: of the crops, the order and the initial weights.
+        seed: of the crops, their order and the initial weights.
     """
 
     iterations: int = 150
@@ -48,7 +52,7 @@ class WarmUpSettings:
 
 
 class PooledClassifier(nn.Module):
-    """A linear classifier on the averages of all feature maps that a backbone gives.
+    """A linear classifier on the averages of all feature maps of a backbone.
 
     Args:
         backbone: module that maps images (B, 3, H, W) to a dict of maps (B, C_i, H_i, W_i).
@@ -64,11 +68,12 @@ class PooledClassifier(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, num_classes) of images (B, 3, H, W)."""
         pooled = [level.mean(dim=(2, 3)) for level in self.backbone(images).values()]
-        return self.linear(torch.cat(pooled, dim=1))
+        logits: torch.Tensor = self.linear(torch.cat(pooled, dim=1))
+        return logits
 
 
 def draw_crops(settings: WarmUpSettings) -> tuple[torch.Tensor, torch.Tensor]:
-    """Crops (N, 3, S, S) uint8 RGB with a digit near the middle or none, and classes (N,) int64."""
+    """Crops (N, 3, S, S) uint8 RGB, with a digit near the middle or without one, and their classes (N,) int64."""
     scene = SceneSettings(image_size=settings.crop_size)
     rng = np.random.default_rng((settings.seed, 2))
     inks, labels = scans("train")
@@ -93,10 +98,10 @@ def _near_middle(extent: int, size: int, rng: np.random.Generator) -> int:
 
 
 def warm_up_backbone(cfg: CfgNode, output: str | Path, settings: WarmUpSettings | None = None) -> float:
-    """Train the backbone that ``cfg`` describes on digit classification and save its weights.
+    """Trains the backbone that ``cfg`` describes on digit classification, and saves its weights.
 
     Args:
-        cfg: a detector's configuration; its backbone, pixel mean and std, channel order and device are used.
+        cfg: a detector's configuration. Its backbone, pixel mean and std, channel order and device are used.
         output: the checkpoint to write, for ``MODEL.WEIGHTS``.
         settings: ``WarmUpSettings()`` by default.
 
@@ -111,7 +116,7 @@ def warm_up_backbone(cfg: CfgNode, output: str | Path, settings: WarmUpSettings 
     mean = torch.tensor(cfg.MODEL.PIXEL_MEAN).view(-1, 1, 1)
     std = torch.tensor(cfg.MODEL.PIXEL_STD).view(-1, 1, 1)
     backbone = build_backbone(cfg)
-    # An FPN's own layers learn quickly and would only hide the trunk from the classifier.
+    # Without an FPN's own layers: they learn quickly and would only hide the trunk from the classifier.
     trunk = getattr(backbone, "bottom_up", backbone)
     classifier = PooledClassifier(trunk, trunk.output_shape(), len(CLASSES) + 1)
     classifier.to(cfg.MODEL.DEVICE).train()
@@ -139,5 +144,7 @@ def warm_up_backbone(cfg: CfgNode, output: str | Path, settings: WarmUpSettings 
     prefix = "backbone.bottom_up." if trunk is not backbone else "backbone."
     weights = {prefix + name: value.cpu() for name, value in trunk.state_dict().items()}
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": weights}, output)
+    content = io.BytesIO()
+    torch.save({"model": weights}, content)
+    write_atomically(output, content.getbuffer())
     return float(np.mean(hits[-max(1, settings.iterations // 10) :]))

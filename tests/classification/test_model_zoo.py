@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from functools import cache
 from pathlib import PurePosixPath
@@ -13,8 +12,7 @@ import pytest
 from classification import train
 from classification.composition import method_name
 from classification.config import load_config
-from classification.studies.methods import shown
-from classification.studies.model_zoo import DATA, read_results, render
+from classification.studies.model_zoo import DATA, read_results, render, shown
 from kd_det.common.command_line import parse_arguments
 from kd_det.common.errors import SetupError
 from tests.classification.test_configs import RUNS, UNREVIEWED
@@ -141,7 +139,7 @@ def test_top5_and_numbers_that_are_only_remembered():
 def test_notes_and_sources_of_a_paper():
     page = render([paper(checked_against={"a": "a copy"}, notes=["It says so."])])
     assert "Doe 2030: compared with a copy.\n\n- It says so.\n" in page
-    assert "Doe 2030: compared with no copy: its tables were not at hand.\n" in render([paper()])
+    assert "Doe 2030: compared with no copy, because none of its tables was available.\n" in render([paper()])
 
 
 def test_faults_are_named_and_other_benchmarks_left_alone(tmp_path):
@@ -210,12 +208,6 @@ def test_every_row_of_the_page_is_the_run_of_its_command():
         assert (shown(cfg.TEACHER.NAME) if teacher else "") == teacher, given
         fits = method != "reviewkd" or PurePosixPath(given).stem not in UNREVIEWED
         assert (given in built) == fits, given
-
-
-def test_every_detector_of_the_page_has_its_configuration():
-    page = (ROOT / "MODEL_ZOO.md").read_text().partition("## Classification")[0]
-    files = re.findall(r"`(configs/[^`]*)` *\|$", page, re.MULTILINE)
-    assert len(files) > 20 and all((ROOT / file).is_file() for file in files)
 
 
 @pytest.mark.parametrize("published", PAPERS, ids=lambda content: content["source"])

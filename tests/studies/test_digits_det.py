@@ -4,26 +4,29 @@ import pytest
 
 from kd_det.config import load_config
 from kd_det.studies import digits_det
-from kd_det.studies.digits_det import ARMS, Benchmark, arms_of, seeds_of
+from kd_det.studies.digits_det import Benchmark, arms_of, seeds_of
 from kd_det.studies.methods import METHODS
 
 
-@pytest.fixture
-def commands(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
     """What a benchmark of two seeds would run, by the step's folder; nothing is trained."""
     ran = {}
+    output_dir = tmp_path_factory.mktemp("benchmark")
 
     def pretend(folder, recipe, output, command, collect, threads=None):
-        ran[folder.relative_to(tmp_path).as_posix()] = command(False), recipe
+        ran[folder.relative_to(output_dir).as_posix()] = command(False), recipe
         folder.mkdir(parents=True)
         (folder / output).write_bytes(b"weights")
         return {}
 
-    monkeypatch.setattr(digits_det, "run_step", pretend)
-    monkeypatch.setattr(digits_det, "make_digits_det", lambda root: None)
-    monkeypatch.setattr(digits_det, "read_json", lambda path: {"recipe": "scenes"})
-    monkeypatch.setattr(Benchmark, "_report", lambda self, results, command: None)
-    Benchmark(tmp_path, arms_of(list(METHODS)), seeds_of(2), "demo", "cpu").run("")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(digits_det, "run_step", pretend)
+        patched.setattr(digits_det, "make_digits_det", lambda root: None)
+        patched.setattr(digits_det, "read_json", lambda path: {"recipe": "scenes"})
+        patched.setattr(Benchmark, "_report", lambda self, results, command: None)
+        patched.chdir(tmp_path_factory.mktemp("elsewhere"))  # the configurations are found from any folder
+        Benchmark(output_dir, arms_of(list(METHODS)), seeds_of(2), "demo", "cpu").run("")
     return ran
 
 
@@ -41,7 +44,7 @@ def without_kd(cfg):
 
 
 def test_every_step_is_planned_once(commands):
-    arms = {f"{arm}/seed{seed}" for arm in ARMS for seed in (1, 2)}
+    arms = {f"{arm}/seed{seed}" for arm in arms_of(list(METHODS)) for seed in (1, 2)}
     assert set(commands) == {"teacher_warm_up", "student_warm_up", "teacher/seed1"} | arms
 
 

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from kd_det.common import run_steps
 from kd_det.common.processes import forwarding_sigterm, stream
-from kd_det.common.run_steps import decide, fingerprint, run_step
+from kd_det.common.run_steps import fingerprint, run_step
 
 RECIPE = {"config": "a", "inputs": {"w": "1"}}
 
@@ -26,20 +27,24 @@ def test_a_fingerprint_tells_recipes_apart_and_not_their_order():
 @pytest.mark.parametrize(
     ("files", "decision"),
     [
-        ({}, "fresh"),
+        ({}, "start"),
         ({"result.json": '{"fingerprint": "x"}', "out": ""}, "reuse"),
-        ({"result.json": '{"fingerprint": "x"}'}, "fresh"),
-        ({"result.json": '{"fingerprint": "y"}', "out": ""}, "fresh"),
-        ({"result.json": '{"fingerpr', "out": ""}, "fresh"),
-        ({"run.json": '{"fingerprint": "x"}'}, "fresh"),
+        ({"result.json": '{"fingerprint": "x"}'}, "start"),
+        ({"result.json": '{"fingerprint": "y"}', "out": ""}, "start"),
+        ({"result.json": '{"fingerpr', "out": ""}, "start"),
+        ({"run.json": '{"fingerprint": "x"}'}, "start"),
         ({"run.json": '{"fingerprint": "x"}', "last_checkpoint": "model_0000009.pth"}, "resume"),
-        ({"run.json": '{"fingerprint": "y"}', "last_checkpoint": "model_0000009.pth"}, "fresh"),
+        ({"run.json": '{"fingerprint": "y"}', "last_checkpoint": "model_0000009.pth"}, "start"),
     ],
 )
-def test_what_is_done_about_a_folder(tmp_path, files, decision):
+def test_what_is_done_about_a_folder(tmp_path, monkeypatch, files, decision):
     for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert decide(tmp_path, "x", "out") == decision
+        (tmp_path / name).write_text(text.replace('"x"', f'"{fingerprint(RECIPE)}"'))
+    monkeypatch.setattr(run_steps, "stream", lambda line, threads, progress: decided.extend(line))
+    decided = []
+    run_step(tmp_path, RECIPE, "out", lambda resume: ["resume" if resume else "start"], dict)
+    assert decided == ([] if decision == "reuse" else [decision])
+    assert (tmp_path / "last_checkpoint").exists() == (decision == "resume")  # the folder of another recipe is emptied
 
 
 def test_a_finished_step_is_not_run_again(tmp_path):

@@ -3,8 +3,8 @@ import json
 import pytest
 import torch
 
-from kd_det.common.tables import make_table, summary
-from kd_det.studies.metrics import average_precision, cost, read_metrics, series, weights_mib
+from kd_det.common.tables import markdown, summary
+from kd_det.studies.metrics import average_precision, cost, metrics_table, read_metrics, series, weights_mib
 
 
 def write_metrics(path, lines):
@@ -51,7 +51,7 @@ def test_mean_and_sample_standard_deviation_by_hand():
 def test_the_table_has_a_row_for_every_model():
     run = {"AP": 40.0, "AP50": 70.0, "AP75": 45.0, "best_AP": 41.0, "seconds": 90.4, "weights_mib": 6.5}
     run |= {"seconds_per_iteration": 0.214, "memory_mib": 1024.0}
-    table = make_table({"teacher": [run], "student alone": [run, {**run, "AP": 42.0}]})
+    table = metrics_table({"teacher": [run], "student alone": [run, {**run, "AP": 42.0}]})
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     costs = ["training, s", "s/iter", "peak MiB", "weights, MiB"]
     assert rows[0] == ["model", "AP", "AP50", "AP75", "best AP", *costs, "seeds"]
@@ -59,8 +59,12 @@ def test_the_table_has_a_row_for_every_model():
     # mean 41, deviations -1 and 1, variance 2 / 1
     assert rows[3][:3] == ["student alone", "41.0 ± 1.4", "70.0 ± 0.0"]
     assert rows[3][-1] == "2"
-    shared = make_table({"teacher": [run]}, timed=False)
+    shared = metrics_table({"teacher": [run]}, timed=False)
     assert "s/iter" not in shared and "training" not in shared and "0.21" not in shared and "1024" in shared
+
+
+def test_a_table_without_rows_has_its_header():
+    assert markdown([], ["a", "b"], text_columns=1).splitlines()[0].split() == ["|", "a", "|", "b", "|"]
 
 
 def test_weights_are_the_models_tensors_alone(tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import sys
 import threading
 import time
 
@@ -14,13 +13,19 @@ import pytest
 
 from classification.config import load_config
 from classification.studies import ablation
-from classification.studies.ablation import make_rows, make_table, outcome, write_csv
+from classification.studies.ablation import (
+    ablation_table,
+    draw_heat_map,
+    heat_map,
+    make_rows,
+    outcome,
+    write_ablation_csv,
+)
 from classification.studies.grid import combinations, value_of
-from classification.studies.heat_map import draw_heat_map, heat_map
-from classification.studies.sweep import PEAK, run_within
 from kd_det.common.errors import SetupError
 from kd_det.common.figures import save_figure
-from tests.classification.conftest import ROOT, SHORT, command
+from kd_det.common.processes import PEAK, run_side_by_side
+from tests.classification.conftest import SHORT
 
 GRID = (("DKD.ALPHA", "0.5", "1.0"), ("DKD.BETA", "2.0", "8.0"))
 
@@ -56,7 +61,7 @@ class Runner:
 
 def in_background(runner, count, jobs, memory=None):
     results = []
-    thread = threading.Thread(target=lambda: results.extend(run_within(range(count), runner, jobs, memory)))
+    thread = threading.Thread(target=lambda: results.extend(run_side_by_side(range(count), runner, jobs, memory)))
     thread.start()
     return thread, results
 
@@ -107,7 +112,7 @@ def test_after_a_failure_nothing_new_starts():
         return {PEAK: 1.0}
 
     with pytest.raises(RuntimeError, match="run 1 failed"):
-        run_within(range(9), train, jobs=2)
+        run_side_by_side(range(9), train, jobs=2)
     assert sorted(started) == [0, 1] and ended == [0]  # what was under way went on to its end
 
 
@@ -128,7 +133,7 @@ def test_combinations():
         ([("SEED", "1", "2")], "--grid SEED: --seeds sets it"),
         ([("OUTPUT_DIR", "a")], "--grid OUTPUT_DIR: --output-dir sets it"),
         ([("DKD.BETA",)], "--grid DKD.BETA has no values"),
-        ([("DKD.BETA", "1.0", "1.0")], "a value is there twice"),
+        ([("DKD.BETA", "1.0", "1.0")], "a value is listed twice"),
         ([("DKD.BETA", "1.0"), ("DKD.BETA", "2.0")], "--grid DKD.BETA is given twice"),
     ],
 )
@@ -161,7 +166,7 @@ def sweep(tmp_path, grid, **settings):
 )
 def test_every_combination_is_checked_before_the_first_run(tmp_path, monkeypatch, grid, opts, message):
     monkeypatch.chdir(tmp_path)
-    for name in ("train_teacher", "run_within"):
+    for name in ("train_teacher", "run_side_by_side"):
         monkeypatch.setattr(ablation, name, lambda *a, name=name: pytest.fail(f"{name} was called"))
     with pytest.raises(SetupError, match=message):
         sweep(tmp_path, grid, opts=opts).run()
@@ -218,11 +223,11 @@ def rows_by_hand(grid=GRID):
 
 
 def test_table_and_csv_by_hand(tmp_path):
-    lines = make_table(rows_by_hand()).splitlines()
+    lines = ablation_table(rows_by_hand()).splitlines()
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == ["DKD.ALPHA", "DKD.BETA", "top-1", "seeds"]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
     assert cells[0] == ["0.5", "2.0", "97.00 ± 1.41", "2"] and cells[2] == ["1.0", "2.0", "diverged (1 of 2)", "2"]
-    write_csv(tmp_path / "a.csv", rows_by_hand())
+    write_ablation_csv(tmp_path / "a.csv", rows_by_hand())
     with open(tmp_path / "a.csv", newline="") as file:
         read = list(csv.DictReader(file))
     assert float(read[0]["top1_mean"]) == 97 and float(read[0]["top1_std"]) == pytest.approx(math.sqrt(2))
@@ -251,13 +256,12 @@ def test_value_of_a_key():
     assert value_of(cfg, "DKD.BETA") == 3.0 and value_of(cfg, "DISTILLER") == "none"
 
 
-def test_the_command_line_sweeps_reuses_and_resumes(teacher_file, tmp_path):
+def test_the_command_line_sweeps_reuses_and_resumes(teacher_file, tmp_path, tool):
     settings = [*SHORT, "SOLVER.EPOCHS", 1, "TEACHER.NAME", "resnet14", "TEACHER.WEIGHTS", teacher_file]
     settings += ["TEACHER.AUTO_TRAIN", "False", "STUDENT.NAME", "resnet8"]
-    line = [sys.executable, ROOT / "tools/ablate.py", "--config-file", *FILES]
-    line += ["--grid", "DKD.BETA", "1.0", "8.0", "--seeds", 1, "--output-dir", "out", "--jobs", 2, "--memory-gib", 8]
-    line = [str(part) for part in [*line, "--opts", *settings]]
-    first = command(line, tmp_path)
+    fixed = ["--config-file", *FILES, "--seeds", 1, "--output-dir", "out", "--jobs", 2, "--memory-gib", 8]
+    line = ["ablate", *fixed, "--grid", "DKD.BETA", "1.0", "8.0", "--opts", *settings]
+    first = tool(tmp_path, *line)
     assert first.returncode == 0, first.stderr[-3000:]
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
@@ -274,12 +278,12 @@ def test_the_command_line_sweeps_reuses_and_resumes(teacher_file, tmp_path):
     assert first.stdout.count("== out") == 2  # both were trained
 
     (out / "runs/DKD.BETA=8.0/seed1/result.json").unlink()  # as if it had been interrupted at the very end
-    again = command(line, tmp_path)
+    again = tool(tmp_path, *line)
     assert again.returncode == 0, again.stderr[-3000:]
     assert again.stdout.count("== out") == 1 and "== out/runs/DKD.BETA=8.0/seed1" in again.stdout
     assert json.loads((out / "ablation.json").read_text())["rows"] == [
         {**row, PEAK: pytest.approx(row[PEAK], rel=1)} for row in record["rows"]
     ]
 
-    refused = command([*line[:7], "many", *line[8:]], tmp_path)
+    refused = tool(tmp_path, "ablate", *fixed, "--grid", "DKD.BETA", "many", "--opts", *settings)
     assert refused.returncode == 2 and refused.stderr.startswith("error: --grid, DKD.BETA many: ")

@@ -104,14 +104,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_the_command_line_does_without_detectron2(settings, teacher_file, tmp_path):
-    tool = [sys.executable, "-c", WITHOUT_DETECTRON2, str(ROOT / "tools/suggest_beta.py")]
-    line = [*tool, "--config-file", "digits/pairs/resnet20_resnet8.yaml", "--output-dir", "out"]
-    result = command([*line, *settings], tmp_path)
+def test_the_command_line_does_without_detectron2(settings, teacher_file, tmp_path, tool):
+    without_detectron2 = [sys.executable, "-c", WITHOUT_DETECTRON2, str(ROOT / "tools/suggest_beta.py")]
+    line = ["--config-file", "digits/pairs/resnet20_resnet8.yaml", "--output-dir", "out"]
+    result = command([*without_detectron2, *line, *settings], tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     mean = gaps_by_hand(teacher_file).mean()
     assert "360 validation images of digits" in result.stdout and f"z_max  {mean:.2f}" in result.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"gaps.json", "gaps.png", "gaps.svg"}
 
-    refused = command([*line, "--on", "coco_2017_val", *settings], tmp_path)
+    refused = tool(tmp_path, "suggest_beta", *line, "--on", "coco_2017_val", *settings)
     assert refused.returncode == 2 and refused.stderr.startswith("error: --on coco_2017_val: it is for detectors")

@@ -81,10 +81,10 @@ def test_plot_correlation(analyse, tmp_path):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_errors_of_the_users_are_one_line(analyse, arguments, expected):
+def test_user_errors_are_one_line(analyse, arguments, expected):
     assert expected in error_of(analyse(*arguments))
 
 
-@pytest.mark.parametrize("tool", ["linear_probe", "plot_tsne", "plot_correlation"])
-def test_help_has_an_example(analyse, tool):
-    assert f"python tools/{tool}.py digits/" in analyse(tool, "--help").stdout
+@pytest.mark.parametrize("name", ["linear_probe", "plot_tsne", "plot_correlation"])
+def test_help_has_an_example(analyse, name):
+    assert f"python tools/{name}.py digits/" in analyse(name, "--help").stdout

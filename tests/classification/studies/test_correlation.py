@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from classification.studies.correlation import compare, correlation_matrix, draw
-from classification.studies.pairs import check_same_samples
-from classification.studies.runs import load_run
+from classification.studies.runs import check_same_samples, load_run
 from kd_det.common.errors import SetupError
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -15,16 +14,16 @@ from classification.studies.efficiency import (
     all_arms,
     arm_name,
     choose_arms,
+    crowd,
+    draw_scatter,
+    efficiency_table,
     make_rows,
-    make_table,
     points,
     read_accuracies,
 )
-from classification.studies.noise import noise
-from classification.studies.scatter import crowd, draw_scatter
+from classification.studies.step_worker import noise
 from classification.studies.steps import Arm, compare_steps
 from kd_det.common.errors import SetupError
-from tests.classification.conftest import ROOT, command
 
 PAIR = {"teacher": "resnet20", "student": "resnet8"}
 RUNS = [
@@ -78,7 +77,7 @@ def test_no_results_file(tmp_path, content):
     path = tmp_path / "results.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(SetupError, match="is no results file"):
+    with pytest.raises(SetupError, match="is not a results file"):
         read_accuracies(path, "a", "b")
 
 
@@ -97,7 +96,7 @@ def test_rows_and_table_by_hand(tmp_path):
     rows = make_rows([measured("mcld", 0.22), measured("dkd", 0.2), measured("kd", 0.1)], {"dkd": [97.0, 98.0]})
     assert [row["ratio_to_dkd"] for row in rows] == pytest.approx([1.1, 1.0, 0.5])
     assert [row["last_top1"] for row in rows] == [None, [97.0, 98.0], None]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in make_table(rows).splitlines()]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in efficiency_table(rows).splitlines()]
     assert lines[2] == ["kd", "100.0", "0.50", "512", "7", "0.2", ""]
     assert lines[3] == ["dkd", "200.0", "1.00", "512", "7", "0.2", "97.50 ± 0.71"]
     assert [line[0] for line in lines[2:]] == ["kd", "dkd", "mcld"]
@@ -137,10 +136,10 @@ def test_noise_has_cifar100s_shape():
     assert torch.equal(noise().train.images[17], data.train.images[17])
 
 
-def test_the_command_line(results, tmp_path):
-    line = [sys.executable, str(ROOT / "tools/efficiency.py"), "--methods", "mcld", "--rounds", "1", "--steps", "1"]
-    line += ["--teacher", "resnet8", "--student", "resnet8", "--batch-size", "4", "--output-dir", "out"]
-    result = command([*line, "--results", str(results)], tmp_path)
+def test_the_command_line(results, tmp_path, tool):
+    line = ["efficiency", "--methods", "mcld", "--rounds", 1, "--steps", 1, "--output-dir", "out"]
+    line += ["--teacher", "resnet8", "--student", "resnet8", "--batch-size", 4]
+    result = tool(tmp_path, *line, "--results", results)
     assert result.returncode == 0, result.stderr[-3000:]
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {"efficiency.json", "efficiency.png", "efficiency.svg"}
@@ -153,9 +152,9 @@ def test_the_command_line(results, tmp_path):
     assert rows["dkd"]["buffers_mib"] == 0 and rows["dkd"]["extra_parameters"] == rows["mcld"]["extra_parameters"] == 0
     assert rows["dkd"]["last_top1"] == [97.0, 98.0] and rows["mcld"]["last_top1"] is None
 
-    refused = command(line, tmp_path)  # there is no results/ here
+    refused = tool(tmp_path, *line)  # there is no results/ here
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: --results 'results/classification_digits.json' is no results file")
+    assert refused.stderr.startswith("error: --results 'results/classification_digits.json' is not a results file")
 
 
 def test_a_method_that_does_not_fit_is_named(capfd):

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from classification.studies.features import Answers, collect
-from classification.studies.linear_probe import draw, make_table, probe, probe_run
-from classification.studies.runs import load_run
+from classification.studies.linear_probe import draw, probe, probe_run, probe_table
+from classification.studies.runs import Answers, collect, load_run
 from classification.studies.transfer_data import read_domain
 
 DOMAIN = "digits_rotated_inverted"
@@ -106,7 +105,7 @@ def rows() -> list[dict]:
 
 
 def test_table_has_a_row_a_run_and_marks_what_did_not_converge():
-    lines = make_table(rows()).splitlines()
+    lines = probe_table(rows()).splitlines()
     assert [cell.strip() for cell in lines[2].split("|")][1:-1] == ["kd", "kd", "resnet8", "99.00", "40.00", "41.00*"]
     assert [cell.strip() for cell in lines[3].split("|")][1:-1] == ["dkd", "dkd", "resnet8", "99.00", "60.00", "61.00*"]
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from classification.studies.features import Answers
-from classification.studies.runs import load_run
+from classification.studies.runs import Answers, load_run
 from classification.studies.tsne import Embedding, Settings, choose_samples, compare, draw, embed, separation
 from kd_det.common.errors import SetupError
 

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 
 import pytest
 
-from classification.studies.seeds import Run, choices, run_seeds
+from classification.studies.seeds import TrainingRun, choices, run_seeds, update_results
 from kd_det.common.errors import SetupError
-from tests.classification.conftest import ROOT, command
+from tests.conftest import ROOT
 
 SETTINGS = ["SOLVER.EPOCHS", "1", "DATA.BATCH_SIZE", "256", "STUDENT.NAME", "resnet8"]
 
 
 @pytest.fixture
-def run(tmp_path):
-    def run(*arguments: object):
-        tool = [sys.executable, str(ROOT / "tools" / "run_classification.py")]
-        return command([*tool, *map(str, arguments)], tmp_path)
-
-    return run
+def run(tool, tmp_path):
+    return lambda *arguments: tool(tmp_path, "run_classification", *arguments)
 
 
 def test_two_seeds(run, tmp_path):
@@ -47,8 +42,6 @@ def test_two_seeds(run, tmp_path):
 
 
 def test_other_rows_stay(tmp_path):
-    from classification.studies.seeds import update_results
-
     path = tmp_path / "results.json"
     update_results(path, [{"config": "a", "last_top1": [1.0]}, {"config": "b", "last_top1": [2.0]}], "digits")
     update_results(path, [{"config": "a", "last_top1": [3.0]}, {"config": "c", "last_top1": [4.0]}], "digits")
@@ -56,11 +49,9 @@ def test_other_rows_stay(tmp_path):
     assert [(row["config"], row["last_top1"]) for row in rows] == [("a", [3.0]), ("b", [2.0]), ("c", [4.0])]
 
 
-def test_a_file_that_is_no_results_file_is_not_overwritten(tmp_path):
-    from classification.studies.seeds import update_results
-
+def test_a_file_that_is_not_a_results_file_is_not_overwritten(tmp_path):
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(SetupError, match="no results file"):
+    with pytest.raises(SetupError, match="is not a results file"):
         update_results(tmp_path / "results.json", [{"config": "a"}], "digits")
     assert (tmp_path / "results.json").read_text() == "[]"
 
@@ -76,7 +67,7 @@ def test_every_method_runs_with_every_pair():
         "cifar100/methods/sdd_kd.yaml digits/pairs/vit_resnet8.yaml",
         "digits/base.yaml STUDENT.NAME resnet8",
     ]
-    run = Run(chosen[0].files, (), seed=3)
+    run = TrainingRun(chosen[0].files, (), seed=3)
     assert (run.cfg.DISTILLER, run.cfg.OUTPUT_DIR) == ("kd", "output/digits/kd_resnet20_resnet8/seed3")
 
 
