@@ -17,9 +17,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from classification import data as datasets
 from classification.checkpoint import load_strictly, read_student
 from classification.data import Data
-from classification.data.catalog import check_name
+from classification.data.build import check_name
 from classification.data.confidence import rank_by_confidence
-from classification.distillers import Pair, build_distiller, distiller_class
+from classification.distillers import NetworkPair, build_distiller, distiller_class
 from classification.schema import check_values
 from classification.step import TrainingStep
 from classification.teacher import Teacher, build_teacher, check_description, create_from
@@ -64,7 +64,7 @@ def build_networks(cfg: CfgNode, data: Data, device: torch.device) -> tuple[Teac
     return teacher, step
 
 
-def _pair(student: nn.Module, teacher: Teacher | None, data: Data) -> Pair:
+def _pair(student: nn.Module, teacher: Teacher | None, data: Data) -> NetworkPair:
     """What a distiller is built for; the two answer images of noise once."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, data.image_size, data.image_size, generator=generator)
@@ -74,7 +74,7 @@ def _pair(student: nn.Module, teacher: Teacher | None, data: Data) -> Pair:
         student_out = student(images, return_features=True)
         teacher_out = None if teacher is None else teacher(images)
     student.train(was_training)
-    return Pair(student, teacher and teacher.model, student_out, teacher_out, data.train.samples)
+    return NetworkPair(student, teacher and teacher.model, student_out, teacher_out, data.train.samples)
 
 
 def distilled_samples(cfg: CfgNode, data: Data, teacher: Teacher | None) -> Tensor | None:

@@ -9,7 +9,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from classification.data.batch import Batch
+from classification.data.loaders import Batch
 
 
 @torch.inference_mode()

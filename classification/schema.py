@@ -13,7 +13,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from classification.models.stem import STEMS
+from classification.models.layers import STEMS
 from kd_det.common.errors import SetupError, non_negative, one_of, positive, temperature, whole_number
 
 Check = Callable[[str, Any], Any]

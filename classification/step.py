@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.data.batch import Batch
+from classification.data.loaders import Batch
 from classification.distillers.base import Distiller
-from classification.models.outputs import ModelOutput
+from classification.models.protocol import ModelOutput
 
 
 class TrainingStep(nn.Module):

@@ -17,9 +17,7 @@ from classification.composition import OUTPUT
 from classification.data import Data
 from classification.distillers import distiller_class
 from classification.models import create_model
-from classification.models.outputs import ModelOutput
-from classification.models.protocol import ClassificationModel
-from classification.models.resizing import resize_inputs
+from classification.models.protocol import ClassificationModel, ModelOutput, resize_inputs
 from classification.states import last_state
 from kd_det.common.config_files import find_configs
 from kd_det.common.errors import SetupError

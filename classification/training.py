@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 from classification import building, resuming
 from classification.checkpoint import STUDENT, save_student
-from classification.data.batch import Batch
-from classification.data.file_source import WorkerError
-from classification.data.image_file import UnreadableImageError
+from classification.data.file_source import UnreadableImageError, WorkerError
+from classification.data.loaders import Batch
 from classification.evaluation import evaluate
 from classification.progress import Progress
 from classification.results import HISTORY, RESULT, about_student, describe_run

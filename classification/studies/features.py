@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from classification.data.batch import Batch
-from classification.models.outputs import ModelOutput
+from classification.data.loaders import Batch
+from classification.models.protocol import ModelOutput
 
 
 class Answers(NamedTuple):

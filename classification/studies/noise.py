@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from classification.data.cifar import MEAN, STD
-from classification.data.contents import ImagesInMemory, MemoryData
+from classification.data.small_images import MEAN, STD, ImagesInMemory, MemoryData
 
 NOISE = "noise"  # as DATA.NAME, in the benchmark's own processes
 CLASSES = 100

@@ -18,11 +18,10 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import CIFAR100
 
-from classification.data.cifar import MEAN, STD
 from classification.data.loaders import TrainLoader
-from classification.data.memory_source import MemorySource
-from classification.data.normalization import Normalization
-from classification.data.padded import PADDING, PaddedImages
+from classification.data.memory_source import PADDING, MemorySource, PaddedImages
+from classification.data.small_images import MEAN, STD
+from classification.data.transforms import Normalization
 
 
 def compare_pipelines(

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from classification.building import build_accelerator, build_optimizer, check_config
 from classification.config import load_config
-from classification.data.batch import Batch
-from classification.data.catalog import IN_MEMORY
+from classification.data.build import IN_MEMORY
+from classification.data.loaders import Batch
 from classification.studies.noise import NOISE, noise
 from classification.training import Trainer
 from kd_det.common.environment import peak_memory_mib

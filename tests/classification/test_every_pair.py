@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from classification.config import load_config
-from classification.data.batch import Batch
-from classification.distillers import DISTILLERS, Pair, build_distiller
+from classification.data.loaders import Batch
+from classification.distillers import DISTILLERS, NetworkPair, build_distiller
 from classification.models import create_model
 from classification.step import TrainingStep
 from classification.teacher import Teacher
@@ -45,10 +45,10 @@ def pair(request):
     with torch.no_grad():
         student_out = student(images[:2], return_features=True)
     student.train()
-    return Pair(student, teacher.model, student_out, teacher(images[:2]), 100), teacher, batch
+    return NetworkPair(student, teacher.model, student_out, teacher(images[:2]), 100), teacher, batch
 
 
-def suits(name: str, pair: Pair) -> bool:
+def suits(name: str, pair: NetworkPair) -> bool:
     """Whether the protocol has what the method needs; if not, it must say so."""
     both = (pair.student, pair.teacher)
     if name == "sdd":

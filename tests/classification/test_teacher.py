@@ -12,7 +12,7 @@ from classification import run, teacher, train
 from classification.checkpoint import save_student
 from classification.config import load_config
 from classification.models import create_model
-from classification.models.resizing import resize_inputs
+from classification.models.protocol import resize_inputs
 from kd_det.common.command_line import parse_arguments
 from kd_det.common.errors import SetupError
 from kd_det.common.processes import CommandError

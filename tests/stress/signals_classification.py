@@ -31,9 +31,8 @@ from torch.utils import tensorboard as _curves  # noqa: F401
 
 from classification import run as _everything  # noqa: F401
 from classification import train
-from classification.data.catalog import IN_MEMORY
-from classification.data.contents import ImagesInMemory, MemoryData
-from classification.data.digits import read_digits
+from classification.data.build import IN_MEMORY
+from classification.data.small_images import ImagesInMemory, MemoryData, read_digits
 from classification.results import RESULT
 from classification.states import check_state, last_state, read_progress
 from classification.training import Trainer

@@ -11,7 +11,7 @@ from PIL import Image
 
 from classification import train
 from classification.data import build_data, check_images
-from classification.data.image_file import UnreadableImageError
+from classification.data.file_source import UnreadableImageError
 from tests.classification.data.layouts import CUB_CLASSES, config, picture, write_cub, write_folders
 
 

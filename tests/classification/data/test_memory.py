@@ -9,10 +9,9 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
 from classification.data import build_data, cifar, digits
-from classification.data.memory_source import MemorySource
-from classification.data.normalization import Normalization
-from classification.data.padded import PADDING, PaddedImages
+from classification.data.memory_source import PADDING, MemorySource, PaddedImages
 from classification.data.seeding import Purpose, generator
+from classification.data.transforms import Normalization
 from kd_det.common.errors import SetupError
 from tests.classification.data.layouts import config
 
