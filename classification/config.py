@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from fvcore.common.config import CfgNode
 
 from classification.composition import compose
+from classification.data.build import check_name
+from classification.distillers import distiller_class
+from classification.schema import check_values
 
 
 def get_config() -> CfgNode:
@@ -199,3 +202,14 @@ def load_config(config_files: str | Sequence[str] = (), overrides: Sequence[obje
     cfg = get_config()
     compose(cfg, config_files, overrides)
     return cfg
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Checks every key. What depends on data and networks is checked when they are built.
+
+    Raises:
+        SetupError: for the first key that is not valid.
+    """
+    check_values(cfg)
+    distiller_class(cfg.DISTILLER)
+    check_name(cfg)

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from tabulate import tabulate
 
 from classification.data.file_source import UnreadableImageError
-from classification.data.small_images import FileData
+from classification.data.image_folders import FileData
 from classification.studies.csv_file import write_table
 from classification.studies.features import Answers, collect
 from classification.studies.runs import Run

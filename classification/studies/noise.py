@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from classification.data.small_images import MEAN, STD, ImagesInMemory, MemoryData
+from classification.data.small_images import CIFAR_MEAN, CIFAR_STD, ImagesInMemory, MemoryData
 
 NOISE = "noise"  # as DATA.NAME, in the benchmark's own processes
 CLASSES = 100
@@ -19,7 +19,7 @@ def noise() -> MemoryData:
     They are not mirrored, so that they take half of CIFAR-100's memory: all kinds of steps are there at once.
     """
     return MemoryData(
-        _split(TRAIN_SAMPLES), _split(VAL_SAMPLES), tuple(map(str, range(CLASSES))), MEAN, STD, mirror=False
+        _split(TRAIN_SAMPLES), _split(VAL_SAMPLES), tuple(map(str, range(CLASSES))), CIFAR_MEAN, CIFAR_STD, mirror=False
     )
 
 

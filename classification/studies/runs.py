@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from classification.building import build_student, check_config
 from classification.checkpoint import STUDENT
-from classification.config import get_config
+from classification.config import check_config, get_config
 from classification.data import Data, build_data
 from classification.models.protocol import ClassificationModel
+from classification.networks import FrozenTeacher, build_student, build_teacher
 from classification.results import RESULT
-from classification.teacher import Teacher, build_teacher
 from kd_det.common.config_merge import merge_config
 from kd_det.common.errors import SetupError
 from kd_det.common.run_steps import read_json
@@ -43,7 +42,7 @@ class Run:
     data: Data
     device: torch.device
 
-    def teacher(self) -> Teacher:
+    def teacher(self) -> FrozenTeacher:
         """Its teacher, on ``device``; loaded anew by each call.
 
         Raises:

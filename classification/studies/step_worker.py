@@ -16,12 +16,11 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn import functional as F
 
-from classification.building import build_accelerator, build_optimizer, check_config
-from classification.config import load_config
+from classification.config import check_config, load_config
 from classification.data.build import IN_MEMORY
 from classification.data.loaders import Batch
 from classification.studies.noise import NOISE, noise
-from classification.training import Trainer
+from classification.trainer import Trainer, build_accelerator, build_optimizer
 from kd_det.common.environment import peak_memory_mib
 from kd_det.common.errors import SetupError
 from kd_det.losses import dkd_loss

@@ -12,9 +12,10 @@ from torchvision.datasets import STL10, ImageFolder
 from torchvision.transforms import v2
 
 from classification.data.file_source import FileSource
+from classification.data.image_folders import FileData, ImagesOnDisk
 from classification.data.loaders import EvalLoader, Source
 from classification.data.memory_source import MemorySource, PaddedImages
-from classification.data.small_images import FileData, ImagesInMemory, ImagesOnDisk, read_digits
+from classification.data.small_images import ImagesInMemory, read_digits
 from classification.data.transforms import Normalization
 from classification.studies.runs import Run
 from kd_det.common.errors import SetupError

@@ -165,10 +165,10 @@ class _WorkerErrorsNoted:
 def worker_errors_deferred() -> Iterator[None]:
     """For code that starts or reads a ``DataLoader``: the death of a data worker is raised only by that code.
 
-    PyTorch installs a handler when the first loader of a process starts. The handler raises an error as soon as a worker
-    dies, wherever the main thread is: the state of a half-made update could not be saved. From the first such context
-    on, the handler only notes the error. A loader that waits for a dead worker's data raises an error by itself, seconds
-    later. In this context that error is replaced by the noted one, which tells the cause.
+    PyTorch installs a handler when the first loader of a process starts. The handler raises an error as soon as a
+    worker dies, wherever the main thread is: the state of a half-made update could not be saved. From the first such
+    context on, the handler only notes the error. A loader that waits for a dead worker's data raises an error by itself
+    within seconds. In this context that error is replaced by the noted one, which tells the cause.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield

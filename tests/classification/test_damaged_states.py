@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from classification import states, train
-from classification.random_states import random_states, set_random_states
-from classification.training import Trainer
+from classification.states import random_states, set_random_states
+from classification.trainer import Trainer
 from kd_det.common.errors import SetupError
 from tests.classification import forked
 from tests.classification.conftest import outcome

@@ -9,14 +9,14 @@ import signal
 import pytest
 
 from classification import states, train
-from classification.training import Trainer
+from classification.trainer import Trainer
 from kd_det.common.files import run_lock
 from tests.classification import forked
 from tests.classification.conftest import outcome
 from tests.classification.test_exact_resume import assert_same
 
 SHORT = ["STUDENT.NAME", "resnet8", "DATA.BATCH_SIZE", 128, "SOLVER.EPOCHS", 2, "SOLVER.STEPS", "(1,)"]
-KILL = "classification.training:Trainer._take_step:after:7:SIGTERM"
+KILL = "classification.trainer:Trainer._take_step:after:7:SIGTERM"
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import pytest
 from fvcore.common.config import CfgNode
 
 from classification.config import get_config
-from classification.resuming import _leaves
 from classification.schema import SCHEMA, check_values, checked
+from kd_det.common.config_files import leaves
 from kd_det.common.errors import SetupError
 
-KEYS = [key for key, _ in _leaves(get_config())]
+KEYS = [key for key, _ in leaves(get_config())]
 
 
 def with_value(key: str, value: object) -> CfgNode:
