@@ -18,8 +18,10 @@ from kd_det.common.processes import CommandError, forwarding_sigterm, stream
 from kd_det.common.signals import SIGNALS, StopRequested
 
 # Variables that tell a process that it is one of several.
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
-LAUNCHED += ("ROLE_RANK", "ROLE_WORLD_SIZE")
+LAUNCHED = {
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+}
 
 
 def train_teacher(cfg: CfgNode) -> None:

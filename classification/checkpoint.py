@@ -29,8 +29,10 @@ from kd_det.common.tensor_files import UnreadableError, read_tensor_file
 
 STUDENT = "model.pth"
 # Keys that may change between a run and its resumption: they only affect when and where results appear.
-FREE = ("OUTPUT_DIR", "DATA.ROOT", "DATA.WORKERS", "DATA.EVAL_BATCH_SIZE", "TEACHER.AUTO_TRAIN", "WANDB")
-FREE += ("SOLVER.CHECKPOINT_PERIOD", "TEACHER.CONFIG_FILES")
+FREE = {
+    *("OUTPUT_DIR", "WANDB", "DATA.ROOT", "DATA.WORKERS", "DATA.EVAL_BATCH_SIZE"),
+    *("TEACHER.AUTO_TRAIN", "TEACHER.CONFIG_FILES", "SOLVER.CHECKPOINT_PERIOD"),
+}
 
 
 def save_student(path: Path, student: nn.Module, description: Mapping[str, Any]) -> None:

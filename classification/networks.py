@@ -81,7 +81,7 @@ def build_networks(cfg: CfgNode, data: Data, device: torch.device) -> tuple[Froz
     networks = [student] if teacher is None else [student, teacher.to(device).model]
     for network in networks:
         if cfg.SOLVER.CHANNELS_LAST:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network.to(memory_format=torch.channels_last)
         if cfg.SOLVER.COMPILE:
             network.compile()
     return teacher, step

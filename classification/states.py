@@ -224,10 +224,16 @@ def random_states(device: torch.device) -> dict[str, Any]:
 
     They are plain values and tensors, under the names that Accelerate gives them.
     """
-    name, words, *rest = np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
     states: dict[str, Any] = {
         "random_state": random.getstate(),
-        "numpy_random_seed": (str(name), torch.from_numpy(words.astype(np.int64)), *rest),
+        "numpy_random_seed": (
+            numpy["bit_generator"],
+            torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+            numpy["state"]["pos"],
+            numpy["has_gauss"],
+            numpy["gauss"],
+        ),
         "torch_manual_seed": torch.get_rng_state(),
     }
     module = _device_module(device)

@@ -23,13 +23,14 @@ from tqdm import tqdm
 
 from classification.checkpoint import STUDENT, find_state, restore, save_student, state_files
 from classification.data import Batch, build_data
-from classification.data.file_source import UnreadableImageError, WorkerError
+from classification.data.file_source import WorkerError
 from classification.data.labels import confident_samples
 from classification.networks import build_networks
 from classification.results import HISTORY, RESULT, Progress, describe_run, describe_student, measure_accuracy
 from classification.states import largest, place_of, save_state
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_json
+from kd_det.common.images import UnreadableImageError
 from kd_det.common.nonfinite import check_finite
 from kd_det.common.signals import Received, StopRequested
 

@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from tqdm import tqdm
 
 from classification.data import transforms
-from classification.data.file_source import FileSource, Transform, UnreadableImageError, read_image
+from classification.data.file_source import FileSource, Transform, read_image
 from classification.data.image_folders import FileData, ImagesOnDisk, read_cub, read_folders
 from classification.data.labels import add_label_noise
 from classification.data.loaders import EvalLoader, Source, TrainLoader
@@ -27,6 +27,7 @@ from classification.data.transforms import (
 )
 from classification.schema import checked
 from kd_det.common.errors import SetupError, did_you_mean
+from kd_det.common.images import UnreadableImageError
 from kd_det.common.signals import protect_worker
 
 # The readers of the data sets; each takes DATA.ROOT.
@@ -162,7 +163,7 @@ def _check_numbers(cfg: CfgNode, processes: int) -> None:
     if cfg.DATA.BATCH_SIZE % processes:
         raise SetupError(
             f"DATA.BATCH_SIZE {cfg.DATA.BATCH_SIZE}, the batch of all processes together, is not divisible by the "
-            f"number of processes; give a multiple of {processes}."
+            f"{processes} processes; give a multiple of {processes}."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -14,8 +14,6 @@ from classification.models.protocol import ModelOutput
 from kd_det.common.errors import SetupError
 from kd_det.common.registry import Registry
 from kd_det.losses import standardize_logits
-
-D = TypeVar("D", bound=type)
 
 
 class NetworkPair(NamedTuple):
@@ -76,7 +74,7 @@ class Distiller(nn.Module, ABC):
 DISTILLERS: Registry[type[Distiller]] = Registry("distiller", "DISTILLER")
 
 
-def register_distiller(name: str) -> Callable[[D], D]:
+def register_distiller(name: str) -> Callable[[type[Distiller]], type[Distiller]]:
     """Class decorator that makes a distiller known as ``DISTILLER: name``.
 
     Raises:
@@ -94,7 +92,7 @@ def build_distiller(cfg: CfgNode, pair: NetworkPair) -> Distiller:
     return distiller_class(cfg.DISTILLER)(cfg, pair)
 
 
-def distiller_class(name: str) -> Any:
+def distiller_class(name: str) -> type[Distiller]:
     """The class registered as ``name``.
 
     Raises:

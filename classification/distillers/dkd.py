@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
@@ -22,7 +24,7 @@ class DKD(LogitDistiller):
         self.settings = self.read_settings(cfg)
 
     @staticmethod
-    def read_settings(cfg: CfgNode) -> dict[str, float]:
+    def read_settings(cfg: CfgNode) -> dict[str, Any]:
         """The arguments of ``dkd_loss`` besides logits and labels."""
         return {
             "alpha": checked(cfg, "DKD.ALPHA"),

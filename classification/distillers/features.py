@@ -108,7 +108,7 @@ class ReviewKD(Distiller):
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
         theirs = _levels(teacher_out)
         fused = self.fusion(_levels(student_out))
-        ours = [_resized(level, wanted.shape[2:]) for level, wanted in zip(fused, theirs, strict=True)]
+        ours = [_resized(level, wanted) for level, wanted in zip(fused, theirs, strict=True)]
         return {"loss_reviewkd": self.weight * hcl_loss(ours, theirs)}
 
 
@@ -116,8 +116,9 @@ def _levels(out: ModelOutput) -> list[Tensor]:
     return [*out.stages, out.pooled[:, :, None, None]]
 
 
-def _resized(level: Tensor, size: tuple[int, ...]) -> Tensor:
-    return level if level.shape[2:] == size else F.adaptive_avg_pool2d(level, size)
+def _resized(level: Tensor, wanted: Tensor) -> Tensor:
+    height, width = wanted.shape[2:]
+    return level if level.shape[2:] == wanted.shape[2:] else F.adaptive_avg_pool2d(level, (height, width))
 
 
 def _check_stages(cfg: CfgNode, pair: NetworkPair) -> None:

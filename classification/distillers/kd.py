@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
@@ -22,7 +24,7 @@ class KD(LogitDistiller):
         self.settings = self.read_settings(cfg)
 
     @staticmethod
-    def read_settings(cfg: CfgNode) -> dict[str, float]:
+    def read_settings(cfg: CfgNode) -> dict[str, Any]:
         """The arguments of ``kd_loss`` besides the logits."""
         return {"temperature": checked(cfg, "KD.TEMPERATURE")}
 
@@ -41,7 +43,7 @@ class NKD(LogitDistiller):
         self.settings = self.read_settings(cfg)
 
     @staticmethod
-    def read_settings(cfg: CfgNode) -> dict[str, float]:
+    def read_settings(cfg: CfgNode) -> dict[str, Any]:
         """The arguments of ``nkd_loss`` besides logits and labels."""
         return {"gamma": checked(cfg, "NKD.GAMMA"), "temperature": checked(cfg, "NKD.TEMPERATURE")}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,27 @@ from classification.models.protocol import ClassificationModel, ModelOutput
 # initial statistics scales (5e-6).
 SAME = 2e-6
 
+D = TypeVar("D", bound=dict[str, Any])
+
 
 class LibraryModel(ClassificationModel):
     """Holds the library's model as ``model``. The keys of the state dict are the library's, without that prefix."""
+
+    model: Any  # the library's module, with methods of its own
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    @overload
+    def state_dict(self, *, destination: D, prefix: str = ..., keep_vars: bool = ...) -> D: ...
+
+    @overload
+    def state_dict(self, *, prefix: str = ..., keep_vars: bool = ...) -> dict[str, Any]: ...
+
+    def state_dict(self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """The state dict of the library's model."""
-        return self.model.state_dict(*args, **kwargs)
+        return self.model.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # PyTorch calls this before it loads the children, on a copy of the dict: add the prefix that the child expects.

@@ -71,7 +71,7 @@ class MobileNetV2(ConvNet):
 
     @property
     def classifier(self) -> nn.Linear:
-        return cast(nn.Sequential, self._modules["classifier"])[0]
+        return cast(nn.Linear, cast(nn.Sequential, self._modules["classifier"])[0])
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         x = self.maxpool(self.conv1(x))

@@ -67,6 +67,11 @@ class ResNet(ConvNet):
     the last with four times the channels.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(self, num_classes: int, stem: Stem, *, blocks: tuple[int, ...], bottleneck: bool) -> None:
         super().__init__()
         self.reduction = 8 if stem == "cifar" else 32

@@ -52,6 +52,10 @@ class UnitV1(nn.Module):
 class ShuffleNetV1(ConvNet):
     """Stages: the outputs of ``layer1`` to ``layer3``, after their last ReLU. The last is the map."""
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(self, num_classes: int, stem: Stem) -> None:
         super().__init__()
         self.reduction = 8 if stem == "cifar" else 32
@@ -131,6 +135,10 @@ class ShuffleNetV2(ConvNet):
 
     The map is the output of the last 1x1 convolution after its ReLU, which pooling and classifier follow.
     """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
 
     def __init__(self, num_classes: int, stem: Stem) -> None:
         super().__init__()

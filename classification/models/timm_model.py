@@ -51,7 +51,8 @@ class TimmModel(LibraryModel):
             return self.model(x)
         final, stages = self._trunk(x)
         pooled = self.model.forward_head(final, pre_logits=True)
-        logits = self.classifier(pooled) if self.one_linear_layer else self.model.forward_head(final)
+        classifier = self.classifier
+        logits = self.model.forward_head(final) if classifier is None else classifier(pooled)
         feature_map = self._to_map(final, stages[-1].shape[2:] if stages else None)
         return ModelOutput(logits, feature_map, pooled, stages or [feature_map])
 
@@ -121,7 +122,7 @@ def _settings(name: str, pretrained: bool, image_size: int | None) -> dict[str, 
     return {"img_size": image_size} if fixed else {}
 
 
-def _levels(model: nn.Module) -> list[int] | None:
+def _levels(model: Any) -> list[int] | None:
     """The indices of timm's intermediate maps that are the stages."""
     if not hasattr(model, "forward_intermediates"):
         return None

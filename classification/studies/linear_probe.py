@@ -17,7 +17,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tabulate import tabulate
 
-from classification.data.file_source import UnreadableImageError
 from classification.data.image_folders import FileData
 from classification.studies.csv_file import write_table
 from classification.studies.features import Answers, collect
@@ -27,6 +26,7 @@ from kd_det.common.environment import versions
 from kd_det.common.errors import SetupError
 from kd_det.common.figures import save_figure
 from kd_det.common.files import write_json
+from kd_det.common.images import UnreadableImageError
 
 NAME = "linear_probe"
 MAX_ITERATIONS = 1000

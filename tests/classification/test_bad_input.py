@@ -81,7 +81,7 @@ def test_teacher_of_another_model(refused, teacher_file, tmp_path):
     content = torch.load(teacher_file, weights_only=True)
     torch.save({"model": content["model"]}, tmp_path / "bare.pth")
     line = refused("TEACHER.WEIGHTS", "bare.pth", "TEACHER.NAME", "resnet20")
-    assert "another model" in line and "layer1.2.conv1.weight is not in the file" in line
+    assert "a different model" in line and "layer1.2.conv1.weight is not in the file" in line
 
 
 def test_teacher_of_other_classes(refused, teacher_file, tmp_path):

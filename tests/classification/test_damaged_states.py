@@ -87,7 +87,7 @@ def test_without_digests_what_cannot_be_used_is_named_as_well(state, resume, nam
         shutil.copy(state / name, state / "kept")
         damage(state / name, how)
         line = resume()
-        assert f"0-7/{name}'" in line and "start anew with --overwrite" in line, (how, line)
+        assert f"0-7/{name}'" in line and "start again with --overwrite" in line, (how, line)
         shutil.move(state / "kept", state / name)
     assert resume() == ""
 

@@ -213,7 +213,7 @@ def test_standardize_without_a_loss_on_logits(name):
 
 
 def test_standardize_of_two_classes():
-    with pytest.raises(SetupError, match="STANDARDIZE True: of 2 classes"):
+    with pytest.raises(SetupError, match="STANDARDIZE True: with 2 classes"):
         Case("kd", "STANDARDIZE", True, networks=(student(classes=2), teacher(classes=2)))
 
 
@@ -237,7 +237,7 @@ def test_no_teacher(name):
 
 
 def test_an_unknown_method_suggests_the_nearest():
-    with pytest.raises(SetupError, match=r"DISTILLER 'revewkd' does not exist\. Did you mean 'reviewkd'\?"):
+    with pytest.raises(SetupError, match=r"DISTILLER: there is no distiller 'revewkd'\. Did you mean 'reviewkd'\?"):
         Case("revewkd")
 
 

@@ -117,6 +117,6 @@ def test_bad_input(settings, message):
 
 
 @pytest.mark.parametrize("pooled", [None, torch.zeros(2, 7, 1)])
-def test_a_teacher_without_a_penultimate_feature(pooled):
-    with pytest.raises(SetupError, match="'resnet14': HCD needs the teacher's penultimate feature"):
+def test_a_teacher_without_a_pooled_feature(pooled):
+    with pytest.raises(SetupError, match="'resnet14': HCD needs the teacher's pooled feature"):
         build(teacher_out=teacher_output(size=2)._replace(pooled=pooled))

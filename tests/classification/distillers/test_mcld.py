@@ -90,8 +90,8 @@ def test_the_cross_entropy_is_off_unless_told():
     [
         (["MCLD.QUEUE", 21], SAMPLES, "MCLD.QUEUE 21: it must be .* at most the number of training samples, 20"),
         (["MCLD.QUEUE", -1], SAMPLES, "MCLD.QUEUE -1"),
-        (["MCLD.QUEUE", 5], SAMPLES, "MCLD.QUEUE 5: a queue of 5 cannot take a batch of DATA.BATCH_SIZE, 6"),
-        ([], 4, "MCLD.QUEUE 0: a queue of 4 cannot take a batch of DATA.BATCH_SIZE, 6"),
+        (["MCLD.QUEUE", 5], SAMPLES, "MCLD.QUEUE 5: a queue of 5 cannot hold a batch of DATA.BATCH_SIZE, 6"),
+        ([], 4, "MCLD.QUEUE 0: a queue of 4 cannot hold a batch of DATA.BATCH_SIZE, 6"),
         (["MCLD.TEMPERATURE", 0.0], SAMPLES, "MCLD.TEMPERATURE is 0.0"),
         (["MCLD.WEIGHT", -1.0], SAMPLES, "MCLD.WEIGHT is -1.0"),
         (
