@@ -1,4 +1,4 @@
-"""--resume: a state with a missing or damaged file is refused by one line, and runs no code; older versions' go on."""
+"""--resume: a missing or damaged file is refused in one line and runs no code; states of older versions still work."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_one_run_at_a_time(finished, begin):
     assert "OUTPUT_DIR 'whole' is in use by another run" in line
 
 
-def test_a_folder_that_is_none(finished, begin):
+def test_a_file_in_place_of_the_folder(finished, begin):
     (finished / "file").write_text("")
     assert "OUTPUT_DIR 'file' cannot be written to" in begin(*SHORT, "OUTPUT_DIR", "file")
 

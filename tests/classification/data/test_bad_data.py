@@ -1,4 +1,4 @@
-"""Settings and data that cannot work, each with its message."""
+"""Settings and data that are not valid, each with its message."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_settings(overrides, match):
     refuse(match, *overrides)
 
 
-def test_label_noise_that_is_no_number():
+def test_label_noise_that_is_nan():
     cfg = config()
     cfg.DATA.LABEL_NOISE = float("nan")
     with pytest.raises(SetupError, match=r"DATA\.LABEL_NOISE is nan"):
