@@ -1,4 +1,4 @@
-"""How a run's configuration is put together from files, and what the run is called."""
+"""Composes a run's configuration from files and overrides, and names the run."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ ALONE = "vanilla"
 
 
 def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence[object]) -> None:
-    """Merges files, then what they say for the method alone, then overrides; names OUTPUT_DIR if nothing does.
+    """Merges files, then their settings for the run's method, then overrides. Sets OUTPUT_DIR if it is empty.
 
-    A file may have a section ``METHODS``: settings by method, which hold for runs with this method and no others
-    (``METHODS: {kd: {CE_WEIGHT: 0.1}, sdd_kd: {...}}``, or ``sdd`` for all of its kinds). So the files of a method and
-    of a pair give the same run in either order.
+    A file may have a section ``METHODS`` with settings for single methods: ``METHODS: {kd: {CE_WEIGHT: 0.1}, sdd_kd:
+    {...}}``, or ``sdd`` for every SDD.BASE. They apply only to runs with that method. So the files of a method and of a
+    pair give the same run in either order.
 
     Args:
         config_files: see ``merge_config``.
         overrides: KEY VALUE ...
 
     Raises:
-        SetupError: see ``merge_config``; or METHODS names no method, or sets a key that does not exist.
+        SetupError: see ``merge_config``; or METHODS has an unknown method or key.
     """
     cfg[METHODS] = CfgNode()
     contents = {}
     for name, path in find_configs(config_files).items():
-        cfg[METHODS].set_new_allowed(True)  # and of the sections that the file before has added
+        cfg[METHODS].set_new_allowed(True)  # also in the sections that the previous file has added
         contents[name] = merge_file(cfg, path)
     log_differences(contents)
     by_method = _overrides_by_method(cfg, cfg.pop(METHODS))
@@ -53,7 +53,7 @@ def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence
 
 
 def _overrides_by_method(cfg: CfgNode, sections: CfgNode) -> dict[str, list[object]]:
-    """KEY VALUE ... of each method in METHODS, checked, whichever method the run has."""
+    """KEY VALUE ... of each method in METHODS, all of them checked."""
     known = [*DISTILLERS, *(f"sdd_{base}" for base in SDD_BASES)]
     found: dict[str, list[object]] = {}
     scratch = cfg.clone()
@@ -71,7 +71,7 @@ def _overrides_by_method(cfg: CfgNode, sections: CfgNode) -> dict[str, list[obje
 
 
 def _log_unused(contents: Mapping[str, Mapping[str, Any]], own: Sequence[object]) -> None:
-    """Logs values that METHODS replaces, but for those of a method's own file: they are there to be replaced."""
+    """Logs the values that METHODS replaces, except for those of a method's own file, which are meant as defaults."""
     used = dict(zip(own[::2], own[1::2], strict=True))
     for name, content in contents.items():
         values = dict(leaves(content))
@@ -82,15 +82,15 @@ def _log_unused(contents: Mapping[str, Mapping[str, Any]], own: Sequence[object]
 
 
 def method_name(cfg: CfgNode) -> str:
-    """The method as files call it: DISTILLER's value, ``sdd_<SDD.BASE>`` for SDD."""
+    """The method's name in the names of files: DISTILLER's value, ``sdd_<SDD.BASE>`` for SDD."""
     return f"sdd_{cfg.SDD.BASE}" if cfg.DISTILLER == "sdd" else cfg.DISTILLER
 
 
 def run_name(cfg: CfgNode) -> str:
-    """What the run is called: "cifar100/dkd_res32x4_res8x4", "cifar100/vanilla_res8x4" for a model alone."""
+    """The name of the run: "cifar100/dkd_res32x4_res8x4", "cifar100/vanilla_res8x4" for a model alone."""
     alone = cfg.DISTILLER == "none"
     models = [cfg.STUDENT.NAME] if alone or not cfg.TEACHER.NAME else [cfg.TEACHER.NAME, cfg.STUDENT.NAME]
-    # The literature on CIFAR-100 writes "res8x4" for "resnet8x4". The digits' networks keep their whole names.
+    # The literature on CIFAR-100 writes "res8x4" for "resnet8x4". Networks for the digits keep their full names.
     whole = cfg.DATA.NAME == "digits"
     shown = [name if whole and name.startswith("resnet") else short_name(name) for name in models]
     return f"{cfg.DATA.NAME}/{'_'.join([ALONE if alone else method_name(cfg), *shown])}"

@@ -1,4 +1,4 @@
-"""Every key of the classification benchmarks. Greek letters are the papers' symbols."""
+"""The configuration: every key with its default, and how it is loaded. Greek letters are the papers' symbols."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from collections.abc import Sequence
 from fvcore.common.config import CfgNode
 
 from classification.composition import compose
+from classification.data.build import check_name
+from classification.distillers import distiller_class
+from classification.schema import check_values
 
 
 def get_config() -> CfgNode:
     """A configuration with every key at its default."""
     cfg = CfgNode()
-    # Where checkpoints, TensorBoard's curves and result.json go. Empty: output/DATA/METHOD_TEACHER_STUDENT, such as
+    # The folder of checkpoints, TensorBoard curves and result.json. Empty: output/DATA/METHOD_TEACHER_STUDENT, such as
     # output/cifar100/dkd_res32x4_res8x4, or output/cifar100/vanilla_res8x4 for a model alone.
     cfg.OUTPUT_DIR = ""
-    # Of weights, sample order, augmentation and label noise. The same seed gives the same run.
+    # The seed of weights, sample order, augmentation and label noise. The same seed gives the same run.
     cfg.SEED = 0
 
     # The method: "none" (the plain student), "kd", "dkd", "nkd", "sdd", "dkd_tckd", "dkd_nckd", "dkd_coupled",
     # "fitnet", "at", "rkd", "reviewkd", "mcld" or "hcd".
-    # A file may also have a section METHODS, with settings that hold for one method alone, by its name: METHODS:
-    # {kd: {CE_WEIGHT: 0.1}, sdd_kd: {CE_WEIGHT: 0.1}}. They come after all files and before the overrides.
+    # A file may also have a section METHODS with settings for single methods: METHODS: {kd: {CE_WEIGHT: 0.1}, sdd_kd:
+    # {CE_WEIGHT: 0.1}}. They are merged after all files and before the overrides.
     cfg.DISTILLER = "none"
-    # Sun et al. 2024: student's and teacher's logits are standardised over the classes before any loss on logits.
+    # Sun et al. 2024: standardises the logits of student and teacher over the classes before any loss on logits.
     cfg.STANDARDIZE = False
-    # Epochs over which the distillation terms' weight rises linearly: epoch e of them (from 1) has weight e / EPOCHS.
+    # Epochs of a linear warm-up of the distillation terms: epoch e (from 1) has the factor e / WARMUP_EPOCHS.
     cfg.WARMUP_EPOCHS = 0
-    # Weight of the cross-entropy with the labels.
+    # The weight of the cross-entropy with the labels.
     cfg.CE_WEIGHT = 1.0
 
     _add_data(cfg)
@@ -39,23 +42,24 @@ def get_config() -> CfgNode:
 
 def _add_data(cfg: CfgNode) -> None:
     cfg.DATA = CfgNode()
-    # "digits" (embedded), "cifar100", "imagenet", "cub200", or "folder": your own train/CLASS/ and val/CLASS/.
+    # "digits" (part of scikit-learn), "cifar100", "imagenet", "cub200", or "folder": your train/CLASS/ and val/CLASS/.
     cfg.DATA.NAME = "digits"
     # The folder that has cifar-100-python, imagenet, CUB_200_2011 or, for "folder", train and val. "digits" needs none.
     cfg.DATA.ROOT = "datasets"
-    # Height and width of the images. "digits" and "cifar100" take 32, the others what you like.
+    # Height and width of the images in pixels. "digits" and "cifar100" need 32, the others take any size.
     cfg.DATA.IMAGE_SIZE = 32
-    # Samples of an optimiser step's micro-batch, over all processes together.
+    # Samples of a micro-batch, over all processes together. A step has SOLVER.ACCUMULATE micro-batches.
     cfg.DATA.BATCH_SIZE = 64
     cfg.DATA.EVAL_BATCH_SIZE = 256
-    # Worker processes of each training process, for data sets that are not kept in memory.
+    # Data workers of each training process, for data sets that are not kept in memory.
     cfg.DATA.WORKERS = 2
-    # Cubuk et al. 2019: torchvision's policy for the data set, after the crop and flip.
+    # Cubuk et al. 2019: applies torchvision's policy for the data set after crop and flip.
     cfg.DATA.AUTO_AUGMENT = False
-    # The fraction of training labels that is replaced by another class, drawn uniformly from SEED.
+    # The fraction of training labels that are replaced by a different class, drawn uniformly.
     cfg.DATA.LABEL_NOISE = 0.0
-    # Zhao et al. 2022, section 4.1: the samples that are distilled, ranked by the teacher's probability of the label,
-    # most confident first; (0.0, 0.5) is the more confident half. The cross-entropy sees all.
+    # Zhao et al. 2022, section 4.1: the range of training samples that are distilled, ranked by the teacher's
+    # probability of the label, the most confident first. (0.0, 0.5) is the more confident half. The cross-entropy uses
+    # all samples.
     cfg.DATA.CONFIDENCE_RANGE = (0.0, 1.0)
 
 
@@ -63,22 +67,22 @@ def _add_models(cfg: CfgNode) -> None:
     cfg.STUDENT = CfgNode()
     # A name from the literature ("resnet8x4"), "torchvision/NAME" or "timm/NAME".
     cfg.STUDENT.NAME = "resnet8"
-    # Starts from the library's own ImageNet weights (torchvision's and timm's models).
+    # Start from the library's ImageNet weights (models of torchvision and timm).
     cfg.STUDENT.PRETRAINED = False
-    # A model.pth to start from; with --eval-only, to evaluate. Empty: random weights, or OUTPUT_DIR's own model.pth.
+    # A model.pth to start from or, with --eval-only, to evaluate. Empty: random weights; OUTPUT_DIR's model.pth.
     cfg.STUDENT.WEIGHTS = ""
-    # First layers of the literature's models: "cifar", or "large" for images of 224 (a 7 x 7 convolution, stride 2).
+    # The first layers of the literature's models: "cifar", or "large" for images of 224 (7 x 7 convolution, stride 2).
     cfg.STUDENT.STEM = "cifar"
-    # The size at which it sees the images, enlarged bilinearly; 0: as they come.
+    # The size to which its images are resized, bilinearly. 0: they are not resized.
     cfg.STUDENT.IMAGE_SIZE = 0
 
     cfg.TEACHER = CfgNode()
     cfg.TEACHER.NAME = ""
     # The name of the run that trained it ("cifar100/vanilla_res32x4", for output/NAME/model.pth), or a path.
     cfg.TEACHER.WEIGHTS = ""
-    # The library's own ImageNet weights (torchvision's and timm's models), instead of WEIGHTS.
+    # Use the library's ImageNet weights (models of torchvision and timm) instead of WEIGHTS.
     cfg.TEACHER.PRETRAINED = False
-    # Trains it where output/ does not have it yet, by CONFIG_FILES, with this NAME, STEM and IMAGE_SIZE as STUDENT's.
+    # Train the teacher first if output/ does not have it, with CONFIG_FILES and its NAME, STEM and IMAGE_SIZE.
     cfg.TEACHER.AUTO_TRAIN = False
     # Paths or shipped names of configurations, as for --config-file: ("cifar100/base.yaml",).
     cfg.TEACHER.CONFIG_FILES = ()
@@ -93,12 +97,12 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.LR = 0.05
     cfg.SOLVER.MOMENTUM = 0.9
     cfg.SOLVER.WEIGHT_DECAY = 5e-4
-    cfg.SOLVER.SCHEDULE = "step"  # "step" (times GAMMA after each of STEPS) or "cosine", epoch by epoch
+    cfg.SOLVER.SCHEDULE = "step"  # "step" (times GAMMA after each of STEPS) or "cosine", updated every epoch
     cfg.SOLVER.STEPS = (150, 180, 210)  # epochs
     cfg.SOLVER.GAMMA = 0.1
-    # Micro-batches whose gradients are averaged into one step.
+    # The number of micro-batches whose gradients are averaged in a step.
     cfg.SOLVER.ACCUMULATE = 1
-    # The largest gradient norm; 0: not clipped.
+    # The largest norm of the gradient; 0: no clipping.
     cfg.SOLVER.CLIP_GRAD_NORM = 0.0
     # "no", "fp16" or "bf16": Accelerate's automatic mixed precision.
     cfg.SOLVER.MIXED_PRECISION = "no"
@@ -109,7 +113,7 @@ def _add_solver(cfg: CfgNode) -> None:
     # Epochs between evaluations; the last epoch is always evaluated.
     cfg.SOLVER.EVAL_PERIOD = 1
 
-    # Also log to Weights & Biases, which must be installed. TensorBoard always.
+    # Also log to Weights & Biases, which must be installed. TensorBoard logs are always written.
     cfg.WANDB = False
 
 
@@ -120,7 +124,7 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.KD.TEMPERATURE = 4.0  # T
 
     # Zhao et al. 2022, eq. 7: WEIGHT * T^2 * (alpha * TCKD + beta * NCKD). "dkd_tckd" and "dkd_nckd" are one part
-    # alone, with its ALPHA or BETA; "dkd_coupled" weighs NCKD by 1 - p_y, as KD does, instead of BETA.
+    # alone, with its ALPHA or BETA; in "dkd_coupled" the weight of NCKD is 1 - p_y, as in KD, not BETA.
     cfg.DKD = CfgNode()
     cfg.DKD.WEIGHT = 1.0
     cfg.DKD.ALPHA = 1.0
@@ -141,15 +145,15 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.SDD.COMPLEMENTARY_WEIGHT = 2.0  # beta
 
     # Romero et al. 2015: WEIGHT * mean squared error of one stage's map, the student's adapted by a convolution. The
-    # weights of this and of the next two are those of the DKD paper's tables, from Tian et al. 2020.
+    # weights of FITNET, AT and RKD are those of the DKD paper's tables, from Tian et al. 2020.
     cfg.FITNET = CfgNode()
     cfg.FITNET.WEIGHT = 100.0
-    cfg.FITNET.STAGE = 1  # from 0, the largest map; the tables take the second
+    cfg.FITNET.STAGE = 1  # from 0, the largest map; the tables use the second stage
 
     # Zagoruyko and Komodakis 2017: WEIGHT * squared distance of normalised attention maps, summed over the stages.
     cfg.AT = CfgNode()
     cfg.AT.WEIGHT = 1000.0
-    cfg.AT.POWER = 2  # p: what the activations are raised to
+    cfg.AT.POWER = 2  # p, the exponent of the activations
 
     # Park et al. 2019: pairwise distances and angles of the pooled features.
     cfg.RKD = CfgNode()
@@ -159,22 +163,22 @@ def _add_methods(cfg: CfgNode) -> None:
     # Chen et al. 2021: WEIGHT * HCL between the student's fused stage maps and pooled feature and the teacher's.
     cfg.REVIEWKD = CfgNode()
     cfg.REVIEWKD.WEIGHT = 1.0  # on CIFAR-100 chosen pair by pair: 5 for ResNet32x4 and ResNet8x4
-    # In which the levels are mixed; 0: as many as the student's pooled feature has, 512 at the most.
+    # Channels of the fusion; 0: as many as the student's pooled feature has, at most 512.
     cfg.REVIEWKD.MID_CHANNELS = 0
 
     # Wang et al. 2024: WEIGHT * (instance + sample + category term), contrastive losses on L2-normalised logits.
     cfg.MCLD = CfgNode()
     cfg.MCLD.WEIGHT = 1.0
     cfg.MCLD.TEMPERATURE = 0.2  # tau
-    cfg.MCLD.QUEUE = 0  # teacher logits of earlier steps that are kept as negatives; 0: as many as training samples
-    # The cross-entropy with the labels beside it: off for strong teachers, on for ResNet56, ResNet110 and R34 to R18.
+    cfg.MCLD.QUEUE = 0  # earlier teacher logits that are kept as negatives; 0: as many as training samples
+    # Add the cross-entropy with the labels: False for strong teachers, True for ResNet56, ResNet110 and R34 to R18.
     cfg.MCLD.CE = False
     cfg.MCLD.INSTANCE = True
     cfg.MCLD.SAMPLE = True
     cfg.MCLD.CATEGORY = True
 
     # Xu et al. 2025: WEIGHT * (KD + sum over the sub-logits (KD + CE_WEIGHT * cross-entropy) + lambda * orthogonality).
-    # The defaults are ours: we know the paper's abstract only.
+    # The defaults are ours: only the paper's abstract is known to us.
     cfg.HCD = CfgNode()
     cfg.HCD.WEIGHT = 1.0
     cfg.HCD.N = 4  # n, the sub-logits
@@ -190,12 +194,23 @@ def load_config(config_files: str | Sequence[str] = (), overrides: Sequence[obje
 
     Args:
         config_files: paths, or names of shipped configurations ("cifar100/methods/dkd.yaml"); a string is one file.
-        overrides: see above; a key that they set is not taken from any file.
+        overrides: KEY VALUE ...; they replace the values of the files.
 
     Raises:
         SetupError: a file does not exist or is not YAML, a key does not exist (the nearest is suggested), or a value
-            is of the wrong type.
+            has the wrong type.
     """
     cfg = get_config()
     compose(cfg, config_files, overrides)
     return cfg
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Checks every key. What depends on data and networks is checked when they are built.
+
+    Raises:
+        SetupError: for the first key that is not valid.
+    """
+    check_values(cfg)
+    distiller_class(cfg.DISTILLER)
+    check_name(cfg)

@@ -2,7 +2,7 @@
 
 python -m classification.evaluate --config-file cifar100/methods/dkd.yaml digits/pairs/resnet20_resnet8.yaml
 
-Takes OUTPUT_DIR's model.pth, or STUDENT.WEIGHTS. Prints one line of JSON.
+Evaluates OUTPUT_DIR's model.pth, or STUDENT.WEIGHTS. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ if TYPE_CHECKING:
 
 
 def evaluate_run(cfg: CfgNode) -> dict[str, float]:
-    """Evaluates, prints and returns {"top1": ..., "top5": ...}, in percent.
+    """Evaluates the student; prints and returns {"top1": ..., "top5": ...}, in percent.
 
     Raises:
-        SetupError: there is no such model, file or data.
+        SetupError: there is no such model, file or data set.
     """
-    from classification.building import build_accelerator, build_data, build_student
     from classification.checkpoint import STUDENT
-    from classification.evaluation import evaluate
+    from classification.data import build_data
+    from classification.networks import build_student
+    from classification.results import measure_accuracy
+    from classification.trainer import build_accelerator
 
     cfg = cfg.clone()
     cfg.STUDENT.PRETRAINED = False
     cfg.STUDENT.WEIGHTS = cfg.STUDENT.WEIGHTS or str(Path(cfg.OUTPUT_DIR) / STUDENT)
     accelerator = build_accelerator(cfg)
-    data = build_data(cfg, accelerator)
+    data = build_data(cfg, accelerator.device, accelerator.process_index, accelerator.num_processes)
     student = build_student(cfg, data).to(accelerator.device)
     with accelerator.autocast():
-        figures = evaluate(student, data.val, data.num_classes, accelerator.device)
+        figures = measure_accuracy(student, data.val, data.num_classes, accelerator.device)
     if accelerator.is_main_process:
         print(json.dumps({"weights": cfg.STUDENT.WEIGHTS, **figures}))
     return figures
@@ -50,9 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_config_file(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
     args = parse_arguments(parser, arguments)
-    with one_line_errors():  # imports take seconds; a Ctrl-C among them is one line as well
-        from classification.building import check_config
-        from classification.config import load_config
+    with one_line_errors():  # imports take seconds, in which Ctrl-C is one line too
+        from classification.config import check_config, load_config
 
         cfg = load_config(args.config_file, args.opts)
         check_config(cfg)

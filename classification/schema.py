@@ -1,6 +1,6 @@
-"""What every key of the configuration may be. Checked at start-up, all keys of them, whatever the method needs.
+"""The valid values of every configuration key. All keys are checked at start-up, whatever the method needs.
 
-What depends on data or networks (a stage that there is, a batch that is not larger than the training set) is checked
+What depends on data or networks (that a stage exists, that a batch is not larger than the training set) is checked
 where these are known.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from classification.models.stem import STEMS
+from classification.models.layers import STEMS
 from kd_det.common.errors import SetupError, non_negative, one_of, positive, temperature, whole_number
 
 Check = Callable[[str, Any], Any]
@@ -40,7 +40,7 @@ def path(key: str, value: Any) -> None:
 
 
 def below_one(key: str, value: Any) -> None:
-    """A fraction from 0 to below 1."""
+    """A number, 0 or more and below 1."""
     non_negative(key, value)
     if value >= 1:
         raise SetupError(f"{key} is {value!r}; it must be from 0 to below 1.")
@@ -61,7 +61,7 @@ def epochs(key: str, value: Any) -> None:
 
 
 def scales(key: str, value: Any) -> None:
-    """1, then other whole numbers, none of them twice."""
+    """1, then different whole numbers above 1."""
     whole = isinstance(value, (tuple, list)) and all(type(scale) is int and scale > 0 for scale in value)
     if not whole or tuple(value[:1]) != (1,) or len(set(value)) < len(value):
         raise SetupError(
@@ -84,13 +84,13 @@ def texts(key: str, value: Any) -> None:
 
 count = partial(whole_number, least=0)
 at_least_one = partial(whole_number, least=1)
-# Beyond these a typing error would take all memory or every process.
+# Limits, so that a typing error does not take all memory or start thousands of processes.
 pixels = partial(whole, least=0, most=MOST_PIXELS)
 channels = partial(whole, least=0, most=65536)
 
 SCHEMA: dict[str, Check] = {
     "OUTPUT_DIR": text,  # empty: named after the run
-    "SEED": partial(whole, least=0, most=2**32 - 1),  # what every generator takes
+    "SEED": partial(whole, least=0, most=2**32 - 1),  # the seeds that every generator takes
     "DISTILLER": text,
     "STANDARDIZE": flag,
     "WARMUP_EPOCHS": count,
@@ -174,11 +174,11 @@ def checked(cfg: CfgNode, key: str) -> Any:
     """The value of ``key``, "SECTION.NAME".
 
     Raises:
-        SetupError: it cannot work, whatever the data and networks.
+        SetupError: it is not valid, whatever the data and networks are.
     """
     value: Any = cfg
     for name in key.split("."):
-        value = value.get(name) if isinstance(value, CfgNode) else None  # a whole section may be set to None
+        value = value.get(name) if isinstance(value, CfgNode) else None  # an override can set a whole section to None
     SCHEMA[key](key, value)
     return value
 
@@ -187,7 +187,7 @@ def check_values(cfg: CfgNode) -> None:
     """Checks every key.
 
     Raises:
-        SetupError: for the first that cannot work.
+        SetupError: for the first that is not valid.
     """
     for key in SCHEMA:
         checked(cfg, key)

@@ -1,21 +1,21 @@
-"""Student and distiller as one module: all that is trained, and what one process computes in a step."""
+"""What one process computes in a step: the student's forward pass and the losses."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.data.batch import Batch
-from classification.distillers.base import Distiller
-from classification.models.outputs import ModelOutput
+from classification.data import Batch
+from classification.distillers import Distiller
+from classification.models import ModelOutput
 
 
 class TrainingStep(nn.Module):
-    """The forward pass of a step.
+    """Student and distiller as one module, which has every trained parameter.
 
     Args:
         student: a model of ``classification.models``.
-        distiller: the method's terms.
+        distiller: the method.
         ce_weight: the weight of the cross-entropy with the labels, for methods that use it.
     """
 
@@ -31,8 +31,8 @@ class TrainingStep(nn.Module):
         """
         Args:
             batch: B samples.
-            teacher_out: the teacher's answer to them, without a graph; None where there is no teacher.
-            distilled: which of them the distiller sees, their places in the batch (int64); None: all.
+            teacher_out: the teacher's output for them, without a graph; None if there is no teacher.
+            distilled: the samples that the distiller gets, as indices into the batch (int64); None: all.
             warmup: the factor on the distillation terms.
 
         Returns:
@@ -52,8 +52,8 @@ def _chosen(
 ) -> tuple[Batch, ModelOutput, ModelOutput | None]:
     if rows is None:
         return batch, out, teacher_out
-    teacher_out = None if teacher_out is None else _rows_of(teacher_out, rows)
-    return Batch(*(field[rows] for field in batch)), _rows_of(out, rows), teacher_out
+    chosen = Batch(batch.images[rows], batch.labels[rows], batch.indices[rows])
+    return chosen, _rows_of(out, rows), None if teacher_out is None else _rows_of(teacher_out, rows)
 
 
 def _rows_of(out: ModelOutput, rows: Tensor) -> ModelOutput:

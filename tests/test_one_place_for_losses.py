@@ -37,7 +37,7 @@ ALLOWED = {
     # The plain hand-written loop that the training step is timed against.
     ("classification/studies/step_worker.py", "plain_step.step", "cross_entropy"),
     # Training samples ranked by the teacher's probability of their label.
-    ("classification/building.py", "distilled_samples", "softmax"),
+    ("classification/data/labels.py", "confident_samples", "softmax"),
     # A backbone warmed up by classifying crops, before there is any teacher.
     ("kd_det/studies/warm_up.py", "warm_up_backbone", "cross_entropy"),
     # Probabilities written on a picture.

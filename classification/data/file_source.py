@@ -1,12 +1,10 @@
-"""Samples that are read from image files by worker processes."""
+"""Images that worker processes read from files."""
 
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +12,26 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from classification.data.batch import Batch
-from classification.data.image_file import UnreadableImageError, read_image
-from classification.data.normalization import Normalization
+from classification.data.loaders import Batch
 from classification.data.seeding import sample_random_numbers
-from kd_det.common.signals import protect_worker, signals_blocked
+from classification.data.transforms import Normalization
+from kd_det.common.errors import one_line
+from kd_det.common.images import UnreadableImageError
+from kd_det.common.images import read_image as read_any_image
+from kd_det.common.signals import protect_worker, signals_blocked, worker_errors_deferred
+
+
+def read_image(path: str) -> Image.Image:
+    """Reads an image as RGB, without rotating it by its EXIF data: see ``kd_det.common.images.read_image``.
+
+    Raises:
+        UnreadableImageError: it cannot be read.
+    """
+    try:
+        return read_any_image(path, upright=False)
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"{error} --check-data lists all unreadable images.") from error.__cause__
+
 
 Transform = Callable[[Image.Image], Tensor]  # to uint8 (3, H, W)
 
@@ -28,14 +41,14 @@ class WorkerError(RuntimeError):
 
 
 class ImageFiles(Dataset[Tensor | UnreadableImageError]):
-    """Images by (epoch, index): what is asked for tells all that workers need, so they keep no state.
+    """Images by (epoch, index). This key is all that a worker needs, so that workers keep no state.
 
-    The error of an unreadable image is given in its place: raised in a worker, it would come wrapped in the worker's
+    For an unreadable image its error is returned in its place. Raised in a worker, it would be wrapped in the worker's
     traceback and keep the workers alive for seconds.
     """
 
     def __init__(self, paths: Sequence[str], transform: Transform, seed: int) -> None:
-        # One array, not a list of strings: counting references would copy a list's memory into every worker.
+        # One array instead of a list of strings: reference counts would copy the list's memory into every worker.
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.transform, self.seed = transform, seed
 
@@ -53,25 +66,26 @@ class ImageFiles(Dataset[Tensor | UnreadableImageError]):
 
 
 def stack_images(images: list[Tensor | UnreadableImageError]) -> Tensor | UnreadableImageError:
-    """A batch, or the first error in it."""
+    """Returns a batch, or the first error in it."""
     errors = (image for image in images if isinstance(image, UnreadableImageError))
     return next(errors, None) or default_collate(images)
 
 
 class FileSource:
-    """Images of any size, each transformed by itself, normalised a batch at a time on the device.
+    """A ``Source`` of images of any size. Each is transformed by itself; a batch is normalised on the device.
 
-    Iterating raises an ``UnreadableImageError``, which names the file, at the batch that has an unreadable image, and a
-    ``WorkerError`` at the batch that a worker that died does not give.
+    Iteration raises ``UnreadableImageError``, which names the file, at a batch with an unreadable image, and
+    ``WorkerError`` at a batch that is lost because its worker died.
 
     Args:
-        paths: of the image files.
+        paths: the image files.
         labels: int64 (N,).
-        augment: the transform of training; takes its random numbers from torch's global generator.
-        prepare: the transform of evaluation.
+        augment: the transform for training; it draws from torch's global generator.
+        prepare: the transform for evaluation.
         normalize: bytes to floats.
-        seed: of the augmentation.
-        workers: processes that read; 0: this one does.
+        seed: determines the augmentation.
+        workers: the number of reading processes; 0: this process reads.
+        device: the device of the batches.
     """
 
     def __init__(
@@ -94,11 +108,11 @@ class FileSource:
         return len(self.labels)
 
     def augmented(self, epoch: int, batches: Sequence[Tensor]) -> Iterator[Batch]:
-        """The samples of each of ``batches`` (int64 indices), as they look in ``epoch``."""
+        """The samples of each of ``batches`` (int64 indices), augmented for ``epoch``."""
         yield from self._read(self._augmented, epoch, batches)
 
     def plain(self, batches: Sequence[Tensor]) -> Iterator[Batch]:
-        """The samples of each of ``batches`` as they are evaluated."""
+        """The samples of each of ``batches``, prepared for evaluation."""
         yield from self._read(self._plain, 0, batches)
 
     def _read(self, files: ImageFiles, epoch: int, batches: Sequence[Tensor]) -> Iterator[Batch]:
@@ -109,40 +123,26 @@ class FileSource:
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=protect_worker,
-            generator=torch.Generator(),  # else starting the workers would take a number from the global generator
+            generator=torch.Generator(),  # otherwise the start of the workers draws from the global one
         )
-        for images, batch in zip(_started(loader), batches, strict=True):
+        for images, batch in zip(_loaded(loader), batches, strict=True):
             if isinstance(images, UnreadableImageError):
                 raise images
             indices = batch.to(self.device)
             yield Batch(self.normalize(images.to(self.device, non_blocking=True)), self.labels[indices], indices)
 
 
-def _started(loader: DataLoader[Tensor]) -> Iterator[Tensor | UnreadableImageError]:
-    """The loader's batches.
-
-    PyTorch raises the error of a worker's death wherever the main thread is, in the middle of a step too. Here it is
-    raised where a batch is waited for, within seconds.
-    """
+def _loaded(loader: DataLoader[Any]) -> Iterator[Tensor | UnreadableImageError]:
+    """The loader's batches. The error of a worker that died is raised where a batch is waited for."""
     try:
-        with signals_blocked(), _own_handler_of_deaths():
+        with signals_blocked(), worker_errors_deferred():
             batches = iter(loader)
-        yield from batches
+        with worker_errors_deferred():
+            yield from batches
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise WorkerError(
-            "a data worker died, most likely for want of memory: lower DATA.WORKERS or DATA.BATCH_SIZE."
+            "a data worker died, most likely for lack of memory: lower DATA.WORKERS or DATA.BATCH_SIZE "
+            f"({one_line(error)})."
         ) from error
-
-
-@contextmanager
-def _own_handler_of_deaths() -> Iterator[None]:
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, handler)

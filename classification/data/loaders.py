@@ -1,19 +1,63 @@
-"""Training and evaluation batches of one process."""
+"""Batches: the order of the samples, each process's share of a batch, and the loaders for training and evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from classification.data.batch import Batch
-from classification.data.order import epoch_order, eval_shares, train_shares
+from classification.data.seeding import Purpose, generator
+
+
+class Batch(NamedTuple):
+    """B samples on the training device."""
+
+    images: Tensor  # (B, 3, H, W) float32, normalised
+    labels: Tensor  # (B,) int64
+    indices: Tensor  # (B,) int64: each sample's place in its data set, the same in every epoch
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
+    """The order of the training samples in ``epoch``: a permutation, int64 (samples,)."""
+    return torch.randperm(samples, generator=generator(Purpose.ORDER, seed, epoch))
+
+
+def train_shares(samples: int, batch_size: int, process: int, processes: int) -> list[slice]:
+    """This process's positions in an epoch's order, a slice for each batch.
+
+    Batch b has the positions from ``b * batch_size`` on, split into equal consecutive shares. The last batch has the
+    rest of the samples. What does not divide by ``processes`` is left out of the epoch. The whole last batch is left
+    out where a share would be one sample: BatchNorm has no variance for it on a 1 x 1 map.
+
+    Args:
+        batch_size: samples of a batch over all processes; divisible by ``processes``.
+    """
+    whole, rest = divmod(samples, batch_size)
+    sizes = [batch_size // processes] * whole
+    if rest // processes > 1:
+        sizes.append(rest // processes)
+    starts = [batch * batch_size + process * size for batch, size in enumerate(sizes)]
+    return [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def eval_shares(samples: int, batch_size: int, process: int, processes: int) -> list[slice]:
+    """This process's samples of every batch in turn; all processes together have each sample once.
+
+    The shares of a batch differ by at most one sample. A batch of which this process has no sample is left out.
+    """
+    shares = []
+    for start in range(0, samples, batch_size):
+        size = min(batch_size, samples - start)
+        share = slice(start + size * process // processes, start + size * (process + 1) // processes)
+        if share.start < share.stop:
+            shares.append(share)
+    return shares
 
 
 class Source(Protocol):
-    """Where samples come from. ``batches`` holds the indices, int64 (B,), of each batch wanted."""
+    """A source of samples. ``batches`` has the indices, int64 (B,), of each requested batch."""
 
     labels: Tensor
 
@@ -25,10 +69,10 @@ class Source(Protocol):
 
 
 class EvalLoader:
-    """Each sample once over all processes, in the data set's order, prepared as for evaluation.
+    """Batches for evaluation. All processes together see each sample once, in the data set's order.
 
     Args:
-        batch_size: over all processes.
+        batch_size: samples of a batch over all processes.
     """
 
     def __init__(self, source: Source, batch_size: int, process: int = 0, processes: int = 1) -> None:
@@ -37,16 +81,16 @@ class EvalLoader:
 
     @property
     def samples(self) -> int:
-        """Samples over all processes."""
+        """The number of samples over all processes."""
         return len(self._source)
 
     @property
     def rounds(self) -> int:
-        """Batches over all processes; of the last one, a process may get none."""
+        """The number of batches over all processes. A process may have no sample of the last one."""
         return -(-len(self._source) // self._batch_size)
 
     def __len__(self) -> int:
-        """This process's batches."""
+        """The number of this process's batches."""
         return len(self._shares)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -55,15 +99,15 @@ class EvalLoader:
 
 
 class TrainLoader:
-    """Epochs of shuffled, augmented batches; each is a function of the seed, the epoch and the batch alone.
+    """Epochs of shuffled, augmented batches. A batch depends only on the seed, the epoch and its position.
 
-    The batches of all processes joined are those of a single process, except in the last batch of an epoch: see
-    :func:`classification.data.order.train_shares`.
+    The joined batches of all processes equal those of a single process, except for the last batch of an epoch: see
+    ``train_shares``.
 
     Args:
-        batch_size: over all processes; divisible by ``processes``.
-        eval_batch_size: of :meth:`plain`.
-        seed: of the order.
+        batch_size: samples of a batch over all processes; divisible by ``processes``.
+        eval_batch_size: samples of a batch of ``plain``.
+        seed: determines the order.
     """
 
     def __init__(
@@ -74,16 +118,16 @@ class TrainLoader:
 
     @property
     def samples(self) -> int:
-        """Samples over all processes."""
+        """The number of samples over all processes."""
         return len(self._source)
 
     @property
     def labels(self) -> Tensor:
-        """int64 (samples,), on the training device, with the label noise if there is any."""
+        """int64 (samples,), on the training device, label noise included."""
         return self._source.labels
 
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """The number of batches of an epoch."""
         return len(self._shares)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -92,5 +136,5 @@ class TrainLoader:
         return self._source.augmented(epoch, [order[share] for share in self._shares[start:]])
 
     def plain(self) -> Iterator[Batch]:
-        """All training samples once, in every process all, in the data set's order, prepared as for evaluation."""
+        """All training samples once in every process, in the data set's order, prepared as for evaluation."""
         return iter(EvalLoader(self._source, self._eval_batch_size))

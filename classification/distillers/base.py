@@ -1,50 +1,56 @@
-"""What a distiller is, and the list of them."""
+"""The base classes of distillers, their registry, and ``none``."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from classification.data.batch import Batch
-from classification.models.outputs import ModelOutput
+from classification.data.loaders import Batch
+from classification.models.protocol import ModelOutput
 from kd_det.common.errors import SetupError
 from kd_det.common.registry import Registry
+from kd_det.losses import standardize_logits
 
-D = TypeVar("D", bound=type)
 
+class NetworkPair(NamedTuple):
+    """The networks that a distiller is built for.
 
-class Pair(NamedTuple):
-    """What a distiller is built for. The outputs are those of a small batch in evaluation mode: they tell shapes."""
+    The outputs are those of a small batch in evaluation mode. They tell the shapes.
+    """
 
     student: nn.Module
     teacher: nn.Module | None
     student_out: ModelOutput
-    teacher_out: ModelOutput | None
+    teacher_out: Any  # a ModelOutput; None where the distiller needs no teacher
     train_samples: int
 
 
 class Distiller(nn.Module, ABC):
-    """Distillation terms of one method, beside the cross-entropy that the training loop adds.
+    """The distillation terms of one method. ``TrainingStep`` adds the cross-entropy.
 
-    Its parameters and buffers are trained and saved with the student's, for ``--resume``, and are no part of the
-    student that is saved for use.
+    A distiller's parameters and buffers are trained with the student's and saved for ``--resume``. They are not part of
+    ``model.pth``.
+
+    Attributes:
+        needs_teacher: whether the method has a teacher.
+        uses_cross_entropy: whether the cross-entropy with the labels is added.
+        compares_logits: whether STANDARDIZE applies.
     """
 
     needs_teacher = True
     uses_cross_entropy = True
-    # Whether it heeds STANDARDIZE.
     compares_logits = False
 
-    def __init__(self, cfg: CfgNode, pair: Pair) -> None:
+    def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
         super().__init__()
         if self.needs_teacher and pair.teacher_out is None:
             raise SetupError(
-                f"DISTILLER {cfg.DISTILLER!r} needs a teacher, and TEACHER.NAME is {cfg.TEACHER.NAME!r}. Name one, and "
-                "its TEACHER.WEIGHTS."
+                f"DISTILLER {cfg.DISTILLER!r} needs a teacher, and TEACHER.NAME is {cfg.TEACHER.NAME!r}. Set both "
+                "TEACHER.NAME and TEACHER.WEIGHTS."
             )
         if cfg.STANDARDIZE and not self.compares_logits:
             raise SetupError(
@@ -52,10 +58,13 @@ class Distiller(nn.Module, ABC):
             )
 
     @abstractmethod
-    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput | None) -> dict[str, Tensor]:
-        """Scalars by name, ``loss_...``, already weighted; the training loop adds them up.
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: Any) -> dict[str, Tensor]:
+        """Returns weighted scalars by name, ``loss_...``, to be added up.
 
-        ``teacher_out`` has no graph; it is None where ``needs_teacher`` is False.
+        Args:
+            batch: B samples. B may be 0: the losses are then zeros with a graph.
+            student_out: the student's output for them.
+            teacher_out: the teacher's ``ModelOutput`` for them, without a graph; None where ``needs_teacher`` is False.
         """
 
     def forward(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput | None) -> dict[str, Tensor]:
@@ -65,7 +74,7 @@ class Distiller(nn.Module, ABC):
 DISTILLERS: Registry[type[Distiller]] = Registry("distiller", "DISTILLER")
 
 
-def register_distiller(name: str) -> Callable[[D], D]:
+def register_distiller(name: str) -> Callable[[type[Distiller]], type[Distiller]]:
     """Class decorator that makes a distiller known as ``DISTILLER: name``.
 
     Raises:
@@ -74,7 +83,7 @@ def register_distiller(name: str) -> Callable[[D], D]:
     return DISTILLERS.register(name)
 
 
-def build_distiller(cfg: CfgNode, pair: Pair) -> Distiller:
+def build_distiller(cfg: CfgNode, pair: NetworkPair) -> Distiller:
     """The distiller that ``cfg.DISTILLER`` names.
 
     Raises:
@@ -83,10 +92,46 @@ def build_distiller(cfg: CfgNode, pair: Pair) -> Distiller:
     return distiller_class(cfg.DISTILLER)(cfg, pair)
 
 
-def distiller_class(name: str) -> Any:
+def distiller_class(name: str) -> type[Distiller]:
     """The class registered as ``name``.
 
     Raises:
         SetupError: there is none; the nearest is suggested.
     """
     return DISTILLERS.find(name)
+
+
+class LogitDistiller(Distiller):
+    """A distiller that compares the two networks' logits. STANDARDIZE True standardises them first."""
+
+    compares_logits = True
+
+    def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
+        super().__init__(cfg, pair)
+        ours, theirs = pair.student_out.logits.shape[1], pair.teacher_out.logits.shape[1]
+        if ours != theirs:
+            raise SetupError(
+                f"DISTILLER {cfg.DISTILLER!r} compares logits, but the student has {ours} classes and TEACHER.NAME "
+                f"{cfg.TEACHER.NAME!r} has {theirs}. Take a teacher that was trained on these classes."
+            )
+        if cfg.STANDARDIZE and ours < 3:
+            raise SetupError("STANDARDIZE True: with 2 classes only a sign would be left. Set it to False.")
+        self.standardize = cfg.STANDARDIZE
+
+    def logits(self, out: ModelOutput) -> Tensor:
+        """The logits (B, C) for a loss, standardised if STANDARDIZE is True."""
+        return self.standardized(out.logits)
+
+    def standardized(self, logits: Tensor) -> Tensor:
+        """``logits`` (B, C) or (B, C, N), standardised over the classes if STANDARDIZE is True; unchanged otherwise."""
+        return standardize_logits(logits) if self.standardize else logits
+
+
+@register_distiller("none")
+class NoDistiller(Distiller):
+    """``none``: the plain student, with no term but the cross-entropy and no teacher."""
+
+    needs_teacher = False
+
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: None) -> dict[str, Tensor]:
+        return {}

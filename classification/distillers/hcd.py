@@ -5,10 +5,9 @@ from __future__ import annotations
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from classification.data.batch import Batch
-from classification.distillers.base import Pair, register_distiller
-from classification.distillers.logits import LogitDistiller
-from classification.models.outputs import ModelOutput
+from classification.data import Batch
+from classification.distillers.base import LogitDistiller, NetworkPair, register_distiller
+from classification.models import ModelOutput
 from classification.schema import checked
 from kd_det.common.errors import SetupError
 from kd_det.losses import HCDLoss
@@ -16,14 +15,13 @@ from kd_det.losses import HCDLoss
 
 @register_distiller("hcd")
 class HCD(LogitDistiller):
-    """``loss_hcd_kd``, ``loss_hcd_fused_kd``, ``loss_hcd_fused_ce``, ``loss_hcd_orthogonality``: ``HCDLoss`` (Xu et al.
-    2025).
+    """``loss_hcd_kd``, ``loss_hcd_fused_kd``, ``loss_hcd_fused_ce``, ``loss_hcd_orthogonality``: ``HCDLoss``.
 
-    Student and teacher may be of any two families: it takes the map of one of the student's stages, and the teacher's
-    pooled feature.
+    Xu et al. 2025. Student and teacher may be of any two families: the method uses the map of one of the student's
+    stages and the teacher's pooled feature.
     """
 
-    def __init__(self, cfg: CfgNode, pair: Pair) -> None:
+    def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
         super().__init__(cfg, pair)
         node = cfg.HCD
         self.weight = checked(cfg, "HCD.WEIGHT")
@@ -56,7 +54,7 @@ def _teacher_channels(name: str, teacher_out: ModelOutput) -> int:
     pooled = teacher_out.pooled
     if pooled is None or pooled.ndim != 2:
         raise SetupError(
-            f"TEACHER.NAME {name!r}: HCD needs the teacher's penultimate feature, and this model has no pooled one. "
-            "Take another teacher, or another DISTILLER."
+            f"TEACHER.NAME {name!r}: HCD needs the teacher's pooled feature, which this model lacks. Take another "
+            "teacher, or another DISTILLER."
         )
     return pooled.shape[1]

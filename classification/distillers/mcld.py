@@ -5,10 +5,9 @@ from __future__ import annotations
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from classification.data.batch import Batch
-from classification.distillers.base import Pair, register_distiller
-from classification.distillers.logits import LogitDistiller
-from classification.models.outputs import ModelOutput
+from classification.data import Batch
+from classification.distillers.base import LogitDistiller, NetworkPair, register_distiller
+from classification.models import ModelOutput
 from classification.schema import checked
 from kd_det.common.errors import SetupError
 from kd_det.losses import MCLDLoss
@@ -18,10 +17,10 @@ from kd_det.losses import MCLDLoss
 class MCLD(LogitDistiller):
     """``loss_mcld_instance``, ``loss_mcld_sample``, ``loss_mcld_category``: ``MCLDLoss`` (Wang et al. 2024).
 
-    Its queue is saved and resumed with the training state.
+    The queue is part of the training state, so that ``--resume`` restores it.
     """
 
-    def __init__(self, cfg: CfgNode, pair: Pair) -> None:
+    def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
         super().__init__(cfg, pair)
         node = cfg.MCLD
         if not (node.INSTANCE or node.SAMPLE or node.CATEGORY):
@@ -29,7 +28,7 @@ class MCLD(LogitDistiller):
         if not (node.CE or pair.student_out.logits.any()):
             raise SetupError(
                 f"DISTILLER 'mcld': the logits of STUDENT.NAME {cfg.STUDENT.NAME!r} are all zero at the start: "
-                "they have no direction to learn from. Set MCLD.CE True."
+                "they have no direction. Set MCLD.CE True."
             )
         self.weight = checked(cfg, "MCLD.WEIGHT")
         self.uses_cross_entropy = node.CE
@@ -52,12 +51,12 @@ def _queue_size(cfg: CfgNode, train_samples: int) -> int:
     if not 0 <= given <= train_samples:
         raise SetupError(
             f"MCLD.QUEUE {given}: it must be at least DATA.BATCH_SIZE, {batch}, and at most the number of training "
-            f"samples, {train_samples}; 0 takes this."
+            f"samples, {train_samples}; 0 means this number."
         )
     size = given or train_samples
     if size < batch:
         raise SetupError(
-            f"MCLD.QUEUE {given}: a queue of {size} cannot take a batch of DATA.BATCH_SIZE, {batch}. Make the batch "
+            f"MCLD.QUEUE {given}: a queue of {size} cannot hold a batch of DATA.BATCH_SIZE, {batch}. Make the batch "
             f"smaller, or the queue larger, up to the number of training samples, {train_samples}."
         )
     return size

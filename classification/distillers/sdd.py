@@ -8,18 +8,16 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from classification.data.batch import Batch
-from classification.distillers.base import Pair, register_distiller
+from classification.data import Batch
+from classification.distillers.base import LogitDistiller, NetworkPair, register_distiller
 from classification.distillers.dkd import DKD
-from classification.distillers.kd import KD
-from classification.distillers.logits import LogitDistiller
-from classification.distillers.nkd import NKD
-from classification.models.outputs import ModelOutput
+from classification.distillers.kd import KD, NKD
+from classification.models import ModelOutput
 from classification.schema import checked
 from kd_det.common.errors import SetupError
 from kd_det.losses import dkd_loss, kd_loss, multi_scale_logits, nkd_loss, sdd_loss
 
-# A region's loss by its name in SDD.BASE, and what reads its settings.
+# The values of SDD.BASE: the loss of a region, and the function that reads its settings.
 BASES = {
     "kd": (kd_loss, KD.read_settings),
     "dkd": (dkd_loss, DKD.read_settings),
@@ -29,14 +27,14 @@ BASES = {
 
 @register_distiller("sdd")
 class SDD(LogitDistiller):
-    """``loss_sdd``: ``sdd_loss`` (Wei et al. 2024) on the regions' logits, which ``multi_scale_logits`` makes.
+    """``loss_sdd``: ``sdd_loss`` (Wei et al. 2024) on the logits of regions, from ``multi_scale_logits``.
 
-    Region 0 is the whole image: the base loss is part of this one.
+    Region 0 is the whole image, so that the base loss is part of this loss.
     """
 
-    def __init__(self, cfg: CfgNode, pair: Pair) -> None:
+    def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
         super().__init__(cfg, pair)
-        # In a tuple, where they are no submodules: their parameters belong to the models.
+        # In a tuple they are not submodules: their parameters belong to the models.
         self.classifiers = (
             _classifier("STUDENT.NAME", cfg.STUDENT.NAME, pair.student),
             _classifier("TEACHER.NAME", cfg.TEACHER.NAME, pair.teacher),
@@ -59,22 +57,22 @@ class SDD(LogitDistiller):
         return {"loss_sdd": self.weight * loss}
 
 
-def _classifier(key: str, name: str, model: nn.Module) -> nn.Linear:
+def _classifier(key: str, name: str, model: nn.Module | None) -> nn.Linear:
     classifier = getattr(model, "classifier", None)
     if not isinstance(classifier, nn.Linear) or getattr(model, "pools_linearly", False) is not True:
         raise SetupError(
-            f"DISTILLER 'sdd': {key} {name!r} does not average its map and classify it by one linear layer, so that "
-            "regions have no logits. Take a model that does, or SDD.BASE alone as the DISTILLER."
+            f"DISTILLER 'sdd': {key} {name!r} does not classify the average of its map by one linear layer, so that "
+            "regions have no logits. Take a model that does, or set DISTILLER to SDD.BASE."
         )
     return classifier
 
 
-def _scales(scales: Sequence[int], pair: Pair) -> tuple[int, ...]:
+def _scales(scales: Sequence[int], pair: NetworkPair) -> tuple[int, ...]:
     for side, out in (("student", pair.student_out), ("teacher", pair.teacher_out)):
         height, width = out.map.shape[2:]
         if max(scales) > min(height, width):
             raise SetupError(
-                f"SDD.SCALES {tuple(scales)}: the {side}'s map is {height} x {width}. Leave out what is larger than "
+                f"SDD.SCALES {tuple(scales)}: the {side}'s map is {height} x {width}. Remove scales above "
                 f"{min(height, width)}, or take larger images."
             )
     return tuple(scales)

@@ -1,8 +1,6 @@
 """Classification models under one protocol: ``create_model(name, num_classes, **settings)``."""
 
-from classification.models.factory import create_model, model_names
-from classification.models.names import short_name
-from classification.models.outputs import ModelOutput
-from classification.models.protocol import ClassificationModel
+from classification.models.factory import create_model, model_names, short_name
+from classification.models.protocol import ClassificationModel, ModelOutput, resize_inputs
 
-__all__ = ["ClassificationModel", "ModelOutput", "create_model", "model_names", "short_name"]
+__all__ = ["ClassificationModel", "ModelOutput", "create_model", "model_names", "resize_inputs", "short_name"]

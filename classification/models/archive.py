@@ -1,7 +1,7 @@
-"""The files in a .tar, a .zip or a folder, read one at a time, none larger than what the archive can hold.
+"""Reads the files in a .tar, a .zip or a folder, one at a time, with limits on their sizes.
 
-A few megabytes of an archive can unpack to terabytes. Sizes are checked as declared, before anything is read, and what
-is read is counted.
+A few megabytes of an archive can unpack to terabytes. So declared sizes are checked before anything is read, and the
+bytes that are read are counted.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any, BinaryIO
 from kd_det.common.errors import SetupError, one_line
 
 MIB = 2**20
-# The largest published CIFAR-100 teacher is a ResNet-50 of 91 MiB. With its optimiser's state it would have twice that.
+# The largest published CIFAR-100 teacher is a ResNet-50 of 91 MiB. With the optimiser's state it has twice that size.
 MAX_FILE = 256 * MIB
-# Weights hardly compress: what an archive holds in all may be this many times its own size, and MAX_SLACK besides.
+# Weights hardly compress: all files together may be MAX_FACTOR times as large as the archive, plus MAX_SLACK.
 MAX_FACTOR, MAX_SLACK = 10, 64 * MIB
 CHUNK = MIB
 ARCHIVE_ERRORS = (
@@ -39,11 +39,13 @@ Files = Iterator[tuple[str, Callable[[], bytes]]]
 
 
 def archive_files(path: Path) -> Files:
-    """Every file's path, and a function that reads it, to be called before the next one. Nothing is unpacked to disk.
+    """Yields every file's path and a function that reads it. Nothing is unpacked to disk.
+
+    Call the function before you take the next file.
 
     Raises:
-        SetupError: there is no ``path``; it is no archive, or damaged; a file is larger than ``MAX_FILE``, or all are
-            than the archive can hold. The functions raise it too.
+        SetupError: there is no ``path``; it is not an archive, or damaged; a file is larger than ``MAX_FILE``, or all
+            files together are larger than the archive allows. The functions raise it too.
     """
     with _errors_of(path):
         if path.is_dir():
@@ -61,7 +63,7 @@ def _errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except ARCHIVE_ERRORS as error:
-        raise SetupError(f"{path} is no .tar or .zip archive, or is truncated: {one_line(error)}.") from error
+        raise SetupError(f"{path} is not a .tar or .zip archive, or is truncated: {one_line(error)}.") from error
 
 
 def _start(path: Path) -> bytes:
@@ -94,7 +96,7 @@ def _zip_members(path: Path) -> Files:
         for member in members:
             name = member.filename
             if member.compress_type not in ZIP_METHODS:
-                raise SetupError(f"{path}: {name!r:.200} is packed by a rare method; unpack it and give the folder.")
+                raise SetupError(f"{path}: {name!r:.200} has an unknown compression; unpack it and give the folder.")
             yield name, _reader(path, name, member.file_size, partial(archive.open, member))
 
 
@@ -111,20 +113,20 @@ def _reader(path: Path, name: str, size: int, opener: Callable[[], Any]) -> Call
     def read() -> bytes:
         if size > MAX_FILE:
             most = MAX_FILE // MIB
-            raise SetupError(f"{path}: {name!r:.200} has {size / MIB:.0f} MiB, more than the {most} of a teacher.")
+            raise SetupError(f"{path}: {name!r:.200} has {size / MIB:.0f} MiB; a teacher has at most {most}.")
         content = bytearray()
         with _errors_of(path), opener() as file:
             while len(content) <= size and (part := file.read(CHUNK)):
                 content += part
             if len(content) != size:
-                raise EOFError(f"{name!r:.200} has not the {size} bytes that it should have")
+                raise EOFError(f"{name!r:.200} does not have the {size} bytes that it should have")
         return bytes(content)
 
     return read
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that refuses to give much at once: tarfile reads a header of any declared length whole."""
+    """A stream that refuses large reads: tarfile would read a header of any declared length at once."""
 
     def __init__(self, stream: BinaryIO) -> None:
         super().__init__()

@@ -1,9 +1,20 @@
-"""Layers that several families share."""
+"""Layers that several families share, and the two stems.
+
+The stem is the first layers: "cifar" for small images, "large" for large ones. "large" is ResNet's: a 7x7 convolution
+with stride 2, then a 3x3 max-pooling with stride 2, then the same network as for CIFAR. Parameters keep their names. At
+224 pixels the first stage gets a map of 56x56. VGG, which pools between its stages anyway, takes only the convolution
+and a fourth pooling (see vgg.py).
+"""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Stem = Literal["cifar", "large"]
+STEMS = ("cifar", "large")
 
 
 def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -12,14 +23,15 @@ def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, grou
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Deals the channels of ``groups`` groups out in turn (ShuffleNet). (B, D, H, W) to the same shape."""
+    """Interleaves the channels of ``groups`` groups (ShuffleNet). (B, D, H, W) to the same shape."""
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
 def initialise(model: nn.Module, linear_std: float | None = None) -> None:
-    """He et al.'s normal initialisation (fan out) of convolutions, biases zero.
+    """Initialises convolutions as He et al. do (normal, fan out), their biases with zero.
 
-    ``linear_std``: standard deviation of the linear layers' weights, whose biases become zero; None leaves torch's.
+    ``linear_std`` is the standard deviation of the linear layers' weights; their biases become zero. None leaves
+    torch's initialisation of them.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -36,9 +48,9 @@ class ResidualBlock(nn.Module):
 
     Args:
         channels: of the input, then of each convolution's output.
-        kernels: of each convolution.
-        stride: of the first 3x3 convolution and of the projection.
-        shortcut: attribute name of the 1x1 projection, which is there only where the shape changes.
+        kernels: kernel size of each convolution.
+        stride: stride of the first 3x3 convolution and of the projection.
+        shortcut: attribute name of the 1x1 projection, which exists only where the shape changes.
     """
 
     def __init__(self, channels: list[int], kernels: list[int], stride: int, shortcut: str) -> None:
@@ -62,3 +74,15 @@ class ResidualBlock(nn.Module):
                 y = F.relu(y, inplace=True)
         y += getattr(self, self.projection)(x) if self.projection else x
         return F.relu(y, inplace=True)
+
+
+def stem_conv(stem: Stem, out_channels: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """The first convolution. ``kernel`` and ``stride`` are those of the CIFAR network."""
+    if stem == "large":
+        kernel, stride = 7, 2
+    return nn.Conv2d(3, out_channels, kernel, stride, padding=kernel // 2, bias=bias)
+
+
+def stem_pool(stem: Stem) -> nn.Module:
+    """The pooling after the first convolution and its activation: none for CIFAR."""
+    return nn.MaxPool2d(3, stride=2, padding=1) if stem == "large" else nn.Identity()

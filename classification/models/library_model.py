@@ -1,41 +1,51 @@
-"""A model of a library behind our protocol, with the library's own state dict."""
+"""What the adapters of timm's and torchvision's models share: the state dict, and looks at how a model classifies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
-from classification.models.outputs import ModelOutput
-from classification.models.protocol import ClassificationModel
+from classification.models.protocol import ClassificationModel, ModelOutput
 
-# Relative, of the largest value: above the rounding of an average, below what a BN that has seen nothing scales (5e-6).
+# Relative to the largest value: above the rounding error of an average, and below the factor by which a BatchNorm with
+# initial statistics scales (5e-6).
 SAME = 2e-6
+
+D = TypeVar("D", bound=dict[str, Any])
 
 
 class LibraryModel(ClassificationModel):
-    """Holds the library's model as ``model``. Keys of the state dict are the library's, without that prefix."""
+    """Holds the library's model as ``model``. The keys of the state dict are the library's, without that prefix."""
+
+    model: Any  # the library's module, with methods of its own
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def state_dict(self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> dict[str, Any]:  # type: ignore[override]
-        """The library's model's."""
+    @overload
+    def state_dict(self, *, destination: D, prefix: str = ..., keep_vars: bool = ...) -> D: ...
+
+    @overload
+    def state_dict(self, *, prefix: str = ..., keep_vars: bool = ...) -> dict[str, Any]: ...
+
+    def state_dict(self, *, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """The state dict of the library's model."""
         return self.model.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Called before the children's turn, on a dict of our own: gives the keys the prefix that the child looks for.
+        # PyTorch calls this before it loads the children, on a copy of the dict: add the prefix that the child expects.
         for key in [key for key in state_dict if key.startswith(prefix)]:
             state_dict[f"{prefix}model.{key[len(prefix) :]}"] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def pools_linearly(model: nn.Module, image: Tensor) -> bool:
-    """Whether the classifier's input is the map's average, as seen on ``image`` (1, 3, H, W) with dropout on."""
+    """Whether the classifier's input is the map's average, for ``image`` (1, 3, H, W) and with dropout on."""
     with probing(model, training=True):
         output: ModelOutput = model(image, return_features=True)
     average = output.map.mean((2, 3))
@@ -43,14 +53,15 @@ def pools_linearly(model: nn.Module, image: Tensor) -> bool:
 
 
 def is_close(a: Tensor, b: Tensor) -> bool:
+    """Whether ``a`` and ``b`` are equal up to rounding."""
     return bool((a - b).abs().max() <= SAME * b.abs().max())
 
 
 @contextmanager
 def probing(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """For a look at ``model``: without gradients; batch statistics, modes and random numbers stay as they are.
+    """Lets ``model`` run without gradients and side effects on batch statistics, modes and random numbers.
 
-    ``training`` puts all but normalisation in training mode.
+    ``training`` puts all modules but normalisation in training mode.
     """
     modes = {module: module.training for module in model.modules()}
     model.train(training)
@@ -67,5 +78,5 @@ def probing(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 
 def probe_image(size: int) -> Tensor:
-    """One image of noise (1, 3, size, size), always the same."""
+    """One image of noise (1, 3, size, size), the same on every call."""
     return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""MobileNetV2 of half width on CIFAR (Sandler et al. 2018, table 2), its activation ReLU and its stem of stride 2.
+"""MobileNetV2 of half width on CIFAR (Sandler et al. 2018, table 2), with ReLU activations and a stem of stride 2.
 
 Parameter names are those of the published CIFAR-100 checkpoints.
 """
@@ -6,22 +6,22 @@ Parameter names are those of the published CIFAR-100 checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor, nn
 
-from classification.models.layers import conv, initialise
+from classification.models.layers import Stem, conv, initialise, stem_conv, stem_pool
 from classification.models.protocol import ConvNet
-from classification.models.stem import Stem, stem_conv, stem_pool
 
-# Of each stage: expansion, channels at half width, blocks, stride.
+# Each stage's expansion, channels (at half width), number of blocks and stride.
 STAGES = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
 STEM_CHANNELS, LAST_CHANNELS = 16, 1280
-# The last stage of each map size, which `stages` shows.
+# The last stage of each map size: these maps are in `ModelOutput.stages`.
 SHOWN = (1, 2, 4, 6)
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise, 1x1 linear; plus the input where the shape is the same."""
+    """A 1x1 expansion, a 3x3 depthwise and a linear 1x1 convolution, plus the input where the shape stays the same."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -43,9 +43,9 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(ConvNet):
-    """Stages: the four map sizes' last blocks. Their outputs have no ReLU, as the paper's bottlenecks are linear.
+    """Stages: the last block of each of the four map sizes. Their outputs have no ReLU: bottlenecks are linear.
 
-    The map is that of the last 1x1 convolution, after ReLU: the layer that pooling and classifier follow.
+    The map is the output of the last 1x1 convolution after its ReLU, which pooling and classifier follow.
     """
 
     def __init__(self, num_classes: int, stem: Stem) -> None:
@@ -64,14 +64,14 @@ class MobileNetV2(ConvNet):
             self.blocks.append(stage)
         last = conv(channels, LAST_CHANNELS, 1)
         self.conv2 = nn.Sequential(last, nn.BatchNorm2d(LAST_CHANNELS), nn.ReLU(inplace=True))
-        # The published name is classifier.0, so what nn.Module keeps as "classifier" is a sequence of one; the property
-        # below, which goes before it, is the layer itself.
+        # The published name is "classifier.0", so the module "classifier" is a sequence of one layer. The property
+        # ``classifier`` hides it and returns that layer.
         self._modules["classifier"] = nn.Sequential(nn.Linear(LAST_CHANNELS, num_classes))
         initialise(self, linear_std=0.01)
 
     @property
-    def classifier(self) -> nn.Linear:  # type: ignore[override]
-        return self._modules["classifier"][0]
+    def classifier(self) -> nn.Linear:
+        return cast(nn.Linear, cast(nn.Sequential, self._modules["classifier"])[0])
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         x = self.maxpool(self.conv1(x))

@@ -1,50 +1,85 @@
-"""What every classification model answers, and the networks of the CIFAR literature answer alike.
+"""What every classification model returns.
 
-Shape legend: see outputs.py.
+Shape legend: B images, C classes, D channels before the classifier, H and W height and width of a map.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.outputs import ModelOutput
+
+class ModelOutput(NamedTuple):
+    """What ``model(x, return_features=True)`` returns.
+
+    In models with an average pooling and one linear layer, ``pooled`` is the average of ``map`` over its positions, and
+    ``model.classifier(pooled)`` is ``logits``. Token models return their patch tokens as a map.
+    """
+
+    logits: Tensor  # (B, C)
+    map: Tensor  # (B, D, H, W), before pooling
+    pooled: Tensor  # (B, D)
+    stages: list[Tensor]  # (B, D_l, H_l, W_l) after each stage, largest first
 
 
 class ClassificationModel(nn.Module):
-    """``model(x)`` gives logits, ``model(x, return_features=True)`` a ``ModelOutput``; both are one forward pass.
+    """``model(x)`` returns logits, ``model(x, return_features=True)`` a ``ModelOutput``; both are one forward pass.
 
     Attributes:
-        classifier: the linear layer that gives the logits, or None where the model has no such layer.
-        pools_linearly: whether ``classifier`` of the map's average over its positions is the logits, in training too;
-            what classifies the map's regions (SDD) needs that.
-        input_mean, input_std: of the images, scaled to [0, 1], that the library's pretrained weights were trained on,
-            red, green, blue; None for models without such weights.
-        has_own_classifier: whether a pretrained model has the classifier that it was trained with; False where that
-            has another number of classes, so that a new one took its place.
+        pools_linearly: whether the logits are ``classifier`` of the map's average, in training too. Methods that
+            classify regions of the map (SDD) need this.
+        input_mean, input_std: mean and standard deviation (R, G, B; pixels scaled to [0, 1]) of the images that the
+            library's pretrained weights were trained on. None for models without such weights.
+        has_own_classifier: whether a pretrained model has the classifier that it was trained with. False where that
+            classifier has a different number of classes and was replaced by a new one.
     """
 
-    classifier: nn.Linear | None
     pools_linearly: bool = True
     input_mean: tuple[float, ...] | None = None
     input_std: tuple[float, ...] | None = None
     has_own_classifier: bool = False
 
+    @property
+    @abstractmethod
+    def classifier(self) -> nn.Linear | None:
+        """The linear layer that returns the logits; None where the model has no such layer."""
+
 
 class ConvNet(ClassificationModel):
-    """A network whose logits are ``classifier(average of the map)``. Any image size from ``reduction`` on works."""
+    """A network whose logits are ``classifier(average of the map)``. It takes any image size from ``reduction`` on."""
 
-    classifier: nn.Linear
-    reduction: int  # the image's size over the map's
+    reduction: int  # the image's size divided by the map's
+
+    @property
+    @abstractmethod
+    def classifier(self) -> nn.Linear:
+        """The last layer."""
 
     @abstractmethod
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The stage maps, largest first, and the map before pooling, of images (B, 3, H, W)."""
+        """Returns the stage maps of images (B, 3, H, W), largest first, and the map before pooling."""
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | ModelOutput:
         stages, feature_map = self.features(x)
         pooled = F.adaptive_avg_pool2d(feature_map, 1).flatten(1)
         logits = self.classifier(pooled)
         return ModelOutput(logits, feature_map, pooled, stages) if return_features else logits
+
+
+def resize_inputs(model: nn.Module, size: int) -> None:
+    """Makes ``model`` resize its images (B, 3, H, W) to ``size`` × ``size`` pixels, bilinearly. 0: no resizing.
+
+    The state dict does not change.
+    """
+
+    def resize(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        images, *others = args
+        if images.shape[-2:] != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        return images, *others
+
+    if size:
+        model.register_forward_pre_hook(resize)

@@ -1,7 +1,9 @@
-"""ResNet for CIFAR: 6n + 2 layers in three stages of basic blocks (He et al. 2016, section 4.2).
+"""ResNets on CIFAR. Parameter names are those of the published CIFAR-100 checkpoints.
 
-"8x4" and "32x4" have four times the width from the first stage on, and twice in the stem. Shortcuts that change shape
-are 1x1 projections. Parameter names are those of the published CIFAR-100 checkpoints.
+``CifarResNet`` has 6n + 2 layers in three stages of basic blocks (He et al. 2016, section 4.2). "8x4" and "32x4" have
+four times the width from the first stage on, and twice the width in the stem. ``ResNet`` is ImageNet's ResNet-18 and
+ResNet-50 (the same paper, table 1): four stages behind a 3x3 stem of stride 1. Shortcuts that change the shape are 1x1
+projections.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import ResidualBlock, initialise
+from classification.models.layers import ResidualBlock, Stem, initialise, stem_conv, stem_pool
 from classification.models.protocol import ConvNet
-from classification.models.stem import Stem, stem_conv, stem_pool
+
+WIDTHS = (64, 128, 256, 512)  # of ResNet's stages
 
 
 class CifarResNet(ConvNet):
@@ -37,7 +40,7 @@ class CifarResNet(ConvNet):
         initialise(self)
 
     @property
-    def classifier(self) -> nn.Linear:  # type: ignore[override]
+    def classifier(self) -> nn.Linear:
         return self.fc
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -57,7 +60,56 @@ def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequ
     )
 
 
+class ResNet(ConvNet):
+    """Stages: the outputs of ``layer1`` to ``layer4``, after their last ReLU. The last is the map.
+
+    ``blocks`` is the number of blocks in each stage. A bottleneck block is a 1x1, a strided 3x3 and a 1x1 convolution,
+    the last with four times the channels.
+    """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(self, num_classes: int, stem: Stem, *, blocks: tuple[int, ...], bottleneck: bool) -> None:
+        super().__init__()
+        self.reduction = 8 if stem == "cifar" else 32
+        self.conv1 = stem_conv(stem, WIDTHS[0])
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.maxpool = stem_pool(stem)
+        channels = WIDTHS[0]
+        for i, (width, count) in enumerate(zip(WIDTHS, blocks, strict=True)):
+            layer = nn.Sequential()
+            for j in range(count):
+                layer.append(_block(channels, width, 2 if i > 0 and j == 0 else 1, bottleneck))
+                channels = 4 * width if bottleneck else width
+            self.add_module(f"layer{i + 1}", layer)
+        self.linear = nn.Linear(channels, num_classes)
+        initialise(self)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        return self.linear
+
+    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        stages = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            stages.append(x)
+        return stages, x
+
+
+def _block(in_channels: int, width: int, stride: int, bottleneck: bool) -> ResidualBlock:
+    if bottleneck:
+        return ResidualBlock([in_channels, width, width, 4 * width], [1, 3, 1], stride, "shortcut")
+    return ResidualBlock([in_channels, width, width], [3, 3], stride, "shortcut")
+
+
 NETWORKS: dict[str, Callable[[int, Stem], ConvNet]] = {
     **{f"resnet{depth}": partial(CifarResNet, depth=depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
     **{f"resnet{depth}x4": partial(CifarResNet, depth=depth, widths=(32, 64, 128, 256)) for depth in (8, 32)},
+    "ResNet18": partial(ResNet, blocks=(2, 2, 2, 2), bottleneck=False),
+    "ResNet50": partial(ResNet, blocks=(3, 4, 6, 3), bottleneck=True),
 }

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import initialise
+from classification.models.layers import Stem, initialise, stem_conv
 from classification.models.protocol import ConvNet
-from classification.models.stem import Stem, stem_conv
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -21,9 +21,9 @@ WIDTHS = (64, 128, 256, 512, 512)
 class VGG(ConvNet):
     """Stages: the outputs of ``block1`` to ``block4`` after ReLU, before max-pooling. The last is the map.
 
-    Blocks are separated by 2x2 max-poolings, except the last two on CIFAR, which see maps of the same size. With the
-    large stem the very first convolution is 7x7 of stride 2, nothing follows it, and the last two blocks are separated
-    too. ``counts``: convolutions of each block.
+    A 2x2 max-pooling lies between blocks, except between the last two on CIFAR, which have maps of the same size. With
+    the large stem the first convolution is 7x7 with stride 2, and a pooling lies between the last two blocks too.
+    ``counts`` is the number of convolutions in each block.
     """
 
     def __init__(self, num_classes: int, stem: Stem, *, counts: tuple[int, ...]) -> None:
@@ -36,8 +36,12 @@ class VGG(ConvNet):
         blocks[0][0] = first
         for i, block in enumerate(blocks):
             self.add_module(f"block{i}", block)
-        self.classifier = nn.Linear(WIDTHS[-1], num_classes)
+        self._modules["classifier"] = nn.Linear(WIDTHS[-1], num_classes)  # the published name; see the property
         initialise(self, linear_std=0.01)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        return cast(nn.Linear, self._modules["classifier"])
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         stages = []
@@ -50,7 +54,7 @@ class VGG(ConvNet):
 
 
 def _block(in_channels: int, width: int, count: int) -> nn.Sequential:
-    """Convolution and BN ``count`` times, with ReLU between."""
+    """``count`` times a convolution and BN, with ReLU between them."""
     layers: list[nn.Module] = []
     for i in range(count):
         convolution = nn.Conv2d(in_channels if i == 0 else width, width, 3, padding=1)

@@ -1,4 +1,4 @@
-"""Wide residual networks (Zagoruyko and Komodakis 2016): three stages of pre-activation units, no dropout.
+"""Wide residual networks (Zagoruyko and Komodakis 2016): three stages of pre-activation units without dropout.
 
 Parameter names are those of the published CIFAR-100 checkpoints.
 """
@@ -11,13 +11,13 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import conv, initialise
+from classification.models.layers import Stem, conv, initialise, stem_conv, stem_pool
 from classification.models.protocol import ConvNet
-from classification.models.stem import Stem, stem_conv, stem_pool
 
 
-class Unit(nn.Module):
-    """BN-ReLU-conv twice, plus the input; where the width changes, plus a 1x1 projection of the activated input."""
+class PreActivationUnit(nn.Module):
+    """BN, ReLU and convolution twice, plus the input. Where the width changes, the sum takes a 1x1 projection of the
+    activated input instead."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Unit(nn.Module):
         self.convShortcut = conv(in_channels, channels, 1, stride) if in_channels != channels else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The unit's output, and its activated input."""
+        """Returns the unit's output and its activated input."""
         activated = F.relu(self.bn1(x), inplace=True)
         y = F.relu(self.bn2(self.conv1(activated)), inplace=True)
         y = self.conv2(y)
@@ -36,15 +36,15 @@ class Unit(nn.Module):
 
 
 class Stage(nn.Module):
-    """Units in a row; the first may stride."""
+    """Units in a row. The first one has the stride."""
 
     def __init__(self, in_channels: int, channels: int, units: int, stride: int) -> None:
         super().__init__()
-        first = Unit(in_channels, channels, stride)
-        self.layer = nn.Sequential(first, *(Unit(channels, channels, 1) for _ in range(units - 1)))
+        first = PreActivationUnit(in_channels, channels, stride)
+        self.layer = nn.Sequential(first, *(PreActivationUnit(channels, channels, 1) for _ in range(units - 1)))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The stage's output, and its activated input."""
+        """Returns the stage's output and its activated input."""
         x, activated_input = self.layer[0](x)
         for unit in self.layer[1:]:
             x, _ = unit(x)
@@ -52,9 +52,9 @@ class Stage(nn.Module):
 
 
 class WideResNet(ConvNet):
-    """Stages: the sums that ``block1`` to ``block3`` give, after the BN and ReLU that follow. The last is the map.
+    """Stages: the outputs of ``block1`` to ``block3`` after the BN and ReLU that follow. The last is the map.
 
-    The following stage begins with that BN and ReLU: nothing is computed twice to show it.
+    The next stage begins with that BN and ReLU, so that nothing is computed twice.
     """
 
     def __init__(self, num_classes: int, stem: Stem, *, depth: int, widen_factor: int) -> None:
@@ -73,7 +73,7 @@ class WideResNet(ConvNet):
         nn.init.zeros_(self.fc.bias)
 
     @property
-    def classifier(self) -> nn.Linear:  # type: ignore[override]
+    def classifier(self) -> nn.Linear:
         return self.fc
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from classification.auto_train import train_teacher
 from classification.composition import run_name
 from classification.config import load_config
 from classification.results import commit
 from classification.studies.grid import Combination, check_combinations, combinations
 from classification.studies.seeds import TrainingRun
-from classification.teacher import train_teacher
 from kd_det.common.environment import hardware, versions
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_csv

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import torch
 from fvcore.common.config import CfgNode
 
-from classification.building import build_accelerator, build_data, check_config
-from classification.teacher import build_teacher, train_teacher
+from classification.auto_train import train_teacher
+from classification.config import check_config
+from classification.data import build_data
+from classification.networks import build_teacher
+from classification.trainer import build_accelerator
 from kd_det.common.beta import MeasuredGaps, confidence_gap
 from kd_det.common.config_files import find_configs
 from kd_det.common.errors import SetupError

@@ -14,12 +14,11 @@ from urllib.parse import quote
 import torch
 from fvcore.common.config import CfgNode
 
-from classification.building import build_networks, check_config
-from classification.checkpoint import STUDENT, save_student
-from classification.config import load_config
+from classification.checkpoint import STUDENT, save_student, weights_path
+from classification.config import check_config, load_config
 from classification.data import Data, build_data
 from classification.distillers import distiller_class
-from classification.teacher import create_from, weights_path
+from classification.networks import build_networks, create_from
 from kd_det.common.errors import SetupError
 
 RESERVED = {"SEED": "--seeds", "OUTPUT_DIR": "--output-dir"}

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from classification.data.contents import FileData
+from classification.data.image_folders import FileData
 from classification.studies.runs import Answers, FinishedRun, collect
 from classification.studies.transfer_data import Splits, transfer_data
 from kd_det.common.environment import versions

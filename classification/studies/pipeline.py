@@ -18,11 +18,10 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import CIFAR100
 
-from classification.data.cifar import MEAN, STD
 from classification.data.loaders import TrainLoader
-from classification.data.memory_source import MemorySource
-from classification.data.normalization import Normalization
-from classification.data.padded import PADDING, PaddedImages
+from classification.data.memory_source import PADDING, MemorySource, PaddedImages
+from classification.data.small_images import CIFAR_MEAN, CIFAR_STD
+from classification.data.transforms import Normalization
 
 
 def compare_pipelines(
@@ -76,7 +75,7 @@ def torchvision_pipeline(
 ) -> Callable[[int], Iterable[Any]]:
     """torchvision's reader and PIL transforms in a DataLoader: a function from an epoch's number to its batches."""
     steps = [transforms.RandomCrop(32, padding=PADDING), transforms.RandomHorizontalFlip()]
-    steps += [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    steps += [transforms.ToTensor(), transforms.Normalize(CIFAR_MEAN, CIFAR_STD)]
     split = Subset(reader(root, transform=transforms.Compose(steps)), range(images))
     loader = DataLoader(split, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     return lambda epoch: loader
@@ -92,7 +91,7 @@ def in_memory_pipeline(
     source = MemorySource(
         PaddedImages(pixels, device, layout, mirror=True),
         torch.tensor(split.targets[:images]),
-        Normalization(MEAN, STD, 32, device, layout),
+        Normalization(CIFAR_MEAN, CIFAR_STD, 32, device, layout),
         seed=0,
     )
     return TrainLoader(source, batch_size, batch_size, seed=0).epoch

@@ -12,15 +12,13 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from classification.building import build_student, check_config
 from classification.checkpoint import STUDENT
-from classification.config import get_config
+from classification.config import check_config, get_config
 from classification.data import Data, build_data
-from classification.data.batch import Batch
-from classification.models.outputs import ModelOutput
-from classification.models.protocol import ClassificationModel
+from classification.data.loaders import Batch
+from classification.models.protocol import ClassificationModel, ModelOutput
+from classification.networks import FrozenTeacher, build_student, build_teacher
 from classification.results import RESULT
-from classification.teacher import Teacher, build_teacher
 from kd_det.common.config_merge import merge_config
 from kd_det.common.errors import SetupError
 from kd_det.common.files import read_json
@@ -48,7 +46,7 @@ class FinishedRun:
     data: Data
     device: torch.device
 
-    def teacher(self) -> Teacher:
+    def teacher(self) -> FrozenTeacher:
         """Its teacher, on ``device``. Every call loads it again.
 
         Raises:

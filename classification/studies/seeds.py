@@ -14,12 +14,11 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from classification.building import check_config
+from classification.auto_train import train_teacher
 from classification.composition import method_name
-from classification.config import load_config
+from classification.config import check_config, load_config
 from classification.distillers import distiller_class
 from classification.results import RESULT
-from classification.teacher import train_teacher
 from kd_det.common.command_line import split_values
 from kd_det.common.config_files import shipped_name
 from kd_det.common.errors import SetupError

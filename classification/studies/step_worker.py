@@ -17,13 +17,11 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from torch.nn import functional as F
 
-from classification.building import build_accelerator, build_optimizer, check_config
-from classification.config import load_config
-from classification.data.batch import Batch
-from classification.data.catalog import IN_MEMORY
-from classification.data.cifar import MEAN, STD
-from classification.data.contents import ImagesInMemory, MemoryData
-from classification.training import Trainer
+from classification.config import check_config, load_config
+from classification.data.build import IN_MEMORY
+from classification.data.loaders import Batch
+from classification.data.small_images import CIFAR_MEAN, CIFAR_STD, ImagesInMemory, MemoryData
+from classification.trainer import Trainer, build_accelerator, build_optimizer
 from kd_det.common.environment import peak_memory_mib
 from kd_det.common.errors import SetupError
 from kd_det.losses import dkd_loss
@@ -42,7 +40,7 @@ def noise() -> MemoryData:
     memory, which halves its size, because the processes of all kinds of steps exist at the same time.
     """
     return MemoryData(
-        _split(TRAIN_SAMPLES), _split(VAL_SAMPLES), tuple(map(str, range(CLASSES))), MEAN, STD, mirror=False
+        _split(TRAIN_SAMPLES), _split(VAL_SAMPLES), tuple(map(str, range(CLASSES))), CIFAR_MEAN, CIFAR_STD, mirror=False
     )
 
 

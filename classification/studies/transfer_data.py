@@ -11,13 +11,12 @@ from torch import Tensor
 from torchvision.datasets import STL10, ImageFolder
 from torchvision.transforms import v2
 
-from classification.data.contents import FileData, ImagesInMemory, ImagesOnDisk
-from classification.data.digits import read_digits
 from classification.data.file_source import FileSource
+from classification.data.image_folders import FileData, ImagesOnDisk
 from classification.data.loaders import EvalLoader, Source
-from classification.data.memory_source import MemorySource
-from classification.data.normalization import Normalization
-from classification.data.padded import PaddedImages
+from classification.data.memory_source import MemorySource, PaddedImages
+from classification.data.small_images import ImagesInMemory, read_digits
+from classification.data.transforms import Normalization
 from classification.studies.runs import FinishedRun
 from kd_det.common.errors import SetupError
 

@@ -147,37 +147,46 @@ def _end_with_the_parent(parent: int) -> None:
     os._exit(0)
 
 
+class _WorkerErrorsNoted:
+    """PyTorch's handler of SIGCHLD, whose errors are noted instead of raised."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self._handler = handler
+        self.errors: list[RuntimeError] = []
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self._handler(number, frame)
+        except RuntimeError as error:
+            self.errors.append(error)
+
+
 @contextmanager
 def worker_errors_deferred() -> Iterator[None]:
-    """Holds back the ``RuntimeError`` that PyTorch raises, wherever the main thread is, when a data worker dies: the
-    state of a half-made update could not be saved. It is raised at the end.
+    """For code that starts or reads a ``DataLoader``: the death of a data worker is raised only by that code.
 
-    A loader that waits for a dead worker's data notices it by itself within seconds; its error is replaced by
-    PyTorch's other one, which tells the cause.
+    PyTorch installs a handler when the first loader of a process starts. The handler raises an error as soon as a
+    worker dies, wherever the main thread is: the state of a half-made update could not be saved. From the first such
+    context on, the handler only notes the error. A loader that waits for a dead worker's data raises an error by itself
+    within seconds. In this context that error is replaced by the noted one, which tells the cause.
     """
-    if not hasattr(signal, "SIGCHLD"):  # Windows
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
         return
-    errors: list[RuntimeError] = []
-    before = signal.getsignal(signal.SIGCHLD)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        try:
-            if callable(before):
-                before(number, frame)
-        except RuntimeError as error:
-            errors.append(error)
-
-    signal.signal(signal.SIGCHLD, note)
     try:
+        _note_worker_errors()
         yield
-    except RuntimeError:
-        if errors:
-            raise errors[0] from None
-        raise
+    except RuntimeError as error:
+        handler = signal.getsignal(signal.SIGCHLD)
+        if not str(error).startswith("DataLoader worker") or not isinstance(handler, _WorkerErrorsNoted):
+            raise
+        noted, handler.errors = handler.errors, []
+        raise noted[-1] if noted else error from None
     finally:
-        # PyTorch puts its handler over ours when the first loader starts, once in a process.
-        if signal.getsignal(signal.SIGCHLD) is note:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
-    if errors:
-        raise errors[0]
+        _note_worker_errors()
+
+
+def _note_worker_errors() -> None:
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler) and not isinstance(handler, _WorkerErrorsNoted):
+        signal.signal(signal.SIGCHLD, _WorkerErrorsNoted(handler))

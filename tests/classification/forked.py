@@ -45,7 +45,8 @@ def train(
 @cache
 def _server() -> ForkServerContext:
     context = get_context("forkserver")
-    context.set_forkserver_preload(["classification.run", "timm", "torch.utils.tensorboard"])
+    ours = ["classification.trainer", "classification.evaluate", "classification.auto_train"]
+    context.set_forkserver_preload([*ours, "timm", "torch.utils.tensorboard"])
     return context
 
 

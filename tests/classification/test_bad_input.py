@@ -13,7 +13,7 @@ def refused(distil, monkeypatch, capsys, tmp_path):
 
     def run(*overrides: object, flags: tuple[str, ...] = ()) -> str:
         from classification import train
-        from classification.training import Trainer
+        from classification.trainer import Trainer
 
         monkeypatch.setattr(Trainer, "train", lambda self, received: pytest.fail("training began"))
         with pytest.raises(SystemExit) as raised:
@@ -30,7 +30,7 @@ def refused(distil, monkeypatch, capsys, tmp_path):
     ("overrides", "expected"),
     [
         (["DKD.BETTA", "2.0"], ["DKD.BETTA", "Did you mean 'DKD.BETA'?"]),
-        (["DISTILLER", "dkt"], ["DISTILLER 'dkt'", "Did you mean"]),
+        (["DISTILLER", "dkt"], ["DISTILLER: there is no distiller 'dkt'. Did you mean 'dkd'?"]),
         (["STUDENT.NAME", "resnet9"], ["resnet9", "Did you mean"]),
         (["DATA.NAME", "cifar10"], ["cifar10", "cifar100"]),
         (["DKD.TEMPERATURE", "0.0"], ["DKD.TEMPERATURE", "0"]),
@@ -81,7 +81,7 @@ def test_teacher_of_another_model(refused, teacher_file, tmp_path):
     content = torch.load(teacher_file, weights_only=True)
     torch.save({"model": content["model"]}, tmp_path / "bare.pth")
     line = refused("TEACHER.WEIGHTS", "bare.pth", "TEACHER.NAME", "resnet20")
-    assert "another model" in line and "layer1.2.conv1.weight is not in the file" in line
+    assert "a different model" in line and "layer1.2.conv1.weight is not in the file" in line
 
 
 def test_teacher_of_other_classes(refused, teacher_file, tmp_path):

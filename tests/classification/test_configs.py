@@ -12,9 +12,9 @@ import torch
 import torchvision
 
 from classification.config import load_config
-from classification.distillers import Pair, build_distiller
+from classification.distillers import NetworkPair, build_distiller
 from classification.models import create_model, short_name
-from classification.models.names import NICKNAMES
+from classification.models.factory import NICKNAMES
 from kd_det.common.config_files import CONFIGS
 from kd_det.common.errors import SetupError
 
@@ -141,10 +141,10 @@ def network(node, size: int):
     return answer(without_tag(node.NAME), stem, node.IMAGE_SIZE or size)
 
 
-def pair(cfg) -> Pair:
+def pair(cfg) -> NetworkPair:
     student, student_out = network(cfg.STUDENT, cfg.DATA.IMAGE_SIZE)
     teacher, teacher_out = network(cfg.TEACHER, cfg.DATA.IMAGE_SIZE) if cfg.TEACHER.NAME else (None, None)
-    return Pair(student, teacher, student_out, teacher_out, 2000)
+    return NetworkPair(student, teacher, student_out, teacher_out, 2000)
 
 
 @pytest.mark.parametrize("leaf", LEAVES)

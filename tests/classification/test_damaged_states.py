@@ -1,4 +1,4 @@
-"""--resume: a state with a missing or damaged file is refused by one line, and runs no code; older versions' go on."""
+"""--resume: a missing or damaged file is refused in one line and runs no code; states of older versions still work."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from classification import states, train
-from classification.random_states import random_states, set_random_states
-from classification.training import Trainer
+from classification.states import random_states, set_random_states
+from classification.trainer import Trainer
 from kd_det.common.errors import SetupError
 from tests.classification import forked
 from tests.classification.conftest import outcome
@@ -87,7 +87,7 @@ def test_without_digests_what_cannot_be_used_is_named_as_well(state, resume, nam
         shutil.copy(state / name, state / "kept")
         damage(state / name, how)
         line = resume()
-        assert f"0-7/{name}'" in line and "start anew with --overwrite" in line, (how, line)
+        assert f"0-7/{name}'" in line and "start again with --overwrite" in line, (how, line)
         shutil.move(state / "kept", state / name)
     assert resume() == ""
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from classification.config import load_config
-from classification.data.batch import Batch
-from classification.distillers import DISTILLERS, Pair, build_distiller
+from classification.data.loaders import Batch
+from classification.distillers import DISTILLERS, NetworkPair, build_distiller
 from classification.models import create_model
+from classification.networks import FrozenTeacher
 from classification.step import TrainingStep
-from classification.teacher import Teacher
 from kd_det.common.errors import SetupError
 
 CLASSES, SAMPLES = 10, 4
@@ -38,17 +38,17 @@ def pair(request):
     size = SIZES.get(request.param, 32)
     torch.manual_seed(0)
     student = create_model(student_name, CLASSES, image_size=size)
-    teacher = Teacher(create_model(teacher_name, CLASSES, image_size=size), (0.0,) * 3, (1.0,) * 3)
+    teacher = FrozenTeacher(create_model(teacher_name, CLASSES, image_size=size), (0.0,) * 3, (1.0,) * 3)
     images = torch.randn(SAMPLES, 3, size, size)
     batch = Batch(images, torch.tensor([1, 1, 2, 3]), torch.arange(SAMPLES))
     student.eval()
     with torch.no_grad():
         student_out = student(images[:2], return_features=True)
     student.train()
-    return Pair(student, teacher.model, student_out, teacher(images[:2]), 100), teacher, batch
+    return NetworkPair(student, teacher.model, student_out, teacher(images[:2]), 100), teacher, batch
 
 
-def suits(name: str, pair: Pair) -> bool:
+def suits(name: str, pair: NetworkPair) -> bool:
     """Whether the protocol has what the method needs; if not, it must say so."""
     both = (pair.student, pair.teacher)
     if name == "sdd":

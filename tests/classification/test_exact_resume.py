@@ -12,17 +12,17 @@ from tests.classification import forked
 from tests.classification.conftest import outcome
 
 KILLS = {
-    "first step": ["classification.training:Trainer._take_step:before:1"],
+    "first step": ["classification.trainer:Trainer._take_step:before:1"],
     "mid-epoch, then again": [
-        "classification.training:Trainer._take_step:after:8",
-        "classification.training:Trainer._take_step:before:9",
+        "classification.trainer:Trainer._take_step:after:8",
+        "classification.trainer:Trainer._take_step:before:9",
     ],
     "half-written state": ["classification.states:_write:before:6"],
     "state written, not yet named": ["classification.states:_publish:before:3"],
     "state named, older not yet removed": ["classification.states:_remove_others:before:3"],
     "half-written student": ["kd_det.common.files:os.replace:before:11"],
-    "in the evaluation": ["classification.training:evaluate:before:2"],
-    "after the last epoch": ["classification.training:describe_run:before:1"],
+    "in the evaluation": ["classification.trainer:measure_accuracy:before:2"],
+    "after the last epoch": ["classification.trainer:describe_run:before:1"],
 }
 
 
@@ -59,7 +59,7 @@ def test_killed_and_resumed_ends_with_the_same_bits(settings, uninterrupted, tmp
 
 
 def test_sigterm_saves_at_once_and_loses_no_step(settings, uninterrupted, tmp_path):
-    stopped = train(tmp_path, settings, "run", kill="classification.training:Trainer._take_step:after:7:SIGTERM")
+    stopped = train(tmp_path, settings, "run", kill="classification.trainer:Trainer._take_step:after:7:SIGTERM")
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr[-3000:]
     assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["0-7"]
     resumed = train(tmp_path, settings, "run", flags=("--resume",))
@@ -79,7 +79,7 @@ def test_sigterm_in_the_evaluation_saves_before_its_end(settings, uninterrupted,
 
 
 def test_another_configuration_is_no_resumption(settings, tmp_path):
-    stopped = train(tmp_path, settings, "run", kill="classification.training:Trainer._take_step:after:7:SIGTERM")
+    stopped = train(tmp_path, settings, "run", kill="classification.trainer:Trainer._take_step:after:7:SIGTERM")
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr[-3000:]
     resumed = train(tmp_path, [*settings, "SOLVER.LR", "0.01"], "run", flags=("--resume",))
     assert resumed.returncode == 2 and "SOLVER.LR was 0.05 and is 0.01" in resumed.stderr

@@ -27,7 +27,7 @@ def test_mcld_killed_and_resumed_ends_with_the_same_bits_and_queue(distil, tmp_p
     assert whole.returncode == 0, whole.stderr[-3000:]
     flags = ()
     for step in (3, 11):
-        kill = f"classification.training:Trainer._take_step:after:{step}"
+        kill = f"classification.trainer:Trainer._take_step:after:{step}"
         killed = train(tmp_path, settings, "killed", kill=kill, flags=flags)
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
         flags = ("--resume",)

@@ -9,14 +9,14 @@ import signal
 import pytest
 
 from classification import states, train
-from classification.training import Trainer
+from classification.trainer import Trainer
 from kd_det.common.files import run_lock
 from tests.classification import forked
 from tests.classification.conftest import outcome
 from tests.classification.test_exact_resume import assert_same
 
 SHORT = ["STUDENT.NAME", "resnet8", "DATA.BATCH_SIZE", 128, "SOLVER.EPOCHS", 2, "SOLVER.STEPS", "(1,)"]
-KILL = "classification.training:Trainer._take_step:after:7:SIGTERM"
+KILL = "classification.trainer:Trainer._take_step:after:7:SIGTERM"
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_one_run_at_a_time(finished, begin):
     assert "OUTPUT_DIR 'whole' is in use by another run" in line
 
 
-def test_a_folder_that_is_none(finished, begin):
+def test_a_file_in_place_of_the_folder(finished, begin):
     (finished / "file").write_text("")
     assert "OUTPUT_DIR 'file' cannot be written to" in begin(*SHORT, "OUTPUT_DIR", "file")
 

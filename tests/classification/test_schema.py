@@ -1,4 +1,4 @@
-"""Every key has a check, and none lets pass what is no value of its kind."""
+"""Every key has a check, which refuses values of the wrong kind."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from fvcore.common.config import CfgNode
 
 from classification.config import get_config
-from classification.resuming import _leaves
 from classification.schema import SCHEMA, check_values, checked
+from kd_det.common.config_files import leaves
 from kd_det.common.errors import SetupError
 
-KEYS = [key for key, _ in _leaves(get_config())]
+KEYS = [key for key, _ in leaves(get_config())]
 
 
 def with_value(key: str, value: object) -> CfgNode:
@@ -31,7 +31,7 @@ def test_every_key_has_a_check_and_every_default_passes():
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_what_is_no_value_of_its_kind(key):
+def test_values_of_the_wrong_kind(key):
     own = type(checked(get_config(), key))
     values = [None, math.inf, -math.inf, math.nan, {}, [None], ("a",), -7, -7.0, b"bytes", 1j]
     values += [value for value in (True, "text\0", 3, 2.5, (1.5,)) if not isinstance(value, own)]
@@ -64,7 +64,7 @@ def test_what_is_no_value_of_its_kind(key):
         ("STUDENT.STEM", "cifer"),
     ],
 )
-def test_values_that_cannot_work(key, value):
+def test_values_out_of_range(key, value):
     with pytest.raises(SetupError, match=rf"^{key} is "):
         check_values(with_value(key, value))
 

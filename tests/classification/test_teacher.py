@@ -8,11 +8,10 @@ import pytest
 import torch
 from torchvision.models import WeightsEnum, resnet18
 
-from classification import run, teacher, train
-from classification.checkpoint import save_student
+from classification import auto_train, networks, train, trainer
+from classification.checkpoint import save_student, weights_path
 from classification.config import load_config
-from classification.models import create_model
-from classification.models.resizing import resize_inputs
+from classification.models import create_model, resize_inputs
 from kd_det.common.command_line import parse_arguments
 from kd_det.common.errors import SetupError
 from kd_det.common.processes import CommandError
@@ -43,17 +42,17 @@ def random_weights(monkeypatch):
 )
 def test_logits_of_a_classifier_that_was_made_anew_are_refused(settings, random_weights):
     with pytest.raises(
-        SetupError, match=r"TEACHER\.PRETRAINED True: .*resnet18' was trained on other classes.*WEIGHTS"
+        SetupError, match=r"TEACHER\.PRETRAINED True: .*resnet18' was not trained on the classes of the data.*WEIGHTS"
     ):
-        teacher.build_teacher(load_config("", [*PRETRAINED, *settings]), DATA)
+        networks.build_teacher(load_config("", [*PRETRAINED, *settings]), DATA)
 
 
 def test_features_of_one_are_not_and_the_log_says_so(random_weights, caplog):
     cfg = load_config("", [*PRETRAINED, "DISTILLER", "reviewkd"])
-    teacher.build_teacher(cfg, DATA)
-    assert "was trained on other classes than the data's; DISTILLER 'reviewkd' uses its features alone" in caplog.text
-    with pytest.raises(SetupError, match="other classes"):
-        teacher.build_teacher(cfg, DATA, uses_logits=True)
+    networks.build_teacher(cfg, DATA)
+    assert "was not trained on the classes of the data; DISTILLER 'reviewkd' uses only its features" in caplog.text
+    with pytest.raises(SetupError, match="not trained on the classes"):
+        networks.build_teacher(cfg, DATA, uses_logits=True)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +64,10 @@ def test_a_thousand_classes_are_imagenets_by_their_names(names, data, fits, rand
     )
     cfg = load_config("", [*PRETRAINED, "DISTILLER", "kd", "DATA.NAME", data])
     if fits:
-        assert teacher.build_teacher(cfg, classes).model.has_own_classifier
+        assert networks.build_teacher(cfg, classes).model.has_own_classifier
     else:
-        with pytest.raises(SetupError, match="other classes"):
-            teacher.build_teacher(cfg, classes)
+        with pytest.raises(SetupError, match="not trained on the classes"):
+            networks.build_teacher(cfg, classes)
 
 
 @pytest.mark.parametrize(("code", "expected"), [(143, StopRequested), (-2, StopRequested), (2, SetupError)])
@@ -77,10 +76,10 @@ def test_a_training_that_failed_or_was_stopped(code, expected, tmp_path, monkeyp
         raise CommandError("its lines", code)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(teacher, "stream", stream)
+    monkeypatch.setattr(auto_train, "stream", stream)
     cfg = load_config("digits/pairs/resnet20_resnet8.yaml")
     with pytest.raises(expected) as raised:
-        teacher.train_teacher(cfg)
+        auto_train.train_teacher(cfg)
     if expected is SetupError:
         assert "TEACHER.AUTO_TRAIN" in str(raised.value) and "code 2" in str(raised.value)
     else:
@@ -89,11 +88,11 @@ def test_a_training_that_failed_or_was_stopped(code, expected, tmp_path, monkeyp
 
 def test_a_file_that_no_run_left_is_taken_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(teacher, "stream", lambda *args, **kwargs: pytest.fail("a training began"))
+    monkeypatch.setattr(auto_train, "stream", lambda *args, **kwargs: pytest.fail("a training began"))
     folder = tmp_path / "output" / "digits" / "mine"
     folder.mkdir(parents=True)
     (folder / "model.pth").write_bytes(b"")
-    teacher.train_teacher(load_config("", ["TEACHER.WEIGHTS", "digits/mine"]))
+    auto_train.train_teacher(load_config("", ["TEACHER.WEIGHTS", "digits/mine"]))
 
 
 @pytest.mark.parametrize("name", ["timm/test_vit", "torchvision/resnet18"])
@@ -104,7 +103,7 @@ def test_one_that_we_trained_answers_as_it_did_as_a_student(name, tmp_path):
     path = tmp_path / "model.pth"
     save_student(path, student, {"name": name, "num_classes": 3, "class_names": ["a", "b", "c"]})
     cfg = load_config("", ["TEACHER.NAME", name, "TEACHER.WEIGHTS", str(path), "TEACHER.IMAGE_SIZE", "64"])
-    loaded = teacher.build_teacher(cfg, DATA)
+    loaded = networks.build_teacher(cfg, DATA)
     assert student.input_mean != DATA.mean and not loaded.renormalizes
     images = normalised(DATA.mean, DATA.std)
     with torch.no_grad():
@@ -114,10 +113,10 @@ def test_one_that_we_trained_answers_as_it_did_as_a_student(name, tmp_path):
 def test_a_librarys_own_sees_its_own_normalisation(monkeypatch):
     model = create_model("timm/test_vit", 3, image_size=32)
     model.has_own_classifier = True
-    monkeypatch.setattr(teacher, "create_from", lambda node, data: model)  # PRETRAINED would download
+    monkeypatch.setattr(networks, "create_from", lambda node, data: model)  # PRETRAINED would download
     monkeypatch.setattr(DATA, "class_names", ("n00000001", "n00000002", "n00000003"))
     cfg = load_config("", ["TEACHER.NAME", "timm/test_vit", "TEACHER.PRETRAINED", "True"])
-    pretrained = teacher.build_teacher(cfg, DATA)
+    pretrained = networks.build_teacher(cfg, DATA)
     expected = model(normalised(model.input_mean, model.input_std), return_features=True)
     torch.testing.assert_close(pretrained(normalised(DATA.mean, DATA.std)).logits, expected.logits)
 
@@ -125,26 +124,26 @@ def test_a_librarys_own_sees_its_own_normalisation(monkeypatch):
 def test_auto_train_trains_it_alone_by_its_configurations(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     commands = []
-    monkeypatch.setattr(teacher, "stream", lambda command, **_: commands.append(command))
+    monkeypatch.setattr(auto_train, "stream", lambda command, **_: commands.append(command))
     cfg = load_config(["cifar100/methods/kd.yaml", "cub200/pairs/swin_t_mv2.yaml"], ["DATA.ROOT", "elsewhere"])
-    teacher.train_teacher(cfg)
+    auto_train.train_teacher(cfg)
     args = parse_arguments(train.parser(), commands[0][3:])
     trained = load_config(args.config_file, args.opts)
     name = "timm/swin_tiny_patch4_window7_224.ms_in1k"
     alone = ["cub200/base.yaml", "cifar100/schedules/fine_tuned.yaml"]
     assert trained == load_config(alone, ["STUDENT.NAME", name, "DATA.ROOT", "elsewhere"])
     assert args.resume and trained.OUTPUT_DIR == "output/cub200/vanilla_swin_t"
-    assert teacher.weights_path(cfg.TEACHER.WEIGHTS).parent.as_posix() == trained.OUTPUT_DIR
+    assert weights_path(cfg.TEACHER.WEIGHTS).parent.as_posix() == trained.OUTPUT_DIR
 
 
 def test_without_a_method_the_teacher_is_neither_trained_nor_used(tmp_path, monkeypatch, capsys):
     trained = []
     result = {"last_top1": 1.0, "best_top1": 1.0}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "train_teacher", lambda cfg: pytest.fail("the teacher was trained"))
-    monkeypatch.setattr(run, "build_accelerator", lambda cfg: None)
+    monkeypatch.setattr(auto_train, "train_teacher", lambda cfg: pytest.fail("the teacher was trained"))
+    monkeypatch.setattr(trainer, "build_accelerator", lambda cfg: None)
     train_it = SimpleNamespace(train=lambda received: result)
-    monkeypatch.setattr(run, "Trainer", lambda cfg, *_, **__: trained.append(cfg) or train_it)
+    monkeypatch.setattr(trainer, "Trainer", lambda cfg, *_, **__: trained.append(cfg) or train_it)
     train.main(["--config-file", "digits/pairs/resnet20_resnet8.yaml"])
     assert trained[0].OUTPUT_DIR == "output/digits/vanilla_resnet8"
     assert "TEACHER.NAME 'resnet20' is not used; a method's file" in capsys.readouterr().out

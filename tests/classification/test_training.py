@@ -69,7 +69,7 @@ def test_mixed_precision_and_channels_last(classify, distil, tmp_path):
     assert {value.dtype for value in state.values()} <= {torch.float32, torch.int64}
 
 
-def test_a_loss_that_is_no_number_stops_the_run(classify, distil):
+def test_a_non_finite_loss_stops_the_run(classify, distil):
     result = classify(*distil, "DISTILLER", "kd", "KD.WEIGHT", "1e38", "SOLVER.LR", "1e6", "OUTPUT_DIR", "run")
     assert result.returncode == 1
     line = result.stderr.strip().splitlines()[-1]

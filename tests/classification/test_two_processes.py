@@ -15,7 +15,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from classification import building
+from classification import networks
 from classification.config import load_config
 from classification.data import build_data
 from classification.states import last_state, place_of
@@ -28,7 +28,7 @@ def gradients(cfg, process: int, processes: int) -> dict[str, torch.Tensor]:
     """Of the first batch, in float64 and with BatchNorm in evaluation mode."""
     torch.manual_seed(0)
     data = build_data(cfg, torch.device("cpu"), process, processes)
-    teacher, step = building.build_networks(cfg, data, torch.device("cpu"))
+    teacher, step = networks.build_networks(cfg, data, torch.device("cpu"))
     step.double().train()
     for module in step.modules():
         if isinstance(module, nn.BatchNorm2d):

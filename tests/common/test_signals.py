@@ -122,19 +122,23 @@ def test_a_forked_process_does_not_note_for_its_parent():
     assert received.number == 0
 
 
-def test_the_error_of_a_dead_worker_waits_for_the_end_and_tells_the_cause(monkeypatch):
+def test_the_error_of_a_dead_worker_is_raised_where_its_data_are_read_and_tells_the_cause(monkeypatch):
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     # PyTorch sets its handler once in a process, and another test may have put the one before back.
     monkeypatch.setattr(_utils.signal_handling, "_SIGCHLD_handler_set", False)
-    batches = iter(DataLoader(range(1000), num_workers=1))
-    next(batches)
+    with worker_errors_deferred():
+        batches = iter(DataLoader(range(1000), num_workers=1))
+        next(batches)
     (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
     updates = 0
+    for _ in range(20):  # PyTorch's handler would raise within
+        time.sleep(0.02)
+        updates += 1
+    assert updates == 20
     killed = pytest.raises(RuntimeError, match=r"DataLoader worker \(pid \d+\) is killed by signal: Killed")
     with killed, worker_errors_deferred():
-        os.kill(worker.pid, signal.SIGKILL)
-        for _ in range(20):  # PyTorch's handler would raise within
-            time.sleep(0.02)
-            updates += 1
-    assert updates == 20
-    assert signal.getsignal(signal.SIGCHLD) not in (signal.SIG_DFL, None)  # PyTorch's is back
+        list(batches)
+    with pytest.raises(RuntimeError, match="of another kind"), worker_errors_deferred():
+        raise RuntimeError("of another kind")
     del batches

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from classification import checkpoint as classification
 from classification.models import create_model, teacher_import
+from classification.networks import load_weights
 from kd_det.checkpoint import load_strictly, local_path, read_checkpoint
 from kd_det.common.errors import SetupError
 from tests.fuzz.harness import Target, run
@@ -195,7 +195,7 @@ def test_weights_that_are_none(tmp_path, model, fault):
     torch.save({"model": model}, path)
     for read in (
         lambda: load_strictly(nn.Linear(2, 2), str(path), KEY),
-        lambda: classification.load_strictly(nn.Linear(2, 2), path, model, KEY),
+        lambda: load_weights(nn.Linear(2, 2), path, model, KEY),
     ):
         if not isinstance(model, list):
             with pytest.raises(SetupError) as caught:

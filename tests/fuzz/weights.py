@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import kd_det.checkpoint
-from classification import checkpoint as classification
+from classification.checkpoint import read_student
+from classification.networks import load_weights
 from kd_det.common.errors import SetupError
 
 
@@ -54,7 +55,7 @@ def load_in_both(path: Path) -> None:
         kd_det.checkpoint.load_strictly(network(), str(path), "MODEL.WEIGHTS")
     except SetupError as error:
         refused = error
-    content = classification.read_student(path, "TEACHER.WEIGHTS")
-    classification.load_strictly(network(), path, content["model"], "TEACHER.WEIGHTS")
+    content = read_student(path, "TEACHER.WEIGHTS")
+    load_weights(network(), path, content["model"], "TEACHER.WEIGHTS")
     if refused:
         raise refused

@@ -29,14 +29,13 @@ import torch
 from PIL import Image
 from torch.utils import tensorboard as _curves  # noqa: F401
 
-from classification import run as _everything  # noqa: F401
+from classification import evaluate as _evaluate  # noqa: F401
 from classification import train
-from classification.data.catalog import IN_MEMORY
-from classification.data.contents import ImagesInMemory, MemoryData
-from classification.data.digits import read_digits
+from classification.data.build import IN_MEMORY
+from classification.data.small_images import ImagesInMemory, MemoryData, read_digits
 from classification.results import RESULT
 from classification.states import check_state, last_state, read_progress
-from classification.training import Trainer
+from classification.trainer import Trainer
 
 LIMIT = 120.0  # seconds that a run may take
 COMMON = ["SOLVER.EPOCHS", "2", "SOLVER.STEPS", "(1,)", "STUDENT.NAME", "resnet8"]

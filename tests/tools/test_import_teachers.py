@@ -101,17 +101,17 @@ def test_the_prefix_of_data_parallel():
 
 
 def test_a_file_of_another_model_names_the_first_keys():
-    message = r"archive: a.pth is no resnet8 for 100 classes. First keys that differ: layer1.1.conv1.weight \(has "
-    with pytest.raises(SetupError, match=message + "16x16x3x3, resnet8 has none"):
+    message = r"archive: a.pth is not a resnet8 for 100 classes. The first keys that differ: layer1.1.conv1.weight "
+    with pytest.raises(SetupError, match=message + r"\(has 16x16x3x3, resnet8 lacks it"):
         module.load_published("resnet8", checkpoint("resnet14"), "archive: a.pth")
-    message = r"First keys that differ: fc.weight \(has 10x64, resnet8 has 100x64\), fc.bias"
+    message = r"The first keys that differ: fc.weight \(has 10x64, resnet8 has 100x64\), fc.bias"
     with pytest.raises(SetupError, match=message):
         module.load_published("resnet8", checkpoint("resnet8", num_classes=10), "file")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_truncated_file(legacy):
-    with pytest.raises(SetupError, match="file is no checkpoint, or is truncated"):
+    with pytest.raises(SetupError, match="file is not a checkpoint, or is truncated"):
         module.load_published("resnet8", checkpoint("resnet8", legacy=legacy)[:5000], "file")
 
 
@@ -138,7 +138,7 @@ def test_a_file_without_weights():
 def test_archives_that_are_none(folder, tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("no archive")
-    with pytest.raises(SetupError, match=r"notes.txt is no .tar or .zip archive"):
+    with pytest.raises(SetupError, match=r"notes.txt is not a .tar or .zip archive"):
         list(module.published_teachers(text))
     for kind in ("tar", "tar.gz", "zip"):
         whole = pack(folder, kind)
@@ -208,7 +208,7 @@ def test_a_member_larger_than_a_teacher_is_not_read(folder, monkeypatch):
     (folder / FILES["wrn_16_1"]).write_bytes(bytes(7 * 2**20))
     for kind in ("tar", "tar.gz", "zip", "folder"):
         path = folder if kind == "folder" else pack(folder, kind)
-        with pytest.raises(SetupError, match=r"wrn_16_1_vanilla/.*' has 7 MiB, more than the 6 of a teacher"):
+        with pytest.raises(SetupError, match=r"wrn_16_1_vanilla/.*' has 7 MiB; a teacher has at most 6"):
             list(module.published_teachers(path))
 
 
@@ -233,7 +233,7 @@ def test_a_header_of_any_length_is_not_read(tmp_path):
     member.pax_headers = {"comment": "x" * 2**21}
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as archive:
         archive.addfile(member)
-    with pytest.raises(SetupError, match=r"x.tar.gz is no .tar or .zip archive, or is truncated: it has a header of"):
+    with pytest.raises(SetupError, match=r"x.tar.gz is not a .tar or .zip archive, or is truncated: it has a header"):
         list(module.published_teachers(tmp_path / "x.tar.gz"))
 
 

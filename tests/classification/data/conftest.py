@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from classification.data import cifar
+from classification.data import small_images
 from classification.studies.pipeline import SyntheticCIFAR100, write_synthetic_cifar100
 from tests.classification.data.layouts import config, write_cub, write_folders
 
@@ -11,7 +11,7 @@ from tests.classification.data.layouts import config, write_cub, write_folders
 def cifar_root(tmp_path, monkeypatch):
     """A folder with 21 training and 7 test images in CIFAR-100's own file format."""
     write_synthetic_cifar100(tmp_path, 21, 7)
-    monkeypatch.setattr(cifar, "CIFAR100", SyntheticCIFAR100)
+    monkeypatch.setattr(small_images, "CIFAR100", SyntheticCIFAR100)
     return tmp_path
 
 

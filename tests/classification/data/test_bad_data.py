@@ -1,4 +1,4 @@
-"""Settings and data that cannot work, each with its message."""
+"""Settings and data that are not valid, each with its message."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_settings(overrides, match):
     refuse(match, *overrides)
 
 
-def test_label_noise_that_is_no_number():
+def test_label_noise_that_is_nan():
     cfg = config()
     cfg.DATA.LABEL_NOISE = float("nan")
     with pytest.raises(SetupError, match=r"DATA\.LABEL_NOISE is nan"):
@@ -50,7 +50,7 @@ def test_label_noise_that_is_no_number():
 
 
 def test_a_batch_that_does_not_divide():
-    refuse(r"DATA\.BATCH_SIZE 8 .* 3 there are; give a multiple of 3", processes=3)
+    refuse(r"DATA\.BATCH_SIZE 8, .* divisible by the 3 processes; give a multiple of 3", processes=3)
 
 
 @pytest.mark.parametrize(
@@ -89,12 +89,12 @@ class TestFolders:
         self.refuse(root, r"empty class folders.*dog")
 
     def test_one_class(self, tmp_path):
-        self.refuse(write_folders(tmp_path, classes=("ant",)), r"one class only, 'ant'")
+        self.refuse(write_folders(tmp_path, classes=("ant",)), r"only one class, 'ant'")
 
     @pytest.mark.parametrize(("lacking", "having"), [("train", "val"), ("val", "train")])
     def test_different_classes(self, root, lacking, having):
         shutil.rmtree(root / lacking / "bee")
-        self.refuse(root, rf"different classes.*{having} has 'bee', {lacking} has not")
+        self.refuse(root, rf"different classes.*{having} has 'bee', {lacking} does not")
 
 
 class TestCub:
@@ -108,8 +108,8 @@ class TestCub:
             ("image_class_labels.txt", "4 2\n", "", r"image_class_labels\.txt has no image 4"),
             ("train_test_split.txt", "4 0\n", "", r"train_test_split\.txt has no image 4"),
             ("train_test_split.txt", "4 0\n", "4 0\n7 1\n", r"images\.txt has no image 7"),
-            ("train_test_split.txt", "4 0\n", "4 2\n", r"image 4 has 2, which is neither 0 nor 1"),
-            ("train_test_split.txt", "4 0\n", "4 x\n", r"image 4 has 'x', which is no number"),
+            ("train_test_split.txt", "4 0\n", "4 2\n", r"image 4 has 2; it must be 0 or 1"),
+            ("train_test_split.txt", "4 0\n", "4 x\n", r"image 4 has 'x', which is not a number"),
             ("train_test_split.txt", " 0\n", " 1\n", r"no image has 0"),
             ("image_class_labels.txt", "4 2\n", "4 1\n", r"class 1 .*image 4, '002\.Laysan_Albatross'"),
             ("image_class_labels.txt", " 2\n", " 3\n", r"without gaps"),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from classification import train
 from classification.data import build_data, check_images
-from classification.data.image_file import UnreadableImageError
+from kd_det.common.images import UnreadableImageError
 from tests.classification.data.layouts import CUB_CLASSES, config, picture, write_cub, write_folders
 
 
@@ -152,7 +152,7 @@ def test_gifs_are_read_and_files_left_out_are_counted(folders, caplog):
         (folders / "train" / "bee" / name).write_bytes(b"")
     data = build_data(folder_config(folders), "cpu")
     assert data.train.samples == 16 and check_images(folder_config(folders)) == []
-    assert "train: 3 files are left out, by their names no images (2 .txt, 1 .heic)" in caplog.text
+    assert "train: 3 files without an image's suffix are left out (2 .txt, 1 .heic)" in caplog.text
 
 
 def test_16_bit_images_are_not_white(folders):
@@ -175,7 +175,7 @@ def test_the_command_ends_with_one_line_that_names_the_image(folders, damaged, t
     assert raised.value.code == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: cannot read the image '") and "bee/3.png'" in line
-    assert line.endswith("Replace or remove it. --check-data lists all such.")
+    assert line.endswith("Replace or remove it. --check-data lists all unreadable images.")
 
 
 def test_decompression_bombs_are_named(folders, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from classification.data import build_data, rank_by_confidence
-from classification.data.label_noise import add_label_noise
+from classification.data.labels import add_label_noise
 from kd_det.common.errors import SetupError
 from tests.classification.data.layouts import config
 

@@ -8,11 +8,10 @@ import torch
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
-from classification.data import build_data, cifar, digits
-from classification.data.memory_source import MemorySource
-from classification.data.normalization import Normalization
-from classification.data.padded import PADDING, PaddedImages
+from classification.data import build_data, small_images
+from classification.data.memory_source import PADDING, MemorySource, PaddedImages
 from classification.data.seeding import Purpose, generator
+from classification.data.transforms import Normalization
 from kd_det.common.errors import SetupError
 from tests.classification.data.layouts import config
 
@@ -93,7 +92,7 @@ def test_evaluation_shows_the_images_as_they_are():
 
 
 def test_digits_are_scikit_learns_scans():
-    content = digits.read_digits()
+    content = small_images.read_digits()
     assert (len(content.train.labels), len(content.val.labels)) == (1437, 360)
     assert content.class_names == tuple("0123456789") and not content.mirror
     for split in content[:2]:
@@ -115,13 +114,13 @@ def by_pillow_enlarged(scan: np.ndarray) -> np.ndarray:
 
 
 def test_digits_mean_and_std_are_those_of_the_training_split():
-    pixels = digits.read_digits().train.images.double() / 255
-    assert pixels.mean((0, 2, 3)).tolist() == pytest.approx(digits.MEAN, abs=5e-5)
-    assert pixels.std((0, 2, 3)).tolist() == pytest.approx(digits.STD, abs=5e-5)
+    pixels = small_images.read_digits().train.images.double() / 255
+    assert pixels.mean((0, 2, 3)).tolist() == pytest.approx(small_images.DIGITS_MEAN, abs=5e-5)
+    assert pixels.std((0, 2, 3)).tolist() == pytest.approx(small_images.DIGITS_STD, abs=5e-5)
 
 
 def test_digits_are_never_mirrored():
-    content = digits.read_digits()
+    content = small_images.read_digits()
     data = build_data(config("DATA.BATCH_SIZE", 1437), "cpu")
     (batch,) = data.train.epoch(0)
     mean, std = data.mean[0], data.std[0]
@@ -133,8 +132,8 @@ def test_digits_are_never_mirrored():
 
 
 def test_cifar_is_the_files_content(cifar_root):
-    content = cifar.read_cifar100(str(cifar_root))
-    files = cifar.CIFAR100(str(cifar_root), train=True), cifar.CIFAR100(str(cifar_root), train=False)
+    content = small_images.read_cifar100(str(cifar_root))
+    files = small_images.CIFAR100(str(cifar_root), train=True), small_images.CIFAR100(str(cifar_root), train=False)
     for split, file in zip(content[:2], files, strict=True):
         assert split.labels.tolist() == file.targets
         for image, (picture, _) in zip(split.images, file, strict=True):
@@ -146,7 +145,7 @@ def test_cifar_is_the_files_content(cifar_root):
 
 
 def test_cifar_that_cannot_be_had(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar.CIFAR100, "url", "file:///nowhere/cifar-100-python.tar.gz")
+    monkeypatch.setattr(small_images.CIFAR100, "url", "file:///nowhere/cifar-100-python.tar.gz")
     with pytest.raises(SetupError, match=r"DATA\.ROOT .*cifar-100-python.*cannot be downloaded.*Download"):
         build_data(config("DATA.NAME", "cifar100", "DATA.ROOT", tmp_path / "new"), "cpu")
 

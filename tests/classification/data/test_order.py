@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from classification.data.order import epoch_order, eval_shares, train_shares
+from classification.data.loaders import epoch_order, eval_shares, train_shares
 
 
 def places(share: slice) -> list[int]:

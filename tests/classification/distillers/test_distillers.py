@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from classification.distillers import DISTILLERS, Pair, build_distiller
+from classification.distillers import DISTILLERS, NetworkPair, build_distiller
 from kd_det.common.errors import SetupError
 from kd_det.losses import (
     at_loss,
@@ -104,7 +104,7 @@ def test_dkds_parts_add_up_to_it_and_the_coupled_ones_to_kd():
 def test_none_adds_nothing_and_needs_no_teacher():
     images = batch()
     out = student()(images.images, return_features=True)
-    distiller = build_distiller(config("none", "TEACHER.NAME", ""), Pair(student(), None, out, None, 20))
+    distiller = build_distiller(config("none", "TEACHER.NAME", ""), NetworkPair(student(), None, out, None, 20))
     assert not distiller.needs_teacher
     assert distiller(images, out, None) == {}
     assert not list(distiller.parameters())
@@ -213,7 +213,7 @@ def test_standardize_without_a_loss_on_logits(name):
 
 
 def test_standardize_of_two_classes():
-    with pytest.raises(SetupError, match="STANDARDIZE True: of 2 classes"):
+    with pytest.raises(SetupError, match="STANDARDIZE True: with 2 classes"):
         Case("kd", "STANDARDIZE", True, networks=(student(classes=2), teacher(classes=2)))
 
 
@@ -233,11 +233,11 @@ def test_other_numbers_of_stages(name):
 def test_no_teacher(name):
     out = student()(batch().images, return_features=True)
     with pytest.raises(SetupError, match=f"DISTILLER '{name}' needs a teacher, and TEACHER.NAME is ''"):
-        build_distiller(config(name, "TEACHER.NAME", ""), Pair(student(), None, out, None, 20))
+        build_distiller(config(name, "TEACHER.NAME", ""), NetworkPair(student(), None, out, None, 20))
 
 
 def test_an_unknown_method_suggests_the_nearest():
-    with pytest.raises(SetupError, match=r"DISTILLER 'revewkd' does not exist\. Did you mean 'reviewkd'\?"):
+    with pytest.raises(SetupError, match=r"DISTILLER: there is no distiller 'revewkd'\. Did you mean 'reviewkd'\?"):
         Case("revewkd")
 
 

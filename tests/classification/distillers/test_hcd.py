@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from classification.config import get_config
-from classification.data.batch import Batch
-from classification.distillers.base import Pair, build_distiller
+from classification.data.loaders import Batch
+from classification.distillers.base import NetworkPair, build_distiller
 from classification.distillers.hcd import HCD
-from classification.models.outputs import ModelOutput
+from classification.models.protocol import ModelOutput
 from kd_det.common.errors import SetupError
 from kd_det.losses import standardize_logits
 
@@ -37,7 +37,7 @@ def teacher_output(seed=1, size=BATCH):
 def build(*settings, teacher_out=None):
     cfg = get_config()
     cfg.merge_from_list(["DISTILLER", "hcd", "TEACHER.NAME", "resnet14", *settings])
-    pair = Pair(nn.Identity(), nn.Identity(), student_output(size=2), teacher_out or teacher_output(size=2), 20)
+    pair = NetworkPair(nn.Identity(), nn.Identity(), student_output(size=2), teacher_out or teacher_output(size=2), 20)
     torch.manual_seed(0)
     return build_distiller(cfg, pair)
 
@@ -117,6 +117,6 @@ def test_bad_input(settings, message):
 
 
 @pytest.mark.parametrize("pooled", [None, torch.zeros(2, 7, 1)])
-def test_a_teacher_without_a_penultimate_feature(pooled):
-    with pytest.raises(SetupError, match="'resnet14': HCD needs the teacher's penultimate feature"):
+def test_a_teacher_without_a_pooled_feature(pooled):
+    with pytest.raises(SetupError, match="'resnet14': HCD needs the teacher's pooled feature"):
         build(teacher_out=teacher_output(size=2)._replace(pooled=pooled))

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from classification.config import get_config
-from classification.data.batch import Batch
-from classification.distillers.base import Pair, build_distiller
+from classification.data.loaders import Batch
+from classification.distillers.base import NetworkPair, build_distiller
 from classification.distillers.mcld import MCLD
-from classification.models.outputs import ModelOutput
+from classification.models.protocol import ModelOutput
 from kd_det.common.errors import SetupError
 from kd_det.losses import MCLDLoss, standardize_logits
 
@@ -28,7 +28,7 @@ def output(seed, size=BATCH):
 def build(*settings, samples=SAMPLES):
     cfg = get_config()
     cfg.merge_from_list(["DISTILLER", "mcld", "DATA.BATCH_SIZE", BATCH, *settings])
-    return build_distiller(cfg, Pair(nn.Identity(), nn.Identity(), output(0, 2), output(1, 2), samples))
+    return build_distiller(cfg, NetworkPair(nn.Identity(), nn.Identity(), output(0, 2), output(1, 2), samples))
 
 
 def batch(step):
@@ -90,8 +90,8 @@ def test_the_cross_entropy_is_off_unless_told():
     [
         (["MCLD.QUEUE", 21], SAMPLES, "MCLD.QUEUE 21: it must be .* at most the number of training samples, 20"),
         (["MCLD.QUEUE", -1], SAMPLES, "MCLD.QUEUE -1"),
-        (["MCLD.QUEUE", 5], SAMPLES, "MCLD.QUEUE 5: a queue of 5 cannot take a batch of DATA.BATCH_SIZE, 6"),
-        ([], 4, "MCLD.QUEUE 0: a queue of 4 cannot take a batch of DATA.BATCH_SIZE, 6"),
+        (["MCLD.QUEUE", 5], SAMPLES, "MCLD.QUEUE 5: a queue of 5 cannot hold a batch of DATA.BATCH_SIZE, 6"),
+        ([], 4, "MCLD.QUEUE 0: a queue of 4 cannot hold a batch of DATA.BATCH_SIZE, 6"),
         (["MCLD.TEMPERATURE", 0.0], SAMPLES, "MCLD.TEMPERATURE is 0.0"),
         (["MCLD.WEIGHT", -1.0], SAMPLES, "MCLD.WEIGHT is -1.0"),
         (

@@ -89,7 +89,7 @@ def test_the_first_region_is_the_models_own_answer():
     [
         (
             ["SDD.SCALES", (1, 2, 8)],
-            "SDD.SCALES (1, 2, 8): the student's map is 4 x 4. Leave out what is larger than 4",
+            "SDD.SCALES (1, 2, 8): the student's map is 4 x 4. Remove scales above 4",
         ),
         (["SDD.SCALES", (2, 4)], "SDD.SCALES is (2, 4); it must be 1"),
         (["SDD.SCALES", (1, 2, 2)], "SDD.SCALES is (1, 2, 2); it must be 1"),
@@ -114,7 +114,7 @@ def test_settings_of_another_base_do_not_matter():
 def test_a_teachers_map_that_is_too_small():
     networks = (student(), teacher())
     networks[1].stages[0].stride = (2, 2)
-    with pytest.raises(SetupError, match=r"the teacher's map is 2 x 2\. Leave out what is larger than 2"):
+    with pytest.raises(SetupError, match=r"the teacher's map is 2 x 2\. Remove scales above 2"):
         Case("sdd", networks=networks)
 
 
@@ -148,7 +148,7 @@ def test_models_whose_regions_have_no_logits(attributes):
         ((Wrapped(**attributes), teacher()), "STUDENT.NAME 'tiny'"),
         ((student(), Wrapped(**attributes)), "TEACHER.NAME 'large'"),
     ):
-        with pytest.raises(SetupError, match=f"DISTILLER 'sdd': {key} does not average its map"):
+        with pytest.raises(SetupError, match=f"DISTILLER 'sdd': {key} does not classify the average of its map"):
             Case("sdd", networks=networks)
 
 

@@ -7,9 +7,9 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from classification.config import get_config
-from classification.data.batch import Batch
-from classification.distillers import Distiller, Pair, build_distiller
-from classification.models.outputs import ModelOutput
+from classification.data.loaders import Batch
+from classification.distillers import Distiller, NetworkPair, build_distiller
+from classification.models.protocol import ModelOutput
 
 CLASSES = 5
 
@@ -65,7 +65,7 @@ class Case:
         self.batch = batch(size, side)
         probe = batch(2, side, seed=3).images
         with torch.no_grad():
-            pair = Pair(self.student, self.teacher, *(m(probe, return_features=True) for m in self.models), 100)
+            pair = NetworkPair(self.student, self.teacher, *(m(probe, return_features=True) for m in self.models), 100)
             self.teacher_out: ModelOutput = self.teacher(self.batch.images, return_features=True)
         torch.manual_seed(0)
         self.distiller: Distiller = build_distiller(config(name, *overrides), pair).double()

@@ -13,9 +13,9 @@ from kd_det.common.errors import SetupError
     [
         ("resnet32x5", {}, r"model 'resnet32x5' does not exist\. Did you mean 'resnet32x4'\?"),
         ("Resnet50", {}, "Did you mean 'ResNet50'"),
-        ("hub/resnet18", {}, "'hub/resnet18': before the slash stands one of timm, torchvision"),
+        ("hub/resnet18", {}, "'hub/resnet18': the part before the slash must be one of timm, torchvision"),
         ("resnet8", {"pretrained": True}, "PRETRAINED: there are no ImageNet weights of resnet8"),
-        ("resnet8", {"stem": "imagenet"}, "stem 'imagenet' of resnet8: it is one of cifar, large"),
+        ("resnet8", {"stem": "imagenet"}, "stem 'imagenet' of resnet8: it must be one of cifar, large"),
         ("vgg8", {"image_size": 4}, "vgg8 with the cifar stem does not take 4x4 images: it needs 8x8"),
         ("vgg8", {"image_size": 16, "stem": "large"}, "needs 32x32"),
         (

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from classification.evaluation import evaluate
+from classification.results import measure_accuracy
 from classification.studies.runs import load_run
 from kd_det.common.errors import SetupError
 
@@ -31,7 +31,7 @@ def test_found_by_name_and_path(outputs, monkeypatch, given):
 def test_student_answers_as_it_was_evaluated(outputs):
     run = load_run(outputs / "output" / "tiny" / "kd", device="cpu")
     assert not run.student.training and not any(p.requires_grad for p in run.student.parameters())
-    figures = evaluate(run.student, run.data.val, run.data.num_classes, torch.device("cpu"))
+    figures = measure_accuracy(run.student, run.data.val, run.data.num_classes, torch.device("cpu"))
     assert figures["top1"] == run.result["last_top1"]
 
 

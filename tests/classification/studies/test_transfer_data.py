@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.datasets import STL10
 
 from classification.config import load_config
-from classification.data.digits import read_digits
+from classification.data.small_images import read_digits
 from classification.studies.linear_probe import probe_run
 from classification.studies.transfer_data import read_domain, transfer_data
 from kd_det.common.errors import SetupError

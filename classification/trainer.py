@@ -1,38 +1,42 @@
-"""The training loop: a run from its configuration to result.json."""
+"""The training loop: a run from its built parts to result.json."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from datetime import timedelta
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from fvcore.common.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from tqdm import tqdm
 
-from classification import building, resuming
-from classification.checkpoint import STUDENT, save_student
-from classification.data.batch import Batch
+from classification.checkpoint import STUDENT, find_state, restore, save_student, state_files
+from classification.data import Batch, build_data
 from classification.data.file_source import WorkerError
-from classification.data.image_file import UnreadableImageError
-from classification.evaluation import evaluate
-from classification.progress import Progress
-from classification.results import HISTORY, RESULT, about_student, describe_run
+from classification.data.labels import confident_samples
+from classification.networks import build_networks
+from classification.results import HISTORY, RESULT, Progress, describe_run, describe_student, measure_accuracy
 from classification.states import largest, place_of, save_state
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_json
+from kd_det.common.images import UnreadableImageError
 from kd_det.common.nonfinite import check_finite
 from kd_det.common.signals import Received, StopRequested
 
 T = TypeVar("T")
 
-# What a process tells the others of that has no data to go on with; a signal's number is larger.
+# What a process sends the others when it has no further data. Signals' numbers are larger.
 NO_DATA = 1
 
 
@@ -40,45 +44,51 @@ class Trainer:
     """A run: its parts, its loop, its checkpoints.
 
     Args:
-        cfg: the configuration; ``building.check_config`` has passed it.
+        cfg: the configuration, checked by ``check_config``.
         accelerator: device, precision and processes.
-        resume: go on from OUTPUT_DIR's last state, where there is one.
-        overwrite: delete what OUTPUT_DIR has of another run.
+        resume: go on from OUTPUT_DIR's last state, if there is one.
+        overwrite: delete the run that OUTPUT_DIR has.
 
     Raises:
-        SetupError: something that the configuration names cannot work, or OUTPUT_DIR has a run and neither of the two
-            is asked for.
+        SetupError: a part cannot be built, or OUTPUT_DIR has a run and neither ``resume`` nor ``overwrite`` is given.
     """
 
     def __init__(self, cfg: CfgNode, accelerator: Accelerator, *, resume: bool, overwrite: bool = False) -> None:
         self.cfg, self.accelerator = cfg, accelerator
         self.output = Path(cfg.OUTPUT_DIR)
-        self.data = building.build_data(cfg, accelerator)
+        self.data = build_data(cfg, accelerator.device, accelerator.process_index, accelerator.num_processes)
         torch.manual_seed(cfg.SEED)  # the same weights in every process
-        self.teacher, self.step = building.build_networks(cfg, self.data, accelerator.device)
-        self.distilled = building.distilled_samples(cfg, self.data, self.teacher)
-        optimizer = building.build_optimizer(cfg, self.step)
-        self.scheduler = building.build_scheduler(cfg, optimizer)
+        self.teacher, self.step = build_networks(cfg, self.data, accelerator.device)
+        self.distilled = self._distilled_samples()
+        optimizer = build_optimizer(cfg, self.step)
+        self.scheduler = build_scheduler(cfg, optimizer)
         self.model, self.optimizer = accelerator.prepare(self.step, optimizer)
-        torch.manual_seed(cfg.SEED + 1 + accelerator.process_index)  # dropout, in each process its own
+        torch.manual_seed(cfg.SEED + 1 + accelerator.process_index)  # each process draws its own dropout
         self.progress, self._saved = Progress(), (0, 0)
-        state = resuming.find_state(cfg, accelerator, resume=resume, overwrite=overwrite)
+        state = find_state(cfg, accelerator, resume=resume, overwrite=overwrite)
         if state is not None:
-            self.progress = resuming.restore(state, cfg, accelerator, self.model, self.optimizer, self.scheduler)
+            self.progress = restore(state, cfg, accelerator, self.model, self.optimizer, self.scheduler)
             self._saved = place_of(state)
         self._received = Received()
 
+    def _distilled_samples(self) -> Tensor | None:
+        """The training samples that are distilled, bool (N,), by DATA.CONFIDENCE_RANGE; None: all."""
+        teacher, (first, last) = self.teacher, self.cfg.DATA.CONFIDENCE_RANGE
+        if teacher is None or (first, last) == (0.0, 1.0):
+            return None
+        return confident_samples(self.data.train, lambda images: teacher(images).logits, (first, last))
+
     def train(self, received: Received | None = None) -> dict[str, Any]:
-        """Trains to the end; returns what result.json holds.
+        """Trains to the end; returns the content of result.json.
 
         Args:
-            received: of ``noting_signals``; its signal stops the run between two steps. None: signals are not noted.
+            received: the signals from ``noting_signals``; one stops the run between two steps. None: there are none.
 
         Raises:
-            StopRequested: after a signal, with the state saved.
+            StopRequested: a signal stopped the run; the state is saved.
             SetupError: an image cannot be read or a data worker died; the state is saved.
             NonFiniteLossError: a loss became nan or infinite.
-            OSError: results cannot be written, for want of space for example.
+            OSError: results cannot be written, for example because the disk is full.
         """
         self._received = received or self._received
         self.accelerator.init_trackers("tensorboard")
@@ -106,18 +116,20 @@ class Trainer:
 
     @property
     def _steps(self) -> int:
-        """Of an epoch."""
+        """The number of steps of an epoch."""
         return -(-len(self.data.train) // self.cfg.SOLVER.ACCUMULATE)
 
     def _watched(self, items: Iterable[T], rounds: int) -> Iterator[T]:
-        """``items``. Before each, where a state is whole, all processes agree on whether to stop.
+        """Yields ``items``. Before each, when the state is consistent, all processes agree on whether to stop.
 
         Args:
-            rounds: how many items there are in the process that has most.
+            items: batches or groups of batches.
+            rounds: the number of items in the process that has most.
         """
         iterator = iter(items)
         for _ in range(rounds):
-            item, error = None, None
+            item: T | None = None
+            error: Exception | None = None
             try:
                 item = next(iterator, None)
             except (UnreadableImageError, WorkerError) as failure:
@@ -133,14 +145,14 @@ class Trainer:
         self._save_state()
         if reason == NO_DATA:
             remedy = " The state is saved; go on with --resume." if self._saved != (0, 0) else ""
-            raise SetupError(f"{error or 'another process has no data: see its error.'}{remedy}") from error
+            raise SetupError(f"{error or 'another process has no further data: see its error.'}{remedy}") from error
         if self.accelerator.is_main_process:
             place = f"in epoch {self.progress.epoch + 1} after {self.progress.step} steps"
             print(f"stopped by {signal.Signals(reason).name} {place}; --resume goes on from there", flush=True)
         raise StopRequested(reason)
 
     def _groups(self) -> Iterator[list[Batch]]:
-        """The micro-batches of each step that is left of the epoch."""
+        """The micro-batches of each remaining step of the epoch."""
         together = self.cfg.SOLVER.ACCUMULATE
         batches = iter(self.data.train.epoch(self.progress.epoch, self.progress.step * together))
         while group := list(islice(batches, together)):
@@ -153,7 +165,7 @@ class Trainer:
 
     def _take_step(self, batches: list[Batch]) -> None:
         for batch in batches:
-            # Gradients are added up over the processes once, with the last micro-batch.
+            # Gradients are summed over the processes once, with the last micro-batch.
             last = batch is batches[-1]
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self._loss(batch)
@@ -192,16 +204,16 @@ class Trainer:
             student = self.step.student
             with self.accelerator.autocast():
                 batches = self._watched(self.data.val, self.data.val.rounds)
-                record |= evaluate(student, batches, self.data.num_classes, self.accelerator.device)
+                record |= measure_accuracy(student, batches, self.data.num_classes, self.accelerator.device)
             if self.accelerator.is_main_process:
-                save_student(self.output / STUDENT, student, about_student(cfg, self.data, progress, record))
-        self.scheduler.step()  # after the evaluation: a state that is saved in it has not ended its epoch
+                save_student(self.output / STUDENT, student, describe_student(cfg, self.data, progress, record))
+        self.scheduler.step()  # after the evaluation: a state saved during it belongs to this epoch
         progress.end_epoch(record)
         self._save_state()
         self._report(record)
 
     def _training_means(self) -> dict[str, float]:
-        """The epoch's mean losses and accuracy over all processes' samples."""
+        """The epoch's mean losses and accuracy over the samples of all processes."""
         names = list(self.progress.sums)
         device = self.accelerator.device
         values = [self.progress.sums[name] for name in names]
@@ -215,9 +227,8 @@ class Trainer:
         if place == self._saved:
             return
         parts = (self.model, self.optimizer, self.scheduler)
-        save_state(
-            self.accelerator, self.output, place, resuming.contents(self.cfg, self.progress, self.accelerator, *parts)
-        )
+        files = state_files(self.cfg, self.progress, self.accelerator, *parts)
+        save_state(self.accelerator, self.output, place, files)
         self._saved = place
 
     def _report(self, record: dict[str, Any]) -> None:
@@ -226,3 +237,44 @@ class Trainer:
             write_json(self.output / HISTORY, self.progress.history)
             figures = "  ".join(f"{key} {value:.4g}" for key, value in record.items() if key != "epoch")
             print(f"epoch {record['epoch']}/{self.cfg.SOLVER.EPOCHS}  {figures}", flush=True)
+
+
+def build_optimizer(cfg: CfgNode, step: nn.Module) -> Optimizer:
+    """SGD with momentum, or AdamW, for every parameter that is trained."""
+    solver = cfg.SOLVER
+    parameters = [p for p in step.parameters() if p.requires_grad]
+    if solver.OPTIMIZER == "adamw":
+        return AdamW(parameters, lr=solver.LR, weight_decay=solver.WEIGHT_DECAY)
+    return SGD(parameters, lr=solver.LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
+
+
+def build_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+    """The schedule of the learning rate, stepped once an epoch."""
+    solver = cfg.SOLVER
+    if solver.SCHEDULE == "cosine":
+        return CosineAnnealingLR(optimizer, solver.EPOCHS)
+    return MultiStepLR(optimizer, list(solver.STEPS), solver.GAMMA)
+
+
+def build_accelerator(cfg: CfgNode) -> Accelerator:
+    """Device, precision, processes and trackers.
+
+    Raises:
+        SetupError: WANDB is True and wandb is not installed.
+    """
+    trackers = ["tensorboard"]
+    if cfg.WANDB:
+        if find_spec("wandb") is None:
+            raise SetupError("WANDB True: wandb is not installed. Install it, or set WANDB False.")
+        trackers.append("wandb")
+    # The other processes wait while one trains the teacher.
+    handlers = [InitProcessGroupKwargs(timeout=timedelta(days=30))] if cfg.TEACHER.AUTO_TRAIN else None
+    # Otherwise Accelerate takes several processes without a GPU for separate runs.
+    cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=cfg.SOLVER.MIXED_PRECISION,
+        log_with=trackers,
+        project_dir=cfg.OUTPUT_DIR,
+        kwargs_handlers=handlers,
+    )

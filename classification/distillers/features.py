@@ -1,0 +1,132 @@
+"""``fitnet``, ``at``, ``rkd`` and ``reviewkd``: distillation of stage maps and pooled features."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from classification.data import Batch
+from classification.distillers.base import Distiller, NetworkPair, register_distiller
+from classification.models import ModelOutput
+from classification.schema import checked
+from kd_det.common.errors import SetupError
+from kd_det.losses import (
+    ReviewKDFusion,
+    at_loss,
+    fitnet_loss,
+    hcl_loss,
+    pool_to_common_size,
+    rkd_angle_loss,
+    rkd_distance_loss,
+)
+from kd_det.losses.review_fusion import SafeBatchNorm2d
+
+
+@register_distiller("fitnet")
+class FitNet(Distiller):
+    """``loss_fitnet``: ``fitnet_loss`` (Romero et al. 2015) between stage FITNET.STAGE of both networks.
+
+    The regressor is a 1 x 1 convolution to the teacher's channels and a BatchNorm. Without the BatchNorm, a loss of
+    weight 100 diverges at the usual learning rates. Maps of different sizes are average-pooled to the smaller one.
+    """
+
+    def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
+        super().__init__(cfg, pair)
+        self.weight = checked(cfg, "FITNET.WEIGHT")
+        self.stage = cfg.FITNET.STAGE
+        given = _channels(self.stage, "student", pair.student_out)
+        wanted = _channels(self.stage, "teacher", pair.teacher_out)
+        self.regressor = nn.Sequential(nn.Conv2d(given, wanted, 1, bias=False), SafeBatchNorm2d(wanted))
+
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
+        student, teacher = pool_to_common_size(student_out.stages[self.stage], teacher_out.stages[self.stage])
+        return {"loss_fitnet": self.weight * fitnet_loss([self.regressor(student)], [teacher])}
+
+
+def _channels(number: int, side: str, out: ModelOutput) -> int:
+    if not 0 <= number < len(out.stages):
+        raise SetupError(f"FITNET.STAGE {number}: the {side} has the stages 0 to {len(out.stages) - 1}. Choose one.")
+    return out.stages[number].shape[1]
+
+
+@register_distiller("at")
+class AT(Distiller):
+    """``loss_at``: ``at_loss`` (Zagoruyko and Komodakis 2017) on all stage maps."""
+
+    def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
+        super().__init__(cfg, pair)
+        _check_stages(cfg, pair)
+        self.weight = checked(cfg, "AT.WEIGHT")
+        self.power = checked(cfg, "AT.POWER")
+
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
+        return {"loss_at": self.weight * at_loss(student_out.stages, teacher_out.stages, power=self.power)}
+
+
+@register_distiller("rkd")
+class RKD(Distiller):
+    """``loss_rkd_distance`` and ``loss_rkd_angle``: ``rkd_distance_loss`` and ``rkd_angle_loss`` (Park et al. 2019).
+
+    They compare the pooled features.
+    """
+
+    def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
+        super().__init__(cfg, pair)
+        self.distance_weight = checked(cfg, "RKD.DISTANCE_WEIGHT")
+        self.angle_weight = checked(cfg, "RKD.ANGLE_WEIGHT")
+
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
+        s, t = student_out.pooled, teacher_out.pooled
+        return {
+            "loss_rkd_distance": self.distance_weight * rkd_distance_loss(s, t),
+            "loss_rkd_angle": self.angle_weight * rkd_angle_loss(s, t),
+        }
+
+
+# The most channels of the fusion where REVIEWKD.MID_CHANNELS is 0.
+MOST_CHANNELS = 512
+
+
+@register_distiller("reviewkd")
+class ReviewKD(Distiller):
+    """``loss_reviewkd``: ``hcl_loss`` between the student's levels after ``ReviewKDFusion`` and the teacher's.
+
+    Chen et al. 2021, in its CIFAR setting. The levels are the stage maps, after their activation on both sides, and the
+    pooled feature as a 1 x 1 map. Where a fused map and the teacher's have different sizes, adaptive average pooling
+    resizes the fused map; it repeats values where it enlarges by a whole factor.
+    """
+
+    def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
+        super().__init__(cfg, pair)
+        _check_stages(cfg, pair)
+        self.weight = checked(cfg, "REVIEWKD.WEIGHT")
+        given, wanted = ([level.shape[1] for level in _levels(out)] for out in (pair.student_out, pair.teacher_out))
+        mid_channels = checked(cfg, "REVIEWKD.MID_CHANNELS") or min(given[-1], MOST_CHANNELS)
+        self.fusion = ReviewKDFusion(given, wanted, mid_channels)
+
+    def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
+        theirs = _levels(teacher_out)
+        fused = self.fusion(_levels(student_out))
+        ours = [_resized(level, wanted) for level, wanted in zip(fused, theirs, strict=True)]
+        return {"loss_reviewkd": self.weight * hcl_loss(ours, theirs)}
+
+
+def _levels(out: ModelOutput) -> list[Tensor]:
+    return [*out.stages, out.pooled[:, :, None, None]]
+
+
+def _resized(level: Tensor, wanted: Tensor) -> Tensor:
+    height, width = wanted.shape[2:]
+    return level if level.shape[2:] == wanted.shape[2:] else F.adaptive_avg_pool2d(level, (height, width))
+
+
+def _check_stages(cfg: CfgNode, pair: NetworkPair) -> None:
+    """Raises ``SetupError`` if the networks have different numbers of stages."""
+    ours, theirs = len(pair.student_out.stages), len(pair.teacher_out.stages)
+    if ours != theirs:
+        raise SetupError(
+            f"DISTILLER {cfg.DISTILLER!r} compares stage by stage, but STUDENT.NAME {cfg.STUDENT.NAME!r} has {ours} "
+            f"stages and TEACHER.NAME {cfg.TEACHER.NAME!r} has {theirs}. Take networks with equally many, or 'fitnet', "
+            "which compares one stage."
+        )
