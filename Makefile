@@ -30,7 +30,7 @@ $(PY):
 	@$(PYTHON) -m venv $(VENV)
 
 # setuptools: torch asks for 77.0.3, and detectron2's main branch for pkg_resources, which 81 and later gave up.
-$(STAMP): setup.py pyproject.toml constraints.txt tools/install_detectron2.py tools/detectron2_mends.py | $(PY)
+$(STAMP): setup.py pyproject.toml constraints.txt tools/install_detectron2.py tools/detectron2_patches.py | $(PY)
 	@echo "Installing what $(VENV) lacks; in a new environment this takes a few minutes"
 	@constrain=$$(test ! -e $(CREATED) || echo -c constraints.txt); \
 	$(PIP) install --quiet $$constrain 'setuptools>=77.0.3,<81' wheel && \

@@ -62,7 +62,7 @@ def launch(work: Work, args: argparse.Namespace) -> Any:
 
     Raises:
         SetupError: an argument makes no sense.
-        BaseException: what ``work`` raised in the process that failed first, if it is the user's to mend, and
+        BaseException: what ``work`` raised in the process that failed first, if it is a user error, and
             ``StopRequested`` or ``KeyboardInterrupt`` after a signal.
         ProcessRaisedException, ProcessExitedException: a process crashed.
     """
