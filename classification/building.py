@@ -19,7 +19,7 @@ from classification.checkpoint import load_strictly, read_student
 from classification.data import Data
 from classification.data.catalog import check_name
 from classification.data.confidence import rank_by_confidence
-from classification.distillers import Pair, build_distiller, distiller_class
+from classification.distillers import DISTILLERS, Pair, build_distiller, distiller_class
 from classification.schema import check_values
 from classification.step import TrainingStep
 from classification.teacher import Teacher, build_teacher, check_description, create_from
@@ -134,5 +134,6 @@ def build_accelerator(cfg: CfgNode) -> Accelerator:
 def check_config(cfg: CfgNode) -> None:
     """Raises ``SetupError`` for a key that cannot work; what depends on data and networks is checked with them."""
     check_values(cfg)
+    DISTILLERS.check_sections(cfg)
     distiller_class(cfg.DISTILLER)
     check_name(cfg)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from fvcore.common.config import CfgNode
 
 from classification.composition import compose
+from classification.distillers import DISTILLERS
 
 
 def get_config() -> CfgNode:
-    """A configuration with every key at its default."""
+    """A configuration with every key at its default, those of imported distillers included."""
     cfg = CfgNode()
     # Where checkpoints, TensorBoard's curves and result.json go. Empty: output/DATA/METHOD_TEACHER_STUDENT, such as
     # output/cifar100/dkd_res32x4_res8x4, or output/cifar100/vanilla_res8x4 for a model alone.
@@ -34,6 +35,7 @@ def get_config() -> CfgNode:
     _add_models(cfg)
     _add_solver(cfg)
     _add_methods(cfg)
+    DISTILLERS.add_sections(cfg)
     return cfg
 
 

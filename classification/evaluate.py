@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     add_config_file(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
-    args = parse_arguments(parser, arguments)
     with one_line_errors():  # imports take seconds; a Ctrl-C among them is one line as well
+        args = parse_arguments(parser, arguments)
         from classification.building import check_config
         from classification.config import load_config
 

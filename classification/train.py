@@ -61,11 +61,11 @@ class StartUp:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; errors of the user's are one line."""
-    args = parse_arguments(parser(), arguments)
+    """The command line; user errors are one line."""
     with one_line_errors():
         start_up = StartUp()
         with noting_signals(start_up.on_signal) as received:
+            args = parse_arguments(parser(), arguments)  # with --import it imports the user's own code
             from classification.run import run  # takes seconds, in which a Ctrl-C is to be one line as well
 
             run(args, received, start_up.end)

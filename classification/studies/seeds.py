@@ -27,6 +27,7 @@ from kd_det.common.config_files import shipped_name
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_json
 from kd_det.common.processes import forwarding_sigterm, stream
+from kd_det.common.registry import import_options
 from kd_det.common.run_steps import read_json
 from kd_det.common.tables import summary
 
@@ -92,7 +93,8 @@ class Run:
         cfg = self.cfg
         path = Path(cfg.OUTPUT_DIR) / RESULT
         if read_json(path).get("config") != yaml.safe_load(cfg.dump()):
-            command = [sys.executable, "-m", "classification.train", "--resume", "--config-file", *self.config_files]
+            command = [sys.executable, "-m", "classification.train", "--resume", *import_options()]
+            command += ["--config-file", *self.config_files]
             command += [*self.overrides, "SEED", str(self.seed), "OUTPUT_DIR", cfg.OUTPUT_DIR]
             print(f"== {cfg.OUTPUT_DIR}", flush=True)
             stream(command, self.threads, progress=["top-1 "])

@@ -2,7 +2,7 @@
 
 The teacher and both warmed-up backbones are made once and serve all seeds, as a model zoo's would; a seed
 gives a student its initial head and the order of its images, the same in every arm. Each arm is a run of
-``tools/train_net.py``.
+``kd-det train``.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_det.common import environment
-from kd_det.common.errors import did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.common.files import write_json
 from kd_det.common.processes import forwarding_sigterm
 from kd_det.common.run_steps import file_digest, read_json, run_step
@@ -27,7 +27,7 @@ from kd_det.studies.metrics import average_precision, cost, read_metrics, weight
 from kd_det.studies.pictures import draw_pictures
 from kd_det.studies.schedules import SCHEDULES, Schedule
 
-CONFIGS = Path("configs/digits_det")
+CONFIGS = "digits_det"  # the folder of the shipped configurations
 ARMS = {"student": "student alone"} | {name: f"student + {title}" for name, title in TITLES.items()}
 TEACHER, STUDENT = "R18-FPN-64", "quarter-width R50-FPN-32"
 MEASURED = ("AP", "best_AP", "memory_mib")
@@ -105,9 +105,9 @@ class Benchmark:
 
     def _warm_up(self, network: str, iterations: int) -> Path:
         folder = self.output_dir / f"{network}_warm_up"
-        config, output = str(CONFIGS / f"{network}.yaml"), folder / "backbone.pth"
+        config, output = f"{CONFIGS}/{network}.yaml", folder / "backbone.pth"
         options = ["--iterations", str(iterations), "--max-lr", str(WARM_UP_LR[network])]
-        command = [sys.executable, "tools/warm_up_backbone.py", "--config-file", config]
+        command = [sys.executable, "-m", "kd_det.studies.warm_up", "--config-file", config]
         command += ["--output", str(output), *options, "MODEL.DEVICE", self.device]
         cfg = load_config(config, ["MODEL.DEVICE", self.device])
         recipe = {"options": options, "config": cfg.dump(), "versions": environment.versions()}
@@ -118,7 +118,7 @@ class Benchmark:
         self, arm: str, seed: int, iterations: int, weights: dict[str, Path], threads: int | None = None
     ) -> dict[str, Any]:
         folder = self.folder(arm, seed)
-        config = str(CONFIGS / f"{arm}.yaml")
+        config = f"{CONFIGS}/{arm}.yaml"
         overrides = ["OUTPUT_DIR", str(folder), "SEED", str(seed), "MODEL.DEVICE", self.device]
         overrides += self.lengths.overrides(iterations)
         for key, path in weights.items():
@@ -130,11 +130,11 @@ class Benchmark:
             "versions": environment.versions(),
         }
         if arm not in ("teacher", "student"):
-            recipe["teacher"] = load_config(str(CONFIGS / "teacher.yaml")).dump()
+            recipe["teacher"] = load_config(f"{CONFIGS}/teacher.yaml").dump()
 
         def command(resume: bool) -> list[str]:
             flags = ["--resume"] if resume else []
-            return [sys.executable, "tools/train_net.py", "--config-file", config, *flags, *overrides]
+            return [sys.executable, "-m", "kd_det", "train", "--config-file", config, *flags, *overrides]
 
         def collect() -> dict[str, Any]:
             metrics = read_metrics(folder / "metrics.json")
@@ -174,7 +174,7 @@ class Benchmark:
         # A row of detections is readable with few columns: one method stands for all.
         methods = [arm for arm in self.arms if arm != "student"]
         shown = ["teacher", "student", *(["dkd"] if "dkd" in methods else methods[:1])]
-        models = {title: (CONFIGS / f"{arm}.yaml", runs[title]) for title, arm in arms.items() if arm in shown}
+        models = {title: (f"{CONFIGS}/{arm}.yaml", runs[title]) for title, arm in arms.items() if arm in shown}
         for path in draw_pictures(self.output_dir, results, runs, models, self.device):
             print(f"wrote {path}", flush=True)
 
@@ -184,7 +184,8 @@ class Benchmark:
         alone, teacher = ([run["AP"] for run in results[title]] for title in (ARMS["student"], "teacher"))
         return [
             {
-                "teacher": TEACHER, "student": STUDENT, "method": TITLES[arm], "config": str(CONFIGS / f"{arm}.yaml"),
+                "teacher": TEACHER, "student": STUDENT, "method": TITLES[arm],
+                "config": f"configs/{CONFIGS}/{arm}.yaml",
                 "teacher_AP": teacher, "student_AP": alone, "seeds": list(self.seeds),
                 **{key: [run[key] for run in results[ARMS[arm]]] for key in measured},
             }
@@ -201,10 +202,10 @@ def seeds_of(count: int) -> tuple[int, ...]:
     """The seeds 1 to ``count``.
 
     Raises:
-        ValueError: the count is below 1.
+        SetupError: the count is below 1.
     """
     if count < 1:
-        raise ValueError(f"--seeds is {count}; give 1 or more")
+        raise SetupError(f"--seeds is {count}; give 1 or more.")
     return tuple(range(1, count + 1))
 
 
@@ -212,10 +213,10 @@ def arms_of(methods: Sequence[str]) -> tuple[str, ...]:
     """The student alone, and under the teacher by each method.
 
     Raises:
-        ValueError: there is no such method.
+        SetupError: there is no such method.
     """
     for name in methods:
         if name not in METHODS:
             known = ", ".join(METHODS)
-            raise ValueError(f"--methods: there is no {name!r}.{did_you_mean(name, METHODS)} Known: {known}")
+            raise SetupError(f"--methods: there is no {name!r}.{did_you_mean(name, METHODS)} Known: {known}.")
     return ("student", *dict.fromkeys(methods))

@@ -38,7 +38,7 @@ def draw_pictures(
     output_dir: Path,
     results: dict[str, list[dict[str, Any]]],
     runs: dict[str, Path],
-    models: dict[str, tuple[Path, Path]],
+    models: dict[str, tuple[str, Path]],
     device: str,
 ) -> list[Path]:
     """Draw all pictures into ``output_dir``.
@@ -47,7 +47,7 @@ def draw_pictures(
         output_dir: an existing folder.
         results: arm's title to the results of its seeds.
         runs: arm's title to the folder of the run to draw.
-        models: title of an arm whose detections to draw to its configuration file and its run's folder.
+        models: title of an arm whose detections to draw to the name of its configuration and its run's folder.
         device: where to run the detectors.
 
     Returns:
@@ -106,11 +106,11 @@ def ap_bars(results: dict[str, list[dict[str, Any]]]) -> Figure:
     return figure
 
 
-def detections(models: dict[str, tuple[Path, Path]], device: str) -> Figure:
+def detections(models: dict[str, tuple[str, Path]], device: str) -> Figure:
     """The first validation scenes with four digits or more: ground truth, then every model's detections.
 
     Args:
-        models: title to configuration file and folder with ``model_final.pth``.
+        models: title to name of the configuration and folder with ``model_final.pth``.
         device: where to run them.
     """
     scenes = [scene for scene in DatasetCatalog.get(VAL) if len(scene["annotations"]) >= 4][:SCENES]
@@ -118,7 +118,7 @@ def detections(models: dict[str, tuple[Path, Path]], device: str) -> Figure:
     columns = {"ground truth": [_draw_truth(*pair) for pair in zip(images, scenes, strict=True)]}
     for title, (config, folder) in models.items():
         overrides = ["MODEL.WEIGHTS", str(folder / "model_final.pth"), "MODEL.DEVICE", device]
-        predictor = DefaultPredictor(plain_config(load_config(str(config), overrides)))
+        predictor = DefaultPredictor(plain_config(load_config(config, overrides)))
         columns[title] = [
             _draw_predictions(image, predictor(image)["instances"].to("cpu"), scene)
             for image, scene in zip(images, scenes, strict=True)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from detectron2.config import CfgNode
@@ -14,8 +14,8 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from kd_det.common.errors import SetupError
-from kd_det.common.registry import Registry
 from kd_det.common.setting_checks import Check
+from kd_det.config import TERMS
 from kd_det.config.check import check_keys
 from kd_det.modeling.regions import DistillationInputs, SharedRegions
 from kd_det.teacher.cells import Cells
@@ -34,6 +34,9 @@ class KDTerm(nn.Module, ABC):
     name: ClassVar[str]
     # Whether the term looks at box logits; where none does, the teacher's box head is not run.
     needs_logits: ClassVar[bool] = False
+    # Configuration keys that the term brings, with their defaults: {"WEIGHT": 1.0} of the term "p3" is KD.P3.WEIGHT.
+    # The keys of the terms in this package are in ``kd_det.config.defaults``, with comments.
+    keys: ClassVar[Mapping[str, Any]] = {}
     # Keys that the term reads, each with the check of its value: ``build_terms`` and every command line apply them.
     checks: ClassVar[Mapping[str, Check]] = {}
     # Whether the term looks at the student's RPN anchors.
@@ -44,9 +47,6 @@ class KDTerm(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: DistillationInputs) -> dict[str, Tensor]:
         """Returns scalar losses, already weighted, each under a name that starts with ``loss_``."""
-
-
-TERMS: Registry[type[KDTerm]] = Registry("KD term", "KD.TERMS")
 
 
 class LogitTerm(KDTerm):
@@ -74,7 +74,7 @@ def register_term(name: str) -> Callable[[Term], Term]:
     """Class decorator that makes a term known to ``KD.TERMS`` as ``name``.
 
     Raises:
-        ValueError: there is a term of that name already.
+        ValueError: there is a term of that name already, or its ``keys`` or ``checks`` are not valid.
     """
 
     def register(term: Term) -> Term:
