@@ -48,7 +48,7 @@ test: lint  ## lint and all tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
 demo: setup  ## train a small teacher and its students on digits scenes; table and pictures in output/demo
-	$(RUN) tools/run_digits_det.py --demo
+	$(RUN) -m kd_det demo
 
 clean:  ## remove caches and build products; VENV, datasets/ and output/ stay
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

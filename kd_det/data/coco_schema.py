@@ -112,7 +112,7 @@ def refuse(key: str, json_file: str, faults: Collection[Fault]) -> None:
         listed = "; ".join(map(str, list(faults)[:5]))
         more = f"; and {len(faults) - 5} other kinds of fault" if len(faults) > 5 else ""
         raise SetupError(
-            f"{key}: {json_file}: {listed}{more}. Correct these items or remove them; tools/check_dataset.py reports "
+            f"{key}: {json_file}: {listed}{more}. Correct these items or remove them; kd-det check-data reports "
             "on the whole file."
         )
 

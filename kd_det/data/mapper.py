@@ -57,7 +57,7 @@ class NamingDatasetMapper(DatasetMapper):
         except SizeMismatchError as error:
             raise UnreadableImageError(
                 f"the image {record['file_name']!r} is {pixels.shape[1]}x{pixels.shape[0]}, its annotations say "
-                f"{record['width']}x{record['height']}. tools/check_dataset.py --sizes lists all such."
+                f"{record['width']}x{record['height']}. kd-det check-data --sizes lists all such."
             ) from error
         record["height"], record["width"] = pixels.shape[:2]  # the same, but never 480.0
         regions = record.pop("sem_seg_file_name", None)

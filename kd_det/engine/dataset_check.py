@@ -1,4 +1,4 @@
-"""The report of ``tools/check_dataset.py``: every data set of a training, and its classes beside the teacher's."""
+"""The report of ``kd-det check-data``: every data set of a training, and its classes beside the teacher's."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from kd_det.data.class_comparison import compare_classes
 from kd_det.data.model_needs import missing_for_model
 from kd_det.data.report import CocoReport, Finding, compare_sets, examine, format_findings, format_report
 from kd_det.modeling.terms import TERMS
-from kd_det.teacher.classes import KEY as CLASS_MAP
-from kd_det.teacher.classes import class_names, shared_classes, unpaired_classes
+from kd_det.teacher.classes import CLASS_MAP, class_names, shared_classes, unpaired_classes
 from kd_det.teacher.config import teacher_config
 
 

@@ -109,7 +109,7 @@ def test_faults_are_listed_by_index_by_training_and_by_the_report(write, edit, e
     content = own_coco()
     edit(content)
     path = write(content)
-    with pytest.raises(SetupError, match=rf"^DATASETS\.TRAIN 'mine': .*{expected}.*tools/check_dataset\.py") as raised:
+    with pytest.raises(SetupError, match=rf"^DATASETS\.TRAIN 'mine': .*{expected}.*kd-det check-data") as raised:
         check_coco_json(path, "DATASETS.TRAIN 'mine'")
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 1500
     report = examine("mine", path, os.path.dirname(path))

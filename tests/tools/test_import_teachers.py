@@ -254,12 +254,13 @@ def test_a_member_with_more_than_it_declares(folder, tmp_path):
     ],
 )
 def test_the_command_line_refuses_in_one_line(tmp_path, capsys, name, error):
-    import import_teachers
+    from classification.studies.commands import import_teachers
+
 
     folder = tmp_path / "teachers" / "resnet8_vanilla"
     folder.mkdir(parents=True)
     torch.save({"model": {"fc.bias": torch.full((3,), float("nan"))}}, folder / "x.pth")
     with pytest.raises(SystemExit) as ended:
-        import_teachers.main([str(tmp_path / name), "--no-eval"])
+        import_teachers([str(tmp_path / name), "--no-eval"])
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and line.startswith(error.format(tmp_path / name))

@@ -147,7 +147,7 @@ def half_an_image(folder):
 
 def another_size(folder):
     Image.new("RGB", (20, 30)).save(folder / "train" / "images" / "2.png")
-    return ["train/images/2.png' is 20x30, its annotations say 128x96. tools/check_dataset.py --sizes lists all such."]
+    return ["train/images/2.png' is 20x30, its annotations say 128x96. kd-det check-data --sizes lists all such."]
 
 
 def a_missing_test_image(folder):
