@@ -199,7 +199,9 @@ def _import(name: str, load: Callable[[], object]) -> None:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name is not None and name.split(".")[0] == error.name:
             raise SetupError(f"{IMPORT}: there is no module {name!r}. Give a module's name, or a .py file.") from error
-        raise SetupError(f"{IMPORT} {name}: {_place(error)}: {type(error).__name__}: {one_line(error)}") from error
+        place = _place(error)
+        place = place if place.startswith(name) else f"{name}: {place}"
+        raise SetupError(f"{IMPORT} {place}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _place(error: Exception) -> str:

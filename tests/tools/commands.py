@@ -27,6 +27,7 @@ def run_here(verb: str, *arguments: object, datasets: Path | None = None) -> sub
     with ExitStack() as stack:
         stack.enter_context(kept_loggers())
         stack.enter_context(patch("kd_det.common.registry._imported", []))
+        stack.enter_context(_kept_datasets())
         if datasets is not None:
             stack.enter_context(coco_at(datasets))
         stack.enter_context(redirect_stdout(out))
@@ -36,6 +37,20 @@ def run_here(verb: str, *arguments: object, datasets: Path | None = None) -> sub
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else bool(end.code)
     return subprocess.CompletedProcess([verb, *line], code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _kept_datasets() -> Iterator[None]:
+    """Forgets the data sets that are registered meanwhile."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = set(DatasetCatalog.list())
+    try:
+        yield
+    finally:
+        for name in set(DatasetCatalog.list()) - before:
+            DatasetCatalog.pop(name)
+            MetadataCatalog.pop(name, None)
 
 
 @contextmanager
