@@ -111,7 +111,7 @@ def show(arguments: Sequence[str] | None = None) -> None:
     add_import(parser)
     with one_line_errors():
         args = parse_arguments(parser, arguments)
-        chosen = LISTS if args.what is None else [one_of("kd-det list", args.what, LISTS)]
+        chosen = LISTS if args.what is None else [one_of("kd-det list: WHAT", args.what, LISTS)]
         found = False
         for name in chosen:
             lines = [line for key, line in LISTS[name]() if args.text.lower() in key.lower()]

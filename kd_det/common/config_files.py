@@ -14,7 +14,7 @@ from kd_det.common.yaml_files import refuse_python
 
 logger = logging.getLogger(__name__)
 
-# Where they are: in the package where it was installed from a wheel, beside it in a clone.
+# Where the shipped configurations are: in the package if it was installed from a wheel, otherwise beside it.
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 NEAREST = 3

@@ -137,7 +137,7 @@ class Registry(Mapping[str, T]):
         return len(self._entries)
 
 
-_imported: list[str] = []
+_imported: list[str] = []  # by import_code, in order
 
 
 def import_code(name: str) -> None:

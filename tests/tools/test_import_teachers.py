@@ -14,7 +14,7 @@ import torch
 from classification.models import create_model
 from classification.models import teacher_import as module
 from kd_det.common.errors import SetupError
-from tests.tools.commands import run_tool
+from tests.tools.commands import run_door
 
 FILES = {"resnet8x4": "resnet8x4_vanilla/ckpt_epoch_240.pth", "wrn_16_1": "wrn_16_1_vanilla/ckpt_epoch_240.pth"}
 
@@ -63,7 +63,7 @@ def pack(folder: Path, kind: str) -> Path:
 
 
 def test_the_command_line(folder, tmp_path):
-    result = run_tool("import_teachers", pack(folder, "tar"), "--no-eval", "--output", tmp_path / "output")
+    result = run_door("import_teachers", pack(folder, "tar"), "--no-eval", "--output", tmp_path / "output")
     assert result.returncode == 0, result.stderr[-2000:]
     short = {"resnet8x4": "res8x4", "wrn_16_1": "wrn_16_1"}
     for name, path in FILES.items():

@@ -109,7 +109,8 @@ def test_lists():
         assert text in everything
     assert "_base" not in everything and "retinanet" not in everything and "/rpn_" not in everything
     for line, message in {
-        ("methds",): "kd-det list is 'methds'; it must be one of methods, teachers, configs. Did you mean 'methods'?",
+        ("methds",): "kd-det list: WHAT is 'methds'; it must be one of methods, teachers, configs. Did you mean "
+        "'methods'?",
         ("configs", "nowhere"): "kd-det list: no name contains 'nowhere'. Leave TEXT out to see all.",
     }.items():
         ended = run_here("list", *line)

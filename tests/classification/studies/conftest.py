@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from tests.classification.conftest import ROOT, SHORT, command
+from tests.classification.conftest import SHORT, command
+from tests.tools.commands import run_door
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +21,7 @@ def outputs(tmp_path_factory, teacher_file):
 
 
 @pytest.fixture
-def analyse(outputs):
-    """``analyse(tool, *arguments)`` runs ``tools/<tool>.py`` in that folder."""
-
-    def run(tool: str, *arguments: object):
-        return command([sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)], outputs)
-
-    return run
+def analyse(outputs, monkeypatch):
+    """``analyse(tool, *arguments)`` does what ``tools/<tool>.py`` does, in that folder."""
+    monkeypatch.chdir(outputs)
+    return run_door
