@@ -1,4 +1,4 @@
-"""--import: a distiller of one's own with its keys, in a training and in the processes that it starts."""
+"""--import: a distiller of one's own trains, and its keys are checked."""
 
 from __future__ import annotations
 

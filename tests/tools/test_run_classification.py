@@ -1,27 +1,26 @@
-"""Runs over seeds on the real command line: results, table, and reuse of what is finished."""
+"""Runs over seeds: results, table, and reuse of what is finished."""
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
+from functools import partial
 
 import pytest
 
 from classification.studies.seeds import Run, choices, run_seeds
 from kd_det.common.errors import SetupError
-from tests.classification.conftest import ROOT, command
+from tests.classification.conftest import ROOT
+from tests.tools.commands import run_door
 
 SETTINGS = ["SOLVER.EPOCHS", "1", "DATA.BATCH_SIZE", "256", "STUDENT.NAME", "resnet8"]
 
 
 @pytest.fixture
-def run(tmp_path):
-    def run(*arguments: object):
-        tool = [sys.executable, str(ROOT / "tools" / "run_classification.py")]
-        return command([*tool, *map(str, arguments)], tmp_path)
-
-    return run
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the trainings that it starts
+    return partial(run_door, "run_classification")
 
 
 def test_two_seeds(run, tmp_path):
