@@ -30,7 +30,7 @@ $(PY):
 	@$(PYTHON) -m venv $(VENV)
 
 # setuptools: torch asks for 77.0.3, and detectron2's main branch for pkg_resources, which 81 and later gave up.
-$(STAMP): setup.py pyproject.toml constraints.txt tools/install_detectron2.py tools/detectron2_mends.py | $(PY)
+$(STAMP): setup.py pyproject.toml constraints.txt tools/install_detectron2.py tools/detectron2_patches.py | $(PY)
 	@echo "Installing what $(VENV) lacks; in a new environment this takes a few minutes"
 	@constrain=$$(test ! -e $(CREATED) || echo -c constraints.txt); \
 	$(PIP) install --quiet $$constrain 'setuptools>=77.0.3,<81' wheel && \
@@ -52,7 +52,7 @@ test: lint docs  ## lint, documentation and all tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 
 demo: setup  ## train a small teacher and its students on digits scenes; table and pictures in output/demo
-	$(RUN) tools/run_digits_det.py --demo
+	$(RUN) -m kd_det demo
 
 clean:  ## remove caches and build products; VENV, datasets/ and output/ stay
 	rm -rf build dist site *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

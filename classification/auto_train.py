@@ -15,6 +15,7 @@ from classification.states import last_state
 from kd_det.common.config_files import find_configs
 from kd_det.common.errors import SetupError
 from kd_det.common.processes import CommandError, forwarding_sigterm, stream
+from kd_det.common.registry import import_options
 from kd_det.common.signals import SIGNALS, StopRequested
 
 # Variables that tell a process that it is one of several.
@@ -47,7 +48,7 @@ def train_teacher(cfg: CfgNode) -> None:
             "yourself and give its model.pth."
         )
     files = list(find_configs(node.CONFIG_FILES, "TEACHER.CONFIG_FILES"))
-    command = [sys.executable, "-m", "classification.train", "--resume", "--config-file", *files]
+    command = [sys.executable, "-m", "classification.train", "--resume", *import_options(), "--config-file", *files]
     command += ["STUDENT.NAME", node.NAME, "STUDENT.STEM", node.STEM, "STUDENT.IMAGE_SIZE", str(node.IMAGE_SIZE)]
     command += ["DATA.ROOT", cfg.DATA.ROOT, "OUTPUT_DIR", str(path.parent)]
     print(f"Training the teacher first: {node.WEIGHTS}, with {' '.join(files)}", flush=True)

@@ -8,12 +8,12 @@ from fvcore.common.config import CfgNode
 
 from classification.composition import compose
 from classification.data.build import check_name
-from classification.distillers import distiller_class
+from classification.distillers import DISTILLERS, distiller_class
 from classification.schema import check_values
 
 
 def get_config() -> CfgNode:
-    """A configuration with every key at its default."""
+    """A configuration with every key at its default, those of imported distillers included."""
     cfg = CfgNode()
     # The folder of checkpoints, TensorBoard curves and result.json. Empty: output/DATA/METHOD_TEACHER_STUDENT, such as
     # output/cifar100/dkd_res32x4_res8x4, or output/cifar100/vanilla_res8x4 for a model alone.
@@ -37,6 +37,7 @@ def get_config() -> CfgNode:
     _add_models(cfg)
     _add_solver(cfg)
     _add_methods(cfg)
+    DISTILLERS.add_sections(cfg)
     return cfg
 
 
@@ -212,5 +213,6 @@ def check_config(cfg: CfgNode) -> None:
         SetupError: for the first key that is not valid.
     """
     check_values(cfg)
+    DISTILLERS.check_sections(cfg)
     distiller_class(cfg.DISTILLER)
     check_name(cfg)

@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     add_config_file(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the configuration")
-    args = parse_arguments(parser, arguments)
     with one_line_errors():  # imports take seconds, in which Ctrl-C is one line too
+        args = parse_arguments(parser, arguments)
         from classification.config import check_config, load_config
 
         cfg = load_config(args.config_file, args.opts)

@@ -42,9 +42,8 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. User errors are one line."""
-    args = parse_arguments(parser(), arguments)
     with one_line_errors(), noting_signals(end_at_once):  # imports take seconds, in which Ctrl-C is one line too
-        run(args)
+        run(parse_arguments(parser(), arguments))  # with --import it imports the user's own code
 
 
 def run(args: argparse.Namespace) -> None:

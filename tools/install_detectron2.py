@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Installs detectron2 0.6 as a pure-Python wheel, mended for current Python, numpy, Pillow and torch.
+"""Installs detectron2 0.6 as a pure-Python wheel, patched for current Python, numpy, Pillow and torch.
 
 Where detectron2 is importable already (a build of upstream's main branch, conda's 0.6) nothing is done.
-Otherwise the source distribution is downloaded with pip, held to its SHA-256, unpacked, mended by the table
-in detectron2_mends.py, built into a wheel and installed. torch, setuptools and wheel must be there already.
+Otherwise the source distribution is downloaded with pip, held to its SHA-256, unpacked, patched by the table
+in detectron2_patches.py, built into a wheel and installed. torch, setuptools and wheel must be there already.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from detectron2_mends import MENDS, NEW_FILES, Mend
+from detectron2_patches import NEW_FILES, PATCHES, Patch
 
 REQUIREMENT = "pb1-detectron2==0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
@@ -42,7 +42,7 @@ build-backend = "setuptools.build_meta"
 [project]
 name = "detectron2"
 version = "0.6"
-description = "Detectron2 0.6 without its compiled extension, mended for current libraries"
+description = "Detectron2 0.6 without its compiled extension, patched for current libraries"
 requires-python = ">=3.10"
 dependencies = [
     "torch>=2.4", "torchvision", "numpy", "Pillow>=9.1", "matplotlib", "pycocotools>=2.0.2", "termcolor>=1.1",
@@ -107,7 +107,7 @@ def check_hash(sdist: Path, sha256: str = SHA256) -> None:
         raise InstallError(f"{sdist} is no file; --sdist takes the .tar.gz of {REQUIREMENT}.")
     found = hashlib.sha256(sdist.read_bytes()).hexdigest()
     if found != sha256:
-        raise InstallError(f"{sdist} has SHA-256 {found} instead of {sha256}: not the sources to mend.")
+        raise InstallError(f"{sdist} has SHA-256 {found} instead of {sha256}: not the sources to patch.")
 
 
 def unpack(sdist: Path, folder: Path) -> Path:
@@ -123,21 +123,21 @@ def unpack(sdist: Path, folder: Path) -> Path:
     return root
 
 
-def apply_mend(root: Path, mend: Mend) -> None:
-    """Applies one mend; raises InstallError unless each file has exactly the expected number of places."""
-    for name, expected in mend.files.items():
+def apply_patch(root: Path, patch: Patch) -> None:
+    """Applies one patch; raises InstallError unless each file has exactly the expected number of places."""
+    for name, expected in patch.files.items():
         file = root / name
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
-        mended, count = re.subn(mend.pattern, mend.replacement, text, flags=re.MULTILINE)
+        patched, count = re.subn(patch.pattern, patch.replacement, text, flags=re.MULTILINE)
         if count != expected:
-            raise InstallError(f"The mend '{mend.what}' fits {count} places in {name} instead of {expected}.")
-        file.write_text(mended, encoding="utf-8")
+            raise InstallError(f"The patch '{patch.what}' fits {count} places in {name} instead of {expected}.")
+        file.write_text(patched, encoding="utf-8")
 
 
-def mend_tree(root: Path, mends: Sequence[Mend] = MENDS, new_files: Mapping[str, str] = NEW_FILES) -> None:
+def patch_tree(root: Path, patches: Sequence[Patch] = PATCHES, new_files: Mapping[str, str] = NEW_FILES) -> None:
     """Turns the unpacked distribution into a tree from which setuptools builds a pure-Python wheel."""
-    for mend in mends:
-        apply_mend(root, mend)
+    for patch in patches:
+        apply_patch(root, patch)
     for name, text in new_files.items():
         (root / name).write_text(text, encoding="utf-8")
     for source, target in PROJECTS.items():
@@ -148,7 +148,7 @@ def mend_tree(root: Path, mends: Sequence[Mend] = MENDS, new_files: Mapping[str,
 
 
 def build_wheel(root: Path, folder: Path) -> Path:
-    """Builds the wheel of the mended tree into ``folder`` and returns its path."""
+    """Builds the wheel of the patched tree into ``folder`` and returns its path."""
     run_pip("wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(folder), str(root))
     (wheel,) = folder.glob("detectron2-0.6-*.whl")
     return wheel
@@ -159,14 +159,14 @@ def make_wheel(
     wheel_dir: Path,
     *,
     sha256: str = SHA256,
-    mends: Sequence[Mend] = MENDS,
+    patches: Sequence[Patch] = PATCHES,
     new_files: Mapping[str, str] = NEW_FILES,
 ) -> Path:
-    """Checks, unpacks, mends and builds ``sdist``; returns the wheel's path. Nothing is installed."""
+    """Checks, unpacks, patches and builds ``sdist``; returns the wheel's path. Nothing is installed."""
     check_hash(sdist, sha256)
     with tempfile.TemporaryDirectory() as work:
         root = unpack(sdist, Path(work))
-        mend_tree(root, mends, new_files)
+        patch_tree(root, patches, new_files)
         return build_wheel(root, wheel_dir)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from classification.data.loaders import Batch
 from classification.models.protocol import ModelOutput
 from kd_det.common.errors import SetupError
 from kd_det.common.registry import Registry
+from kd_det.common.setting_checks import Check
 from kd_det.losses import standardize_logits
 
 
@@ -44,6 +45,11 @@ class Distiller(nn.Module, ABC):
     needs_teacher = True
     uses_cross_entropy = True
     compares_logits = False
+    # Configuration keys that a distiller of one's own brings, with their defaults: {"WEIGHT": 1.0} of the distiller
+    # "mine" is MINE.WEIGHT. Those of the distillers in this package are in ``classification.config``, with comments.
+    keys: ClassVar[Mapping[str, Any]] = {}
+    # The checks of these keys' values, by the full key.
+    checks: ClassVar[Mapping[str, Check]] = {}
 
     def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
         super().__init__()
@@ -78,7 +84,7 @@ def register_distiller(name: str) -> Callable[[type[Distiller]], type[Distiller]
     """Class decorator that makes a distiller known as ``DISTILLER: name``.
 
     Raises:
-        ValueError: there is a distiller of that name already.
+        ValueError: there is a distiller of that name already, or its ``keys`` or ``checks`` are not valid.
     """
     return DISTILLERS.register(name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,32 +170,3 @@ def check_same_teacher(first: FinishedRun, second: FinishedRun) -> None:
                 "the same teacher, or name one for both, such as --opts TEACHER.NAME resnet20 TEACHER.WEIGHTS "
                 "a/model.pth."
             )
-
-
-def parser(description: str, name: str, runs: int | str) -> argparse.ArgumentParser:
-    """A parser with the options that all analyses share.
-
-    Args:
-        description: the command's docstring.
-        name: the analysis's name, for the default of --output-dir.
-        runs: how many runs it takes, as argparse's ``nargs``.
-    """
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=description, formatter_class=as_written)
-    parser.add_argument(
-        "runs", nargs=runs, metavar="RUN", help="a finished run's OUTPUT_DIR, or its name below output/"
-    )
-    folder = Path("output/analysis") / name
-    parser.add_argument("--output-dir", type=Path, default=folder, metavar="DIR", help=f"default {folder}")
-    overrides = "overrides of every run's configuration, such as DATA.ROOT"
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help=overrides)
-    return parser
-
-
-def load_runs(args: argparse.Namespace) -> list[FinishedRun]:
-    """The runs that the command line names.
-
-    Raises:
-        SetupError: a run cannot be loaded.
-    """
-    return [load_run(name, args.opts) for name in args.runs]

@@ -24,6 +24,7 @@ from kd_det.common.config_files import shipped_name
 from kd_det.common.errors import SetupError
 from kd_det.common.files import read_json, write_json
 from kd_det.common.processes import forwarding_sigterm, run_side_by_side
+from kd_det.common.registry import import_options
 from kd_det.common.run_steps import finish_run
 from kd_det.common.tables import markdown, summary
 
@@ -94,7 +95,8 @@ class TrainingRun:
         """
         cfg = self.cfg
         folder = Path(cfg.OUTPUT_DIR)
-        command = [sys.executable, "-m", "classification.train", "--resume", "--config-file", *self.config_files]
+        command = [sys.executable, "-m", "classification.train", "--resume", *import_options()]
+        command += ["--config-file", *self.config_files]
         command += [*self.overrides, "SEED", str(self.seed), "OUTPUT_DIR", cfg.OUTPUT_DIR]
 
         def finished() -> dict[str, Any] | None:

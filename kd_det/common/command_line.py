@@ -1,7 +1,7 @@
-"""``--config-file A.yaml B.yaml ... KEY VALUE ...`` for every command line: several files, then overrides.
+"""``--config-file A.yaml B.yaml ... --import FILE_OR_MODULE KEY VALUE ...`` for every command line.
 
-argparse has no such option: one that takes several values takes the overrides too, and an ``opts`` argument that
-should get them back is set to an empty list afterwards. So the files are told apart before argparse reads the rest.
+argparse cannot read several files and then overrides: an option of several values takes the overrides too, and an
+``opts`` argument behind it is set to an empty list. So the files are separated before argparse reads the rest.
 ``UpToOverrides`` does the same for other options of several values.
 """
 
@@ -16,34 +16,71 @@ from pathlib import Path
 from typing import Any
 
 from kd_det.common.errors import SetupError
+from kd_det.common.registry import IMPORT, import_code
 
 OPTION = "--config-file"
 SUFFIXES = (".yaml", ".yml", ".py")  # .py is refused later, by name; here it must not be taken for a key
 # What configuration keys look like, with dots or without: OUTPUT_DIR, MODEL.DEVICE.
 KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)*")
 HELP = "YAML configurations, paths or shipped names, merged from left to right; the later wins"
+IMPORT_HELP = "Python code of your own with terms or distillers, imported first; may be given several times"
+
+
+def command_parser(name: str, description: str, *examples: str) -> argparse.ArgumentParser:
+    """A parser whose help begins with a description and ends with examples.
+
+    Args:
+        name: the command: "kd-det export".
+        description: what it does; shown as it is written.
+        examples: command lines.
+    """
+    title = "example:" if len(examples) == 1 else "examples:"
+    return argparse.ArgumentParser(
+        prog=name,
+        description=description,
+        epilog="\n  ".join([title, *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def add_config_file(parser: argparse.ArgumentParser, *, required: bool = False, help: str = HELP) -> None:
-    """Adds ``--config-file`` to a parser that does not have it, to be read with :func:`parse_arguments`."""
+    """Adds ``--config-file`` and ``--import`` to a parser that has neither, to be read with :func:`parse_arguments`."""
     parser.add_argument(OPTION, default="", required=required, metavar="FILE [FILE ...]", help=help)
+    add_import(parser)
+
+
+def add_import(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--import`` alone: for Detectron2's parser, and for commands that read no configuration themselves."""
+    parser.add_argument(
+        IMPORT, action="append", default=[], dest="imports", metavar="FILE_OR_MODULE", help=IMPORT_HELP
+    )
 
 
 def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """``parser.parse_args`` for a parser with ``--config-file``, Detectron2's too, which may have several values.
+    """``parser.parse_args`` for a parser with ``--config-file``, which may have several values, and ``--import``.
+
+    The code that ``--import`` names is imported here, so that nothing can be built before it.
 
     Args:
-        parser: its other arguments keep their meaning; overrides need no separator.
+        parser: Detectron2's, or one of ``add_config_file``. Overrides need no separator.
         arguments: None: the process's own.
 
     Returns:
         What the parser gives, ``config_file`` a list: empty where the option is not given.
+
+    Raises:
+        SetupError: see ``import_code``.
     """
-    files, rest = _take_files(sys.argv[1:] if arguments is None else arguments)
+    files, rest = [], list(sys.argv[1:] if arguments is None else arguments)
+    if parser.get_default("config_file") is not None:
+        files, rest = _take_files(rest)
     args = parser.parse_args(rest)
     if getattr(args, "behind_options", None):
         args.opts = [*args.behind_options, *args.opts]
-    args.config_file = files or [args.config_file] * bool(args.config_file)
+    if hasattr(args, "config_file"):
+        args.config_file = files or [args.config_file] * bool(args.config_file)
+    for name in getattr(args, "imports", ()):
+        import_code(name)
     return args
 
 

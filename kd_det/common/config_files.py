@@ -14,8 +14,9 @@ from kd_det.common.yaml_files import refuse_python
 
 logger = logging.getLogger(__name__)
 
-# The one place that says where they are.
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# Where the shipped configurations are: in the package if it was installed from a wheel, otherwise beside it.
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 NEAREST = 3
 
 

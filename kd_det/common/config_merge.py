@@ -122,10 +122,24 @@ def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
         return f"{prefix}a value is nested too deeply. Write it as a plain number, text or list."
     if "Non-existent" in text:
         key = text.rsplit(":", 1)[-1].strip()
-        return f"{prefix}there is no key {key!r}.{did_you_mean(key, _keys(cfg))}"
+        near = did_you_mean(key, _keys(cfg))
+        return f"{prefix}there is no key {key!r}.{near}{_import_hint(cfg, key, near)}"
     if "Type mismatch" in text:
         return f"{prefix}{text}. Write the value in the key's own type (a float as 8.0, a list as ['a'])."
     return f"{prefix}{text.rstrip('.!')}."
+
+
+def _import_hint(cfg: CfgNode, key: str, near: str) -> str:
+    """A hint where ``key`` may be of a term or distiller that is not imported, because its section does not exist."""
+    detection = "TERMS" in (cfg.get("KD") or ())
+    parts = key.split(".")
+    if detection and parts[0] != "KD":
+        return ""
+    sections, parts = (cfg.KD, parts[1:]) if detection else (cfg, parts)
+    is_section = len(parts) == 2 or (len(parts) == 1 and (detection or not near))
+    if not is_section or parts[0] in sections:
+        return ""
+    return " The keys of a term or distiller of your own exist once its code is imported, by --import."
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -94,7 +94,7 @@ def _is_number(value: object) -> bool:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the process with one line on stderr, ``error: ...``, for errors that the user can mend.
+    """Ends the process with one line on stderr, ``error: ...``, for user errors.
 
     Exit code 2 for ``SetupError``, 1 for a non-finite loss and for a disk that cannot be written, 130 for Ctrl-C.
     """

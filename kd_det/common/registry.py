@@ -1,48 +1,115 @@
-"""Classes under the names that a configuration gives them, and the import of a user's own code that adds to them."""
+"""Classes under the names that a configuration uses, and the import of a user's own code that adds to them."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
+import re
 import sys
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kd_det.common.errors import SetupError, did_you_mean, one_line
+from kd_det.common.setting_checks import same_type
+
+if TYPE_CHECKING:
+    from fvcore.common.config import CfgNode
 
 T = TypeVar("T", bound=type)
+
+IMPORT = "--import"
+PACKAGE = str(Path(__file__).resolve().parents[1]) + os.sep
+KEY = re.compile(r"[A-Z][A-Z0-9_]*")
+VALUES = (bool, int, float, str, list, tuple)
 
 
 class Registry(Mapping[str, T]):
     """Read it like a dict; add to it with the class decorator :meth:`register`.
 
+    A class may bring configuration keys: its attribute ``keys``, name to default, becomes the section of the class's
+    name in upper case. Its attribute ``checks`` has the check of each value, by the full key.
+
     Args:
         kind: what the entries are, for errors: "KD term".
         key: the configuration key that names them: "KD.TERMS".
+        parent: the section that the entries' sections are in: "KD"; "" is the configuration itself.
     """
 
-    def __init__(self, kind: str, key: str) -> None:
-        self.kind, self.key = kind, key
+    def __init__(self, kind: str, key: str, parent: str = "") -> None:
+        self.kind, self.key, self.parent = kind, key, parent
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Class decorator that adds the class as ``name``.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: the name is taken, or the class's ``keys`` or ``checks`` are not valid.
         """
 
         def add(entry: T) -> T:
             if name in self._entries:
                 raise ValueError(f"there is already a {self.kind} {name!r}: {self._entries[name]}.")
+            self._check_keys(name, entry)
             self._entries[name] = entry
             return entry
 
         return add
+
+    def section(self, name: str) -> str:
+        """The section of the entry ``name``: "KD.P3"."""
+        return f"{self.parent}.{name.upper()}" if self.parent else name.upper()
+
+    def _check_keys(self, name: str, entry: T) -> None:
+        keys, checks, section = getattr(entry, "keys", {}), getattr(entry, "checks", {}), self.section(name)
+        if keys and not KEY.fullmatch(name.upper()):
+            raise ValueError(f"the {self.kind} {name!r} has keys, so its name must be letters, digits and underscores.")
+        for key, default in keys.items():
+            if not isinstance(key, str) or not KEY.fullmatch(key):
+                raise ValueError(f"{section}: the key {key!r} must be capital letters, digits and underscores.")
+            if not isinstance(default, VALUES):
+                allowed = ", ".join(kind.__name__ for kind in VALUES)
+                raise ValueError(f"{section}.{key}: the default {default!r:.100} must be one of {allowed}.")
+        for key in checks:
+            if keys and key.startswith(f"{section}.") and key.removeprefix(f"{section}.") not in keys:
+                raise ValueError(f"{section}: checks has {key!r}, which is not in keys.{did_you_mean(key, keys)}")
+
+    def add_sections(self, cfg: CfgNode) -> None:
+        """Adds the sections of all entries that bring keys to ``cfg``, in place.
+
+        Raises:
+            SetupError: a section has the name of another key.
+        """
+        node = cfg[self.parent] if self.parent else cfg
+        for name, entry in self._entries.items():
+            keys = getattr(entry, "keys", {})
+            if keys and name.upper() in node:
+                raise SetupError(
+                    f"the {self.kind} {name!r} has keys, but there is a key {self.section(name)} already. Register it "
+                    "under another name."
+                )
+            if keys:
+                node[name.upper()] = type(cfg)(dict(keys))
+
+    def check_sections(self, cfg: CfgNode) -> None:
+        """Checks the values of all keys that entries bring: their type, that they are finite, and their own checks.
+
+        Raises:
+            SetupError: for the first that is not valid.
+        """
+        for name, entry in self._entries.items():
+            keys, checks, section = getattr(entry, "keys", {}), getattr(entry, "checks", {}), self.section(name)
+            for key, default in keys.items():
+                value = (cfg[self.parent] if self.parent else cfg)[name.upper()][key]
+                same_type(f"{section}.{key}", value, default)
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise SetupError(f"{section}.{key} is {value!r}; it must be a finite number.")
+                if f"{section}.{key}" in checks:
+                    checks[f"{section}.{key}"](f"{section}.{key}", value)
 
     def find(self, name: object) -> T:
         """The entry ``name``.
@@ -54,7 +121,7 @@ class Registry(Mapping[str, T]):
             return self._entries[name]
         raise SetupError(
             f"{self.key}: there is no {self.kind} {name!r}.{did_you_mean(str(name), self)} "
-            f"Known: {', '.join(sorted(self))}. Code of your own is loaded with --import FILE_OR_MODULE."
+            f"Known: {', '.join(sorted(self))}. Load code of your own with {IMPORT} FILE_OR_MODULE."
         )
 
     def __getitem__(self, name: str) -> T:
@@ -70,6 +137,9 @@ class Registry(Mapping[str, T]):
         return len(self._entries)
 
 
+_imported: list[str] = []  # by import_code, in order
+
+
 def import_code(name: str) -> None:
     """Imports a Python file or a module by name, once, so that the terms or distillers in it register themselves.
 
@@ -82,13 +152,26 @@ def import_code(name: str) -> None:
     path = Path(name)
     is_file = path.suffix == ".py"
     if is_file and not path.is_file():
-        raise SetupError(f"--import: there is no file {name!r}. Give the path of a Python file, or a module's name.")
+        raise SetupError(f"{IMPORT}: there is no file {name!r}. Give the path of a Python file, or a module's name.")
     if is_file:
+        name = str(path.resolve())
         _import(name, lambda: _import_file(path))
-        return
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    _import(name, lambda: importlib.import_module(name))
+    else:
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        _import(name, lambda: importlib.import_module(name))
+    if name not in _imported:
+        _imported.append(name)
+
+
+def imported_code() -> tuple[str, ...]:
+    """What this process has imported by ``import_code``: for processes that it starts, which must import it too."""
+    return tuple(_imported)
+
+
+def import_options() -> list[str]:
+    """``imported_code`` as options of a command line: ``--import NAME ...``."""
+    return [part for name in _imported for part in (IMPORT, name)]
 
 
 def _import_file(path: Path) -> None:
@@ -115,14 +198,18 @@ def _import(name: str, load: Callable[[], object]) -> None:
         load()
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name is not None and name.split(".")[0] == error.name:
-            raise SetupError(f"--import: there is no module {name!r}. Give a module's name, or a .py file.") from error
-        raise SetupError(f"--import {name}: {_place(error)}: {type(error).__name__}: {one_line(error)}") from error
+            raise SetupError(f"{IMPORT}: there is no module {name!r}. Give a module's name, or a .py file.") from error
+        place = _place(error)
+        place = place if place.startswith(name) else f"{name}: {place}"
+        raise SetupError(f"{IMPORT} {place}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _place(error: Exception) -> str:
+    """Where the user's code raised: its own last line rather than one of a library that it called."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-    theirs = [frame for frame in frames if frame.filename != __file__]
-    last = (theirs or frames)[-1]
+    outside = [frame for frame in frames if not frame.filename.startswith(PACKAGE)]
+    own = [frame for frame in outside if "site-packages" not in frame.filename]
+    last = (own or outside or frames)[-1]
     return f"{last.filename}, line {last.lineno}"

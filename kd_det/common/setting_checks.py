@@ -19,6 +19,31 @@ MOST = 2**31 - 1
 # The range of numbers that are divided by or squared in float32.
 SMALLEST, LARGEST = 1e-6, 1e6
 
+# What a value must be, by the type of its default.
+TYPES = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list", tuple: "a list",
+}  # fmt: skip
+
+
+def same_type(key: str, value: Any, default: Any) -> None:
+    """A value of its default's type. A float may be given as a whole number, a list as a tuple; a default of None
+    admits any type."""
+    if default is None:
+        return
+    alike = (list, tuple) if isinstance(default, (list, tuple)) else (type(default),)
+    if isinstance(default, float) and not isinstance(value, bool):
+        alike = (int, float)
+    if not isinstance(value, alike) or isinstance(value, bool) != isinstance(default, bool):
+        raise SetupError(
+            f"{key} is {value!r:.200}; it must be {TYPES.get(type(default), type(default).__name__)}, as its default "
+            f"{_short(default)} is."
+        )
+
+
+def _short(default: Any) -> str:
+    text = repr(default)
+    return text if len(text) < 60 else f"{text[:50]} ..."
+
 
 def count(least: int, most: int = MOST) -> Check:
     """A whole number from ``least`` to ``most``."""

@@ -8,15 +8,10 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from kd_det.common.errors import SetupError
-from kd_det.common.setting_checks import Check
+from kd_det.common.setting_checks import Check, same_type
 from kd_det.config import add_kd_config
 from kd_det.config.model_keys import MODEL
 from kd_det.config.other_keys import INPUT_FORMAT, OTHER
-
-# What a value must be, by the type of its default.
-TYPES = {
-    bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list", tuple: "a list",
-}  # fmt: skip
 
 
 def check_settings(cfg: CfgNode) -> None:
@@ -42,7 +37,7 @@ def _check_leaves(values: Mapping[str, Any], table: Mapping[str, Check], section
             continue
         if key not in values:
             raise SetupError(f"{key} is missing: a whole section was replaced. Set the keys of the section one by one.")
-        _check_type(key, values[key], default)
+        same_type(key, values[key], default)
     for key, value in values.items():
         if isinstance(value, str) and "\0" in value:
             raise SetupError(f"{key} is {value!r:.200}, which has a null character in it; remove it.")
@@ -73,21 +68,3 @@ def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _check_type(key: str, value: Any, default: Any) -> None:
-    if default is None:  # such a key takes numbers as well
-        return
-    alike = (list, tuple) if isinstance(default, (list, tuple)) else (type(default),)
-    if isinstance(default, float) and not isinstance(value, bool):
-        alike = (int, float)
-    if not isinstance(value, alike) or isinstance(value, bool) != isinstance(default, bool):
-        raise SetupError(
-            f"{key} is {value!r:.200}; it must be {TYPES.get(type(default), type(default).__name__)}, as its default "
-            f"{_short(default)} is."
-        )
-
-
-def _short(default: Any) -> str:
-    text = repr(default)
-    return text if len(text) < 60 else f"{text[:50]} ..."

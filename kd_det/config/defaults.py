@@ -6,10 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
 from kd_det.common.config_merge import merge_config
+from kd_det.common.registry import Registry
+
+# The KD terms by name: ``kd_det.modeling.terms.register_term`` adds them. It is defined here, below the terms
+# themselves, because a term of one's own brings keys.
+TERMS: Registry[type[Any]] = Registry("KD term", "KD.TERMS", "KD")
 
 # The distilling ROI heads, and the Detectron2 heads that each one is when nothing is distilled.
 PLAIN_ROI_HEADS = {
@@ -23,7 +29,10 @@ TIMM_BACKBONE = "build_timm_fpn_backbone"
 
 
 def add_kd_config(cfg: CfgNode) -> None:
-    """Adds every ``KD.*`` key with its default to ``cfg``, in place. Greek letters are the papers' symbols."""
+    """Adds every ``KD.*`` key with its default to ``cfg``, in place, those of imported terms included.
+
+    Greek letters are the papers' symbols.
+    """
     # Data sets of your own, each [name, COCO instances JSON, image folder]; paths from the working directory. A set is
     # used once DATASETS.TRAIN or DATASETS.TEST names it.
     cfg.DATASETS.COCO_JSON = []
@@ -41,7 +50,8 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.TERMS = ()
 
     cfg.KD.TEACHER = CfgNode()
-    # The teacher's configuration: a model-zoo name ("COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml") or a path.
+    # The teacher's configuration: a model-zoo name ("COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"), a path, or the
+    # name of a shipped configuration ("digits_det/teacher.yaml").
     cfg.KD.TEACHER.CONFIG_FILE = ""
     # The teacher's checkpoint: a path or URL. Empty takes the zoo's own checkpoint for that zoo configuration.
     cfg.KD.TEACHER.WEIGHTS = ""
@@ -121,6 +131,8 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.PKD = CfgNode()
     cfg.KD.PKD.WEIGHT = 24.0  # alpha
     cfg.KD.PKD.FEATURES = ()
+
+    TERMS.add_sections(cfg)
 
 
 def load_config(

@@ -23,6 +23,7 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT, _distributed_worker
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
 
 from kd_det.common.errors import STORAGE_ERRORS, NonFiniteLossError, SetupError, in_range, whole_number
+from kd_det.common.registry import import_code, imported_code
 from kd_det.common.signals import Received, StopRequested, default_signals, end_at_once, noting_signals, signals_blocked
 
 # How long the other processes may continue after one has failed. The first process may be saving a checkpoint; once it
@@ -85,7 +86,7 @@ def _run_processes(work: Work, args: argparse.Namespace, dist_url: str, received
     with closing(queue):
         # A Ctrl-C would show a traceback of their imports. SIGTERM ends them silently.
         with signals_blocked([signal.SIGINT]):
-            given = (work, args, dist_url, queue, multiprocessing.get_start_method())
+            given = (work, args, dist_url, queue, multiprocessing.get_start_method(), imported_code())
             processes = start_processes(_in_process, given, args.num_gpus, join=False).processes
         try:
             reports, failed = _wait(processes, received, queue)
@@ -95,7 +96,13 @@ def _run_processes(work: Work, args: argparse.Namespace, dist_url: str, received
 
 
 def _in_process(
-    local_rank: int, work: Work, args: argparse.Namespace, dist_url: str, queue: Any, start_method: str
+    local_rank: int,
+    work: Work,
+    args: argparse.Namespace,
+    dist_url: str,
+    queue: Any,
+    start_method: str,
+    code: Sequence[str],
 ) -> None:
     # Until training notes signals itself there is nothing to save, and a process that waits for the others to connect
     # could not run a handler of Python's.
@@ -105,6 +112,8 @@ def _in_process(
     rank = args.machine_rank * args.num_gpus + local_rank
     world_size = args.num_machines * args.num_gpus
     try:
+        for name in code:  # of --import: this is a fresh interpreter
+            import_code(name)
         _distributed_worker(
             local_rank, work, world_size, args.num_gpus, args.machine_rank, dist_url, (args,), DEFAULT_TIMEOUT
         )

@@ -2,7 +2,7 @@
 
 They are right for moderate logits, and no more than that: each docstring says where its formula gives out. For
 training use the losses of ``kd_det.losses``, which give the same values and gradients for any finite logits, in every
-dtype, with less time and memory. Tests compare the two; tools/benchmark_losses.py times them.
+dtype, with less time and memory. Tests compare the two; ``kd-det bench losses`` times them.
 
 Each function takes student and teacher logits (B, C), and labels (B,) where it needs them, and returns one loss for
 each sample (B,): call ``.mean()`` for the mean. Pass the teacher's logits without a graph. T is the temperature, p

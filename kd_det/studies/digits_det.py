@@ -2,7 +2,7 @@
 
 The teacher and both pretrained backbones are trained once and used for all seeds, as those of a model zoo would be. A
 seed determines a student's initial head and the order of its images, which are the same in every arm. Each arm is a
-command of its own, which trains as ``tools/train_net.py`` does.
+command of its own, which trains as ``kd-det train`` does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_det.common import environment
-from kd_det.common.errors import did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.common.files import read_json, write_atomically, write_json
 from kd_det.common.processes import forwarding_sigterm, run_side_by_side, threads_of_each
 from kd_det.common.run_steps import file_digest, run_step
@@ -133,7 +133,7 @@ class Benchmark:
         folder = self.output_dir / f"{network}_warm_up"
         config, output = config_of(network), folder / "backbone.pth"
         options = ["--iterations", str(iterations), "--max-lr", str(WARM_UP_LR[network])]
-        command = [sys.executable, "tools/warm_up_backbone.py", "--config-file", config]
+        command = [sys.executable, "-m", "kd_det.studies.warm_up", "--config-file", config]
         command += ["--output", str(output), *options, "MODEL.DEVICE", self.device]
         cfg = load_config(config, ["MODEL.DEVICE", self.device])
         recipe = {"options": options, "config": cfg.dump(), "versions": environment.versions()}
@@ -160,7 +160,7 @@ class Benchmark:
 
         def command(resume: bool) -> list[str]:
             flags = ["--resume"] if resume else []
-            return [sys.executable, "tools/train_net.py", "--config-file", config, *flags, *overrides]
+            return [sys.executable, "-m", "kd_det", "train", "--config-file", config, *flags, *overrides]
 
         def collect() -> dict[str, Any]:
             metrics = read_metrics(folder / "metrics.json")
@@ -231,10 +231,10 @@ def seeds_of(count: int) -> tuple[int, ...]:
     """The seeds 1 to ``count``.
 
     Raises:
-        ValueError: the count is below 1.
+        SetupError: the count is below 1.
     """
     if count < 1:
-        raise ValueError(f"--seeds is {count}; give 1 or more")
+        raise SetupError(f"--seeds is {count}; give 1 or more")
     return tuple(range(1, count + 1))
 
 
@@ -242,10 +242,10 @@ def arms_of(methods: Sequence[str]) -> tuple[str, ...]:
     """The arms to train: the student alone, and the student with each method.
 
     Raises:
-        ValueError: a method is not listed in ``METHODS``.
+        SetupError: a method is not listed in ``METHODS``.
     """
     for name in methods:
         if name not in METHODS:
             known = ", ".join(METHODS)
-            raise ValueError(f"--methods: there is no {name!r}.{did_you_mean(name, METHODS)} Known: {known}")
+            raise SetupError(f"--methods: there is no {name!r}.{did_you_mean(name, METHODS)} Known: {known}")
     return (STUDENT, *dict.fromkeys(methods))

@@ -1,13 +1,17 @@
 """Pretrains a detector's backbone on digit classification, as backbones for COCO are pretrained on ImageNet.
 
 Only the training scans and the training parts of the photographs are used.
+
+python -m kd_det.studies.warm_up --config-file digits_det/teacher.yaml --output output/warm_up.pth
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +23,10 @@ from detectron2.modeling import build_backbone
 from torch import nn
 from torch.nn import functional as F
 
+from kd_det.common.command_line import add_config_file, command_parser, parse_arguments
+from kd_det.common.errors import one_line_errors
 from kd_det.common.files import write_atomically
+from kd_det.config import load_config
 from kd_det.data.digits_rendering import SceneSettings, paste, photographs, random_background, random_opacity, scans
 from kd_det.data.digits_scenes import CLASSES
 
@@ -148,3 +155,28 @@ def warm_up_backbone(cfg: CfgNode, output: str | Path, settings: WarmUpSettings 
     torch.save({"model": weights}, content)
     write_atomically(output, content.getbuffer())
     return float(np.mean(hits[-max(1, settings.iterations // 10) :]))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: writes a checkpoint for MODEL.WEIGHTS."""
+    default = WarmUpSettings()
+    parser = command_parser(
+        "python -m kd_det.studies.warm_up",
+        "Warms a detector's backbone up on digit classification and writes it for MODEL.WEIGHTS.",
+        "python -m kd_det.studies.warm_up --config-file digits_det/teacher.yaml --output output/warm_up.pth",
+    )
+    add_config_file(parser, required=True, help="the detector's configuration")
+    parser.add_argument("--output", required=True, help="the checkpoint to write")
+    parser.add_argument("--iterations", type=int, default=default.iterations)
+    parser.add_argument("--max-lr", type=float, default=default.max_lr)
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configuration")
+    with one_line_errors():
+        args = parse_arguments(parser, arguments)
+        logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%m/%d %H:%M:%S")
+        settings = WarmUpSettings(iterations=args.iterations, max_lr=args.max_lr, seed=args.seed)
+        warm_up_backbone(load_config(args.config_file, args.opts), args.output, settings)
+
+
+if __name__ == "__main__":
+    main()

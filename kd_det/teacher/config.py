@@ -7,6 +7,7 @@ import os
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 
+from kd_det.common.config_files import CONFIGS
 from kd_det.common.config_merge import merge_config
 from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.common.yaml_files import refuse_python
@@ -62,24 +63,26 @@ def _locate(config_file: str, weights: str) -> tuple[str, str]:
             "'COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml', or the path of the teacher's configuration."
         )
     refuse_python(config_file, "KD.TEACHER.CONFIG_FILE")
-    if os.path.isfile(config_file):
-        if not weights:
-            raise SetupError(
-                f"KD.TEACHER.WEIGHTS is empty, and {config_file!r} is a file, not a model-zoo name with a checkpoint "
-                "to download. Give the teacher's checkpoint."
-            )
-        return config_file, weights
+    for path in (config_file, str(CONFIGS / config_file)):
+        if os.path.isfile(path):
+            if not weights:
+                raise SetupError(
+                    f"KD.TEACHER.WEIGHTS is empty, and {config_file!r} is a file, not a model-zoo name with a "
+                    "checkpoint to download. Give the teacher's checkpoint."
+                )
+            return path, weights
     try:
         path = model_zoo.get_config_file(config_file)
         return path, weights or model_zoo.get_checkpoint_url(config_file)
     except RuntimeError as error:
         raise SetupError(
             f"KD.TEACHER.CONFIG_FILE {config_file!r}: {error} It is not a file either."
-            f"{did_you_mean(config_file, _zoo_names())} Give a model-zoo name, or the path of a YAML configuration."
+            f"{did_you_mean(config_file, zoo_names())} Give a model-zoo name, or the path of a YAML configuration."
         ) from error
 
 
-def _zoo_names() -> list[str]:
+def zoo_names() -> list[str]:
+    """The names of the model zoo's YAML configurations, with weights or without."""
     root = os.path.join(os.path.dirname(model_zoo.__file__), "configs")
     return [
         os.path.relpath(os.path.join(folder, name), root)

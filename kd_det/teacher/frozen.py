@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from detectron2 import model_zoo
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_backbone, build_model
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
 from detectron2.structures import Boxes
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 
 from kd_det.checkpoint import load_strictly
 from kd_det.common.errors import SetupError
+from kd_det.config import load_config
 from kd_det.teacher.box_stages import BoundBoxStage, box_modules, box_stages
 from kd_det.teacher.classes import ClassMap, distilled_classes, shared_classes, unpaired_classes
-from kd_det.teacher.config import teacher_config
+from kd_det.teacher.config import teacher_config, zoo_names
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +202,25 @@ def check_heads(model: nn.Module, config_file: str) -> None:
             f"KD.TEACHER.CONFIG_FILE {config_file!r} has MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True: the KD terms "
             "compare softmaxes, but its logits are for sigmoids. Take a teacher trained with cross-entropy."
         )
+
+
+def zoo_teachers() -> list[str]:
+    """The names of the model zoo's configurations that have published weights and can be ``KD.TEACHER.CONFIG_FILE``."""
+    return sorted(name for name in zoo_names() if _has_weights(name) and _can_teach(name))
+
+
+def _has_weights(name: str) -> bool:
+    try:
+        return bool(model_zoo.get_checkpoint_url(name))
+    except RuntimeError:
+        return False
+
+
+def _can_teach(name: str) -> bool:
+    model = load_config(model_zoo.get_config_file(name)).MODEL
+    architecture = META_ARCH_REGISTRY.get(model.META_ARCHITECTURE)
+    heads = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME)
+    return issubclass(architecture, GeneralizedRCNN) and heads in TEACHER_HEADS
 
 
 def _dtype(cfg: CfgNode) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""tools/train_net.py in this process: its imports take longer than a short training."""
+"""kd-det train in this process: its imports take longer than a short training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
-from train_net import main
-
+from kd_det.engine.commands import train
 from tests.conftest import kept_loggers
 from tests.stress.signals_detection import Stage
 
@@ -32,7 +31,7 @@ def run_here(stage: Stage, output: Path, *options: object) -> Ended:
     code, start, stderr = 0, len(_log(output)), io.StringIO()
     try:
         with kept_loggers(), redirect_stderr(stderr):
-            main([*map(str, [*flags, *stage.settings, *QUICK, "OUTPUT_DIR", output, *overrides])])
+            train([*map(str, [*flags, *stage.settings, *QUICK, "OUTPUT_DIR", output, *overrides])])
     except SystemExit as end:
         code = end.code
     lines = stderr.getvalue().splitlines() or [""]

@@ -1,4 +1,4 @@
-"""tools/train_net.py with a witness: the number of the last finished step stands in the file that FINISHED names.
+"""kd-det train with a witness: the number of the last finished step stands in the file that FINISHED names.
 
 The witness is a hook right after the step of the learning rate, so it never names a step that is not finished.
 """
@@ -38,8 +38,8 @@ def add_witness() -> None:
 if __name__ == "__main__":
     with one_line_errors(), noting_signals(end_at_once):
         add_witness()
-        from train_net import main
+        from kd_det.engine.commands import train
 
-        main()
+        train()
 elif __name__ == "__mp_main__":  # one of several processes
     add_witness()

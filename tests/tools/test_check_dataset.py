@@ -1,18 +1,18 @@
-"""tools/check_dataset.py: what it prints of the miniature COCO, and its exit codes."""
+"""kd-det check-data: what it prints of the miniature COCO, and its exit codes."""
 
 from __future__ import annotations
 
 import shutil
 
-import check_dataset
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from kd_det.engine.commands import check_data
 from tests.mini_coco import THINGS, annotation_file, edit_annotations
 from tests.tiny import student_config, teacher_files
-from tests.tools.commands import error_of, run_tool
+from tests.tools.commands import error_of, run_here
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def check(capsys):
 
     def run(*arguments):
         with pytest.raises(SystemExit) as ended:
-            check_dataset.main([*map(str, arguments)])
+            check_data([*map(str, arguments)])
         return ended.value.code, capsys.readouterr()
 
     yield run
@@ -51,7 +51,7 @@ def mine(own):
 
 def test_a_sound_set(own):
     _, json_file, folder = own
-    result = run_tool("check_dataset", "--dataset", f"mine={json_file},{folder}", "--sizes")
+    result = run_here("check-data", "--dataset", f"mine={json_file},{folder}", "--sizes")
     assert result.returncode == 0, result.stderr[-2000:]
     assert "mine: 4 images, 0 of them without objects; 12 objects in 80 classes" in result.stdout
     assert "fault" not in result.stdout
@@ -80,14 +80,14 @@ def test_configuration_with_a_teacher(own, teacher, tmp_path):
     sets = ["DATASETS.COCO_JSON", [entry], "DATASETS.TRAIN", ("mine",), "DATASETS.TEST", ("coco_2017_val",)]
     config = tmp_path / "student.yaml"
     config.write_text(student_config(teacher, *sets, "MODEL.ROI_HEADS.NUM_CLASSES", 80).dump())
-    found = run_tool("check_dataset", "--config-file", config, DETECTRON2_DATASETS=root)
+    found = run_here("check-data", "--config-file", config, datasets=root)
     assert found.returncode == 1, found.stderr[-2000:]
     assert "coco_2017_val: 4 images" in found.stdout
     assert "the teacher has the same classes in a different order. Set KD.TEACHER.CLASS_MAP to ['*']" in found.stdout
     assert "mine and coco_2017_val have different classes" in found.stdout
 
     mapped = ["--opts", "KD.TEACHER.CLASS_MAP", "['*']"]
-    alone = run_tool("check_dataset", "mine", "--config-file", config, *mapped, DETECTRON2_DATASETS=root)
+    alone = run_here("check-data", "mine", "--config-file", config, *mapped, datasets=root)
     assert alone.returncode == 0, alone.stdout + alone.stderr[-2000:]
     assert f"CLASS_MAP pairs {len(THINGS)} of the 80 classes" in alone.stdout and "coco_2017_val" not in alone.stdout
 
@@ -103,7 +103,7 @@ def test_masks_that_the_model_needs_and_the_set_lacks(own, mine, check, teacher,
 
 
 def test_user_errors(own, mine, check):
-    assert "form name=json,folder" in error_of(run_tool("check_dataset", "--dataset", "mine"))
+    assert "form name=json,folder" in error_of(run_here("check-data", "--dataset", "mine"))
     own[1].write_text("{")
     code, written = check(*mine)
     assert code == 2 and "DATASETS.COCO_JSON 'mine'" in written.err and "is not JSON" in written.err
@@ -113,7 +113,7 @@ def test_user_errors(own, mine, check):
 
 def test_help_has_an_example(check):
     code, written = check("--help")
-    assert code == 0 and "python tools/check_dataset.py --dataset" in written.out
+    assert code == 0 and "kd-det check-data --dataset" in written.out
 
 
 def test_faults_of_the_annotations_are_listed_by_index(own, mine, check):

@@ -1,4 +1,4 @@
-"""tools/export_student.py, and what it wrote used where kd_det cannot be imported."""
+"""kd-det export, and what it wrote used where kd_det cannot be imported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 
-import export_student
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from PIL import Image
 
 from kd_det.checkpoint import KDCheckpointer
 from kd_det.config import load_config
+from kd_det.engine.commands import export
 from kd_det.export.comparison import detect, inputs
 from tests.conftest import ROOT, command_environment
 from tests.losses.test_imports import BLOCKED
@@ -137,7 +137,7 @@ def ended(folder, monkeypatch, capsys, *arguments):
     """The one line on stderr and what is on stdout of a command that ends with a user's error, run in ``folder``."""
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as exited:
-        export_student.main(arguments)
+        export(arguments)
     out, err = capsys.readouterr()
     assert exited.value.code == 2 and len(err.splitlines()) == 1, err
     return err, out

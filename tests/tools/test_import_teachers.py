@@ -14,7 +14,7 @@ import torch
 from classification.models import create_model
 from classification.models import teacher_import as module
 from kd_det.common.errors import SetupError
-from tests.tools.commands import run_tool
+from tests.tools.commands import run_door
 
 FILES = {"resnet8x4": "resnet8x4_vanilla/ckpt_epoch_240.pth", "wrn_16_1": "wrn_16_1_vanilla/ckpt_epoch_240.pth"}
 
@@ -63,7 +63,7 @@ def pack(folder: Path, kind: str) -> Path:
 
 
 def test_the_command_line(folder, tmp_path):
-    result = run_tool("import_teachers", pack(folder, "tar"), "--no-eval", "--output", tmp_path / "output")
+    result = run_door("import_teachers", pack(folder, "tar"), "--no-eval", "--output", tmp_path / "output")
     assert result.returncode == 0, result.stderr[-2000:]
     short = {"resnet8x4": "res8x4", "wrn_16_1": "wrn_16_1"}
     for name, path in FILES.items():
@@ -254,12 +254,13 @@ def test_a_member_with_more_than_it_declares(folder, tmp_path):
     ],
 )
 def test_the_command_line_refuses_in_one_line(tmp_path, capsys, name, error):
-    import import_teachers
+    from classification.studies.commands import import_teachers
+
 
     folder = tmp_path / "teachers" / "resnet8_vanilla"
     folder.mkdir(parents=True)
     torch.save({"model": {"fc.bias": torch.full((3,), float("nan"))}}, folder / "x.pth")
     with pytest.raises(SystemExit) as ended:
-        import_teachers.main([str(tmp_path / name), "--no-eval"])
+        import_teachers([str(tmp_path / name), "--no-eval"])
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and line.startswith(error.format(tmp_path / name))

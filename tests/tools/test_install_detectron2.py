@@ -14,9 +14,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-import detectron2_mends
+import detectron2_patches
 import install_detectron2
-from detectron2_mends import MENDS, NOT_COMPILED, Mend
+from detectron2_patches import NOT_COMPILED, PATCHES, Patch
 from install_detectron2 import InstallError
 
 SCRIPT = Path(install_detectron2.__file__)
@@ -33,7 +33,7 @@ SOURCES = {
     "projects/DeepLab/deeplab/__init__.py": "",
     "projects/Panoptic-DeepLab/panoptic_deeplab/__init__.py": "",
 }
-MEND = Mend(
+PATCH = Patch(
     what="Image.LINEAR",
     reason="for the test",
     files={"detectron2/resize.py": 1},
@@ -67,12 +67,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     sdist = folder / "pb1-detectron2-0.6.tar.gz"
     sha256 = write_sdist(sdist, SOURCES)
     new_files = {"detectron2/new.py": "NEW = True\n"}
-    path = install_detectron2.make_wheel(sdist, folder, sha256=sha256, mends=[MEND], new_files=new_files)
+    path = install_detectron2.make_wheel(sdist, folder, sha256=sha256, patches=[PATCH], new_files=new_files)
     assert path.name == "detectron2-0.6-py3-none-any.whl"
     return zipfile.ZipFile(path)
 
 
-def test_wheel_holds_the_mended_package(wheel: zipfile.ZipFile):
+def test_wheel_holds_the_patched_package(wheel: zipfile.ZipFile):
     text = wheel.read("detectron2/resize.py").decode()
     assert text == "INTERPOLATION = Image.BILINEAR\nOTHER = Image.LINEAR_LIGHT\n"
     assert wheel.read("detectron2/new.py").decode() == "NEW = True\n"
@@ -127,11 +127,11 @@ def test_missing_sdist_is_named(tmp_path, no_pip, capsys):
     ],
     ids=["gone", "one too many", "file gone"],
 )
-def test_mend_that_does_not_fit_is_named(tmp_path, no_pip, sources, count):
+def test_patch_that_does_not_fit_is_named(tmp_path, no_pip, sources, count):
     sdist = tmp_path / "sdist.tar.gz"
     sha256 = write_sdist(sdist, sources)
     with pytest.raises(InstallError, match=rf"'Image\.LINEAR' fits {count} places in detectron2/resize\.py"):
-        install_detectron2.make_wheel(sdist, tmp_path, sha256=sha256, mends=[MEND])
+        install_detectron2.make_wheel(sdist, tmp_path, sha256=sha256, patches=[PATCH])
     assert no_pip == []
 
 
@@ -199,8 +199,8 @@ def test_missing_build_tools_are_named(monkeypatch):
     ],
 )
 def test_numpy_aliases(before, after):
-    (mend,) = (mend for mend in MENDS if "numpy" in mend.what)
-    assert re.sub(mend.pattern, mend.replacement, before) == after
+    (patch,) = (patch for patch in PATCHES if "numpy" in patch.what)
+    assert re.sub(patch.pattern, patch.replacement, before) == after
 
 
 def test_compiled_extension_is_missed_only_when_it_is_used():
@@ -211,9 +211,9 @@ def test_compiled_extension_is_missed_only_when_it_is_used():
         module.box_iou_rotated(1, 2)
 
 
-def test_new_files_are_what_the_mends_refer_to():
-    replacements = " ".join(mend.replacement for mend in MENDS)
-    for name in detectron2_mends.NEW_FILES:
+def test_new_files_are_what_the_patches_refer_to():
+    replacements = " ".join(patch.replacement for patch in PATCHES)
+    for name in detectron2_patches.NEW_FILES:
         assert Path(name).stem in replacements
 
 

@@ -1,4 +1,4 @@
-"""tools/suggest_beta.py: the mean gap of a teacher on a data set, and the beta that goes with it."""
+"""kd-det suggest-beta: the mean gap of a teacher on a data set, and the beta that goes with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 
 import numpy as np
 import pytest
-import suggest_beta
 import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
@@ -16,10 +15,11 @@ from detectron2.structures import Boxes
 import kd_det.data  # noqa: F401  (registers digits_det_val)
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
+from kd_det.studies.commands import suggest_beta
 from kd_det.studies.teacher_confidence import detector_gaps
 from tests.mini_coco import annotation_file
 from tests.tiny import student_config, teacher_files
-from tests.tools.commands import run_tool
+from tests.tools.commands import run_here
 
 SIZE = ["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 200]
 
@@ -36,7 +36,7 @@ def setup(tmp_path_factory):
 
 def measured(setup, coco, *arguments):
     files = ["--config-file", setup[0] / "student.yaml", "--output-dir", setup[0] / "gaps"]
-    result = run_tool("suggest_beta", *files, *arguments, DETECTRON2_DATASETS=coco)
+    result = run_here("suggest-beta", *files, *arguments, datasets=coco)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 
@@ -113,12 +113,12 @@ def test_refused_requests(setup, overrides, dataset, images, message):
 
 def test_user_errors_are_one_line(setup, capsys):
     with pytest.raises(SystemExit) as exited:
-        suggest_beta.main(["--config-file", str(setup[0] / "student.yaml"), "KD.TEACHER.CONFIG_FILE", ""])
+        suggest_beta(["--config-file", str(setup[0] / "student.yaml"), "KD.TEACHER.CONFIG_FILE", ""])
     line = capsys.readouterr().err
     assert exited.value.code == 2 and line.count("\n") == 1 and "error: KD.TEACHER.CONFIG_FILE is empty" in line
 
 
 def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit):
-        suggest_beta.main(["--help"])
-    assert "python tools/suggest_beta.py --config-file" in capsys.readouterr().out
+        suggest_beta(["--help"])
+    assert "kd-det suggest-beta --config-file" in capsys.readouterr().out

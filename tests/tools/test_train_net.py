@@ -39,7 +39,7 @@ def test_coco_config_trains_evaluates_and_resumes(train_net, r101, tmp_path):
     config = ["--config-file", "coco/dkd_r101_r18.yaml", tmp_path / "short.yaml"]
     out = tmp_path / "output"
 
-    trained = train_net(*config, *SMALL, "KD.TEACHER.WEIGHTS", teacher)
+    trained = train_net(*config, *SMALL, "KD.TEACHER.WEIGHTS", teacher, fresh=True)
     assert trained.returncode == 0, trained.stderr[-3000:]
     assert "short.yaml overrides coco/dkd_r101_r18.yaml: SOLVER.MAX_ITER 2 instead of 180000" in trained.stderr
     assert "bbox/AP" in (out / "metrics.json").read_text() and "copypaste: AP," in trained.stdout + trained.stderr

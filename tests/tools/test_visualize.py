@@ -1,4 +1,4 @@
-"""tools/visualize.py: one picture an image, with the panels that there is something for."""
+"""kd-det visualize: one picture an image, with the panels that there is something for."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import visualize as visualize_tool
 
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
+from kd_det.engine import commands
 from kd_det.engine.visualization import image_files, visualize
 from kd_det.modeling.drawing import GAP
 from tests.mini_coco import annotation_file
 from tests.tiny import build, student_config, teacher_files
-from tests.tools.commands import run_tool
+from tests.tools.commands import run_here
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_ground_truth_teacher_and_student(student, coco, tmp_path):
         (folder / f"{number}.jpg").symlink_to(coco / "coco" / "val2017" / f"00000000000{number}.jpg")
     stray = tmp_path / "1.jpg"  # the same name as another's, without ground truth
     cv2.imwrite(str(stray), np.zeros((96, 128, 3), np.uint8))
-    result = run_tool(
+    result = run_here(
         "visualize", "--config-file", student / "student.yaml", "--dataset", dataset, "--threshold", 0.02,
         "--input", folder, stray, "--output", tmp_path / "out",
     )  # fmt: skip
@@ -56,7 +56,7 @@ def test_ground_truth_teacher_and_student(student, coco, tmp_path):
 
 def test_without_a_teacher_and_with_a_high_threshold(student, coco, tmp_path):
     image = coco / "coco" / "val2017" / "000000000003.jpg"
-    result = run_tool(
+    result = run_here(
         "visualize", "--config-file", student / "student.yaml", "--weights", student / "model_final.pth",
         "--threshold", 1, "--input", image, "--output", tmp_path, "KD.TEACHER.CONFIG_FILE", "",
     )  # fmt: skip
@@ -95,7 +95,7 @@ def test_refused_requests(student, coco, tmp_path, changed, message):
 )
 def test_user_errors_are_one_line(student, tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit) as exited:
-        visualize_tool.main(["--config-file", str(student / "student.yaml"), "--output", str(tmp_path), *arguments])
+        commands.visualize(["--config-file", str(student / "student.yaml"), "--output", str(tmp_path), *arguments])
     line = capsys.readouterr().err
     assert exited.value.code == 2 and line.startswith("error: ") and line.count("\n") == 1 and message in line
 
@@ -129,5 +129,5 @@ def test_pictures_of_sub_folders_stand_in_sub_folders_and_are_no_inputs_of_the_n
 
 def test_help_has_an_example(capsys):
     with pytest.raises(SystemExit):
-        visualize_tool.main(["--help"])
-    assert "python tools/visualize.py --config-file" in capsys.readouterr().out
+        commands.visualize(["--help"])
+    assert "kd-det visualize --config-file" in capsys.readouterr().out

@@ -6,15 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from kd_det.common.errors import SetupError
-from kd_det.common.registry import Registry
 from kd_det.common.setting_checks import Check
+from kd_det.config import TERMS
 from kd_det.config.check import check_keys
 from kd_det.modeling.regions import DistillationInputs
 
@@ -33,6 +33,9 @@ class KDTerm(nn.Module, ABC):
     name: ClassVar[str]
     # Whether the term needs box logits. If no term does, the teacher's box head is not run.
     needs_logits: ClassVar[bool] = False
+    # Configuration keys that the term brings, with their defaults: {"WEIGHT": 1.0} of the term "p3" is KD.P3.WEIGHT.
+    # The keys of the terms in this package are in ``kd_det.config.defaults``, with comments.
+    keys: ClassVar[Mapping[str, Any]] = {}
     # Keys that the term reads, each with the check of its value. Every command line applies them.
     checks: ClassVar[Mapping[str, Check]] = {}
     # Whether the term needs the student's RPN anchors.
@@ -43,14 +46,13 @@ class KDTerm(nn.Module, ABC):
         """Returns scalar losses, already weighted. Each name starts with ``loss_`` and is unique."""
 
 
-TERMS: Registry[type[KDTerm]] = Registry("KD term", "KD.TERMS")
 
 
 def register_term(name: str) -> Callable[[Term], Term]:
     """Class decorator that registers a term under the name that ``KD.TERMS`` gives it.
 
     Raises:
-        ValueError: there is already a term of that name.
+        ValueError: there is already a term of that name, or its ``keys`` or ``checks`` are not valid.
     """
 
     def register(term: Term) -> Term:

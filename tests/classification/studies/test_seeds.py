@@ -1,22 +1,26 @@
-"""Runs over seeds on the real command line: results, table, and reuse of what is finished."""
+"""Runs over seeds: results, table, and reuse of what is finished."""
 
 from __future__ import annotations
 
 import json
 import statistics
+from functools import partial
 
 import pytest
 
 from classification.studies.seeds import TrainingRun, choices, run_seeds, update_results
 from kd_det.common.errors import SetupError
 from tests.conftest import ROOT
+from tests.tools.commands import run_door
 
 SETTINGS = ["SOLVER.EPOCHS", "1", "DATA.BATCH_SIZE", "256", "STUDENT.NAME", "resnet8"]
 
 
 @pytest.fixture
-def run(tool, tmp_path):
-    return lambda *arguments: tool(tmp_path, "run_classification", *arguments)
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the trainings that it starts
+    return partial(run_door, "run_classification")
 
 
 def test_two_seeds(run, tmp_path):

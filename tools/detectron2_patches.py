@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Mend:
+class Patch:
     """One textual change: ``pattern`` (a regular expression) becomes ``replacement``.
 
     ``files`` maps a path inside the source tree to the number of times the pattern must occur there.
@@ -36,11 +36,11 @@ def __getattr__(name):
     )
 '''
 
-# Files that the mends below refer to and the distribution does not have.
+# Files that the patches below refer to and the distribution does not have.
 NEW_FILES = {"detectron2/not_compiled.py": NOT_COMPILED}
 
-MENDS = (
-    Mend(
+PATCHES = (
+    Patch(
         what="numpy's aliases of builtin types",
         reason="numpy 1.24 removed np.int, np.float, np.bool, np.str and np.object",
         files={
@@ -55,28 +55,28 @@ MENDS = (
         pattern=r"\bnp\.(bool|int|float|str|object)\b",
         replacement=r"\1",
     ),
-    Mend(
+    Patch(
         what="Image.LINEAR",
         reason="Pillow 10 removed this alias of Image.BILINEAR",
         files={"detectron2/data/transforms/transform.py": 1},
         pattern=r"\bImage\.LINEAR\b",
         replacement="Image.BILINEAR",
     ),
-    Mend(
+    Patch(
         what="import of pkg_resources",
         reason="current setuptools has no pkg_resources, a fresh Python 3.12 environment no setuptools",
         files={"detectron2/model_zoo/model_zoo.py": 1},
         pattern=r"^import pkg_resources$",
         replacement="from importlib import resources",
     ),
-    Mend(
+    Patch(
         what="use of pkg_resources",
         reason="follows the import",
         files={"detectron2/model_zoo/model_zoo.py": 1},
         pattern=r'pkg_resources\.resource_filename\(\s*"detectron2\.model_zoo", (os\.path\.join\(.*\))\s*\)',
         replacement=r'str(resources.files("detectron2.model_zoo") / \1)',
     ),
-    Mend(
+    Patch(
         what="imports of the compiled extension in layers",
         reason="no C++ sources to compile; only rotated boxes and GPU deformable convolutions need them",
         files={
@@ -87,35 +87,35 @@ MENDS = (
         pattern=r"^from detectron2 import _C$",
         replacement="from detectron2 import not_compiled as _C",
     ),
-    Mend(
+    Patch(
         what="import of the compiled COCO evaluation",
         reason="without the extension COCOEvaluator uses pycocotools, as in upstream's later versions",
         files={"detectron2/evaluation/coco_evaluation.py": 1},
         pattern=r"^from detectron2\.evaluation\.fast_eval_api import COCOeval_opt\n",
         replacement="",
     ),
-    Mend(
+    Patch(
         what="use of the compiled COCO evaluation",
         reason="follows the import",
         files={"detectron2/evaluation/coco_evaluation.py": 1},
         pattern=r"\(COCOeval_opt if use_fast_impl else COCOeval\)",
         replacement="COCOeval",
     ),
-    Mend(
+    Patch(
         what="label of the compiled COCO evaluation",
         reason="the log must not call pycocotools' figures unofficial",
         files={"detectron2/evaluation/coco_evaluation.py": 1},
         pattern=r'"unofficial" if self\._use_fast_impl else "official"',
         replacement='"official"',
     ),
-    Mend(
+    Patch(
         what="import of the caffe2 exporter",
         reason="torch no longer ships caffe2; TracingAdapter, beside it, does not need it",
         files={"detectron2/export/__init__.py": 1},
         pattern=r"^from \.api import \*\n",
         replacement="",
     ),
-    Mend(
+    Patch(
         what="Logger.warn",
         reason="deprecated since Python 3.3 and removed for a while in 3.13",
         files={
@@ -128,49 +128,49 @@ MENDS = (
         pattern=r"logger\.warn\(",
         replacement="logger.warning(",
     ),
-    Mend(
+    Patch(
         what="torch.meshgrid without indexing",
         reason="torch announces that it will require the argument, and warns until then",
         files={"detectron2/modeling/anchor_generator.py": 1},
         pattern=r"torch\.meshgrid\(shifts_y, shifts_x\)",
         replacement='torch.meshgrid(shifts_y, shifts_x, indexing="ij")',
     ),
-    Mend(
+    Patch(
         what="torch.cuda.amp.GradScaler",
         reason="torch 2.4 deprecated it for torch.amp.GradScaler",
         files={"detectron2/engine/train_loop.py": 1},
         pattern=r"from torch\.cuda\.amp import GradScaler(\s+)grad_scaler = GradScaler\(\)",
         replacement=r'from torch.amp import GradScaler\1grad_scaler = GradScaler("cuda")',
     ),
-    Mend(
+    Patch(
         what="import of torch.cuda.amp.autocast",
         reason="torch 2.4 deprecated it for torch.autocast",
         files={"detectron2/engine/train_loop.py": 1},
         pattern=r"from torch\.cuda\.amp import autocast$",
         replacement="from torch import autocast",
     ),
-    Mend(
+    Patch(
         what="use of torch.cuda.amp.autocast",
         reason="follows the import",
         files={"detectron2/engine/train_loop.py": 1},
         pattern=r"with autocast\(\):",
         replacement='with autocast("cuda"):',
     ),
-    Mend(
+    Patch(
         what="launch refuses machines without a GPU",
         reason="upstream main launches several processes on the CPU too",
         files={"detectron2/engine/launch.py": 1},
         pattern=r'    assert torch\.cuda\.is_available\(\), "cuda is not available[^\n]*\n',
         replacement="",
     ),
-    Mend(
+    Patch(
         what="launch always speaks NCCL",
         reason="NCCL is for GPUs; gloo is torch's backend for CPUs",
         files={"detectron2/engine/launch.py": 1},
         pattern=r'backend="NCCL"',
         replacement='backend="NCCL" if torch.cuda.is_available() else "GLOO"',
     ),
-    Mend(
+    Patch(
         what="launch always picks a GPU",
         reason="as above",
         files={"detectron2/engine/launch.py": 1},

@@ -1,21 +1,22 @@
-"""tools/benchmark_losses.py: that it runs, that both sides compute one loss, and the memory, which is no timing."""
+"""kd-det bench losses: that it runs, that both sides compute one loss, and the memory, which is no timing."""
 
 from __future__ import annotations
 
 import json
 
-import benchmark_losses
 import pytest
 import torch
 
+from kd_det.studies import loss_speed
+
 
 def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark_losses, "peak_memory", lambda loss, batch: 3.0)  # It has tests of its own below.
+    monkeypatch.setattr(loss_speed, "peak_memory", lambda loss, batch: 3.0)  # It has tests of its own below.
     file = tmp_path / "losses.json"
     arguments = ["--device", "cpu", "--shapes", "8x5", "16x7", "--rounds", "2", "--repeats", "2", "--json", str(file)]
     threads = torch.get_num_threads()
     try:
-        benchmark_losses.main(arguments)
+        loss_speed.main(arguments)
     finally:
         torch.set_num_threads(threads)
     names = ["dkd_loss", "dkd_masks", "kd_loss", "nkd_loss"]
@@ -32,16 +33,16 @@ def test_the_command_prints_a_table_and_writes_its_figures(tmp_path, monkeypatch
 @pytest.mark.parametrize("arguments", [["--shapes", "64"], ["--shapes", "4x1"], ["--rounds", "0"], ["--threads", "-1"]])
 def test_wrong_settings_are_named(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
-        benchmark_losses.parse_arguments(arguments)
+        loss_speed.parse_arguments(arguments)
     assert caught.value.code == 2
     assert f"argument {arguments[0]}: '{arguments[1]}' is" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", benchmark_losses.CONTENDERS)
+@pytest.mark.parametrize("name", loss_speed.CONTENDERS)
 def test_the_contenders_compute_the_same(name):
-    s, t, y = benchmark_losses.make_batch(16, 7, "cpu")
+    s, t, y = loss_speed.make_batch(16, 7, "cpu")
     values, gradients = [], []
-    for loss in benchmark_losses.CONTENDERS[name]:
+    for loss in loss_speed.CONTENDERS[name]:
         student = s.clone().requires_grad_()
         values.append(loss(student, t, y))
         values[-1].backward()
@@ -51,7 +52,7 @@ def test_the_contenders_compute_the_same(name):
 
 
 def test_peak_memory_counts_what_is_held_at_once():
-    batch = benchmark_losses.make_batch(64, 100, "cpu")
+    batch = loss_speed.make_batch(64, 100, "cpu")
 
     def four_at_once(s, t, y):
         held = [s.detach() + k for k in range(4)]
@@ -61,12 +62,12 @@ def test_peak_memory_counts_what_is_held_at_once():
         return (s * sum(float((s.detach() + k)[0, 0]) for k in range(4))).sum()
 
     # Four, and their product with s; or, at the end, s.grad beside the expanded gradient it comes from.
-    assert benchmark_losses.peak_memory(four_at_once, batch) == pytest.approx(5, abs=0.05)
-    assert benchmark_losses.peak_memory(one_at_a_time, batch) < 3
+    assert loss_speed.peak_memory(four_at_once, batch) == pytest.approx(5, abs=0.05)
+    assert loss_speed.peak_memory(one_at_a_time, batch) < 3
 
 
 @pytest.mark.parametrize("shape", [(64, 100), (512, 1000)])
 @pytest.mark.parametrize("name", ["dkd_loss", "kd_loss", "nkd_loss"])
 def test_at_most_four_times_the_logits(name, shape):
-    _, ours = benchmark_losses.CONTENDERS[name]
-    assert benchmark_losses.peak_memory(ours, benchmark_losses.make_batch(*shape, "cpu")) <= 4
+    _, ours = loss_speed.CONTENDERS[name]
+    assert loss_speed.peak_memory(ours, loss_speed.make_batch(*shape, "cpu")) <= 4

@@ -1,0 +1,208 @@
+"""The command lines of the analyses of finished runs: linear probe, correlation, t-SNE; and of the methods' cost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from classification.results import commit
+from classification.studies import correlation as correlations
+from classification.studies import linear_probe as probes
+from classification.studies import tsne as embeddings
+from classification.studies.efficiency import (
+    choose_arms,
+    draw_scatter,
+    efficiency_table,
+    make_rows,
+    points,
+    read_accuracies,
+)
+from classification.studies.runs import FinishedRun, load_run
+from classification.studies.step_worker import NOISE
+from classification.studies.steps import compare_steps
+from classification.studies.transfer_data import DOMAINS, read_domain
+from kd_det.common.command_line import add_import, command_parser, parse_arguments
+from kd_det.common.environment import described, hardware, versions
+from kd_det.common.errors import SetupError, one_line_errors
+from kd_det.common.figures import save_figure
+from kd_det.common.files import write_json
+
+EFFICIENCY = "efficiency"
+TSNE_HELP = {
+    "classes": "how many classes, evenly spread, 2 to 20",
+    "samples": "at most so many samples of them",
+    "perplexity": "t-SNE's: about how many neighbours of a sample count",
+    "seed": "of t-SNE and of which samples",
+}
+
+
+def _parser(tool: str, name: str, runs: int | str, description: str, *examples: str) -> argparse.ArgumentParser:
+    """The options that the analyses of runs share.
+
+    Args:
+        tool: the script in tools/, without ".py".
+        name: of the analysis, for the default of --output-dir.
+        runs: how many it takes, as argparse's ``nargs``.
+        description, examples: see ``command_parser``.
+    """
+    command = f"python tools/{tool}.py"
+    parser = command_parser(command, description, *(f"{command} {example}" for example in examples))
+    where = "a finished run's OUTPUT_DIR, or its name below output/"
+    parser.add_argument("runs", nargs=runs, metavar="RUN", help=where)
+    folder = Path("output/analysis") / name
+    parser.add_argument("--output-dir", type=Path, default=folder, metavar="DIR", help=f"default {folder}")
+    overrides = "overrides of every run's configuration, such as DATA.ROOT"
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help=overrides)
+    add_import(parser)
+    return parser
+
+
+def _load_runs(args: argparse.Namespace) -> list[FinishedRun]:
+    """The runs that the command line names.
+
+    Raises:
+        SetupError: one cannot be loaded.
+    """
+    return [load_run(name, args.opts) for name in args.runs]
+
+
+def linear_probe(arguments: Sequence[str] | None = None) -> None:
+    """tools/linear_probe.py: a linear classifier on frozen student features, on other data."""
+    parser = _parser(
+        "linear_probe",
+        probes.NAME,
+        "+",
+        "Trains a linear classifier on frozen student features, on other data: top-1, one row a run.\n\nWrites "
+        "linear_probe.json, .csv, .png and .svg. digits_rotated_inverted is embedded; stl10 and tiny_imagenet are\n"
+        "expected below --data-root as published (stl10_binary/, tiny-imagenet-200/) and seen at the size of the run's "
+        "own images.",
+        "cifar100/kd_res32x4_res8x4 cifar100/dkd_res32x4_res8x4 --on stl10 tiny_imagenet",
+        "digits/vanilla_resnet8 digits/dkd_resnet20_resnet8",
+    )
+    on = f"data sets: {', '.join(DOMAINS)} (default digits_rotated_inverted)"
+    parser.add_argument(
+        "--on", nargs="+", choices=DOMAINS, default=["digits_rotated_inverted"], metavar="DATA", help=on
+    )
+    parser.add_argument("--data-root", default="datasets", metavar="DIR", help="where they are (default datasets)")
+    with one_line_errors():
+        args = parse_arguments(parser, arguments)
+        domains = {name: read_domain(name, args.data_root) for name in args.on}
+        rows = [probes.probe_run(run, domains) for run in _load_runs(args)]
+        files = probes.write_probes(args.output_dir, rows)
+    print(probes.probe_table(rows))
+    print(f"wrote {', '.join(map(str, files))}")
+
+
+def correlation(arguments: Sequence[str] | None = None) -> None:
+    """tools/plot_correlation.py: how closely two students' logits correlate as their teacher's do."""
+    parser = _parser(
+        "plot_correlation",
+        correlations.NAME,
+        2,
+        "Compares how two students' logits correlate with how their teacher's do: |difference| of the C x C matrices,\n"
+        "side by side. A class's logit is correlated (Pearson) with another's over the validation samples.\n\n"
+        "Prints each matrix's mean: the lower, the more like the teacher. Writes correlation.json, difference_1.csv,\n"
+        "difference_2.csv, correlation.png and .svg. To compare with a run that had no teacher, name one for both:\n"
+        "--opts TEACHER.NAME resnet20 TEACHER.WEIGHTS digits/vanilla_resnet20.",
+        "digits/kd_resnet20_resnet8 digits/dkd_resnet20_resnet8",
+    )
+    with one_line_errors():
+        args = parse_arguments(parser, arguments)
+        runs = _load_runs(args)
+        results = correlations.compare(*runs)
+        files = correlations.write_comparison(args.output_dir, results, runs[0])
+    for result in results:
+        print(f"{result['run']}: mean |difference| {result['mean']:.4f}, largest {result['max']:.4f}")
+    print(f"wrote {', '.join(map(str, files))}")
+
+
+def tsne(arguments: Sequence[str] | None = None) -> None:
+    """tools/plot_tsne.py: t-SNE of two runs' penultimate features."""
+    parser = _parser(
+        "plot_tsne",
+        embeddings.NAME,
+        2,
+        "Draws the penultimate features of two runs side by side in two dimensions, by scikit-learn's t-SNE, of the\n"
+        "validation samples.\n\nPrints how well the classes are separated (silhouette, and accuracy of the 10 nearest "
+        "neighbours) in the embedding\nand, since t-SNE distorts, in the features themselves. Writes tsne.json, "
+        "tsne.csv, tsne.png and .svg.",
+        "cifar100/kd_res32x4_res8x4 cifar100/dkd_res32x4_res8x4 --classes 20",
+        "digits/vanilla_resnet8 digits/dkd_resnet20_resnet8",
+    )
+    for name, default in embeddings.Settings()._asdict().items():
+        text = f"{TSNE_HELP[name]} (default {default:g})"
+        parser.add_argument(f"--{name}", type=type(default), default=default, metavar="N", help=text)
+    with one_line_errors():
+        args = parse_arguments(parser, arguments)
+        settings = embeddings.Settings(*(getattr(args, name) for name in embeddings.Settings._fields))
+        settings.check()
+        runs = _load_runs(args)
+        found = embeddings.compare(*runs, settings)
+        files = embeddings.write_comparison(args.output_dir, found, runs[0], settings)
+    for each in found:
+        figures = [f"{space} silhouette {values['silhouette']:.3f}, kNN {values['knn_top1']:.1f} %"
+                   for space, values in each.figures.items()]  # fmt: skip
+        print(f"{each.run}: {'; '.join(figures)}")
+    print(f"wrote {', '.join(map(str, files))}")
+
+
+def efficiency(arguments: Sequence[str] | None = None) -> None:
+    """tools/efficiency.py: what every distiller costs, beside the accuracy it gives."""
+    command = "python tools/efficiency.py"
+    parser = command_parser(
+        command,
+        "Measures what every distiller costs: step time, memory and parameters in one interleaved run, beside the "
+        "accuracy\nit gives.\n\nThe steps are taken on noise of CIFAR-100's shape: 50,000 samples, which is the size "
+        "of MCLD's queue, of 100 classes.\nAll methods are in memory at once, about 1 GiB each; --methods takes fewer "
+        "of them. Accuracies are those of a\nresults file of tools/run_classification.py. Into --output-dir go "
+        "efficiency.json and the picture of accuracy\nagainst time, efficiency.png and .svg.",
+        command,
+        f"{command} --methods mcld hcd --rounds 9                  (with DKD, to which they are compared)",
+        f"{command} --data digits --teacher resnet20 --student resnet8",
+    )
+    parser.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="default: all")
+    parser.add_argument("--teacher", default="resnet32x4")
+    parser.add_argument("--student", default="resnet8x4")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of all methods (default 5)")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a method in a round (default 4)")
+    parser.add_argument("--data", choices=[NOISE, "digits"], default=NOISE, help=f"default {NOISE}")
+    results = "results/classification_digits.json"
+    parser.add_argument("--results", default=results, metavar="FILE", help=f"default {results}; '': no accuracies")
+    parser.add_argument("--output-dir", type=Path, default=Path("output/analysis") / EFFICIENCY, metavar="DIR")
+    with one_line_errors():
+        args = parser.parse_args(arguments)
+        try:
+            _measure_efficiency(args)
+        except RuntimeError as error:
+            sys.exit(f"error: {error}")
+
+
+def _measure_efficiency(args: argparse.Namespace) -> None:
+    for option in ("batch_size", "rounds", "steps"):
+        if getattr(args, option) < 1:
+            raise SetupError(f"--{option.replace('_', '-')} {getattr(args, option)}: give 1 or more.")
+    arms = choose_arms(args.methods)
+    accuracies = read_accuracies(Path(args.results), args.teacher, args.student) if args.results else {"top1": {}}
+    sizes = {"batch_size": args.batch_size, "rounds": args.rounds, "steps": args.steps, "data": args.data}
+    measured = compare_steps(arms, teacher=args.teacher, student=args.student, **sizes)
+    rows = make_rows(measured, accuracies.pop("top1"))
+    machine = hardware("cuda" if torch.cuda.is_available() else "cpu")
+    record = {"kind": EFFICIENCY, "teacher": args.teacher, "student": args.student, **sizes}
+    record |= {"accuracies_of": accuracies, "rows": rows}
+    record |= {"commit": commit(), "versions": versions(), "hardware": machine}
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(args.output_dir / f"{EFFICIENCY}.json", record)
+    pair = f"{args.teacher} → {args.student}, {args.batch_size} images a step"
+    print(f"{pair}, {args.data}; {described(machine)}, torch {torch.__version__}\n\n{efficiency_table(rows)}\n")
+    print(f"wrote {args.output_dir / EFFICIENCY}.json")
+    if known := points(rows):
+        of = f"top-1 of {accuracies['teacher']} → {accuracies['student']} on {accuracies['data']}"
+        for path in save_figure(draw_scatter(known, f"step of {pair}; {of}"), args.output_dir, EFFICIENCY):
+            print(f"wrote {path}")
+    else:
+        print("no picture: none of these methods has an accuracy")

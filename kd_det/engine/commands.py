@@ -1,0 +1,161 @@
+"""The command lines that read a detector's configuration: train, evaluate, export, check data sets, visualize."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from detectron2.engine import default_argument_parser
+
+from kd_det.common.command_line import UpToOverrides, add_config_file, add_import, command_parser, parse_arguments
+from kd_det.common.errors import one_line_errors
+from kd_det.common.signals import end_at_once, noting_signals
+from kd_det.data.coco_json import add_dataset_option, parse_option
+from kd_det.engine.dataset_check import check_sets
+from kd_det.engine.run import run
+from kd_det.engine.setup import read_setup
+from kd_det.engine.visualization import visualize as draw
+from kd_det.export import FORMATS, Exported, export_student
+from kd_det.export.formats import needs_kd_det
+
+TRAIN_EXAMPLES = r"""examples:
+  kd-det train --config-file coco/dkd_r101_r18.yaml --num-gpus 8
+  kd-det train --config-file coco/dkd_r101_r18.yaml my_schedule.yaml SOLVER.BASE_LR 0.005
+  kd-det train --config-file my_student.yaml --import my_terms.py KD.TERMS "('mine',)" \
+      --dataset mine_train=train.json,images --dataset mine_val=val.json,images \
+      DATASETS.TRAIN "('mine_train',)" DATASETS.TEST "('mine_val',)"
+  kd-det train --config-file digits_det/student.yaml OUTPUT_DIR output/digits_student
+"""
+EVALUATE_EXAMPLES = """examples:
+  kd-det eval --config-file coco/dkd_r101_r18.yaml MODEL.WEIGHTS output/coco/dkd_r101_r18/model_final.pth
+after kd-det demo:
+  kd-det eval --config-file digits_det/dkd.yaml MODEL.WEIGHTS output/demo/dkd/seed1/model_final.pth
+"""
+AFTER_DEMO = "(after kd-det demo:)"
+TIMM_NOTE = """The backbone is timm's: whoever builds the student from config.yaml and model.pth needs kd_det (import
+kd_det.modeling, and read the configuration with kd_det.config.load_config). TorchScript and ONNX do not need it."""
+NOTHING_COMPARED = "nothing was detected on these images, so nothing was compared; name others with --image"
+
+
+def train(arguments: Sequence[str] | None = None) -> None:
+    """Trains a detector, with Detectron2's own options. Arguments: see ``kd-det train --help``; None: the process's."""
+    _train_or_evaluate("kd-det train", TRAIN_EXAMPLES, arguments)
+
+
+def evaluate(arguments: Sequence[str] | None = None) -> None:
+    """Evaluates a detector: ``train`` with ``--eval-only``."""
+    _train_or_evaluate("kd-det eval", EVALUATE_EXAMPLES, arguments, eval_only=True)
+
+
+def _train_or_evaluate(
+    name: str, examples: str, arguments: Sequence[str] | None, *, eval_only: bool = False
+) -> None:
+    with one_line_errors(), noting_signals(end_at_once):
+        parser = default_argument_parser(epilog=examples)
+        parser.prog = name
+        parser.set_defaults(eval_only=eval_only)
+        add_import(parser)
+        add_dataset_option(parser)
+        run(parse_arguments(parser, arguments))
+
+
+def export(arguments: Sequence[str] | None = None) -> None:
+    """Writes a trained student for use without kd_det, and compares each file with the model that was trained."""
+    parser = command_parser(
+        "kd-det export",
+        "Writes a trained student for use without kd_det, and compares each file with the model that was trained.",
+        "kd-det export --config-file coco/dkd_r101_r18.yaml --weights output/coco/dkd_r101_r18/model_final.pth \\",
+        "    --output output/export/r18",
+        AFTER_DEMO,
+        "kd-det export --config-file digits_det/dkd.yaml --weights output/demo/dkd/seed1/model_final.pth \\",
+        "    --output output/export/digits",
+    )
+    add_config_file(parser, required=True, help="the configuration that the student was trained with")
+    parser.add_argument("--weights", required=True, help="its checkpoint, model_final.pth")
+    parser.add_argument("--output", required=True, help="the folder to write to")
+    formats = f"of {', '.join(FORMATS)}; default: {' '.join(FORMATS[:2])}"
+    parser.add_argument(
+        "--format", nargs="+", action=UpToOverrides, default=list(FORMATS[:2]), metavar="FORMAT", help=formats
+    )
+    images = "images to compare on; default: scikit-learn's two"
+    parser.add_argument("--image", nargs="+", action=UpToOverrides, default=[], help=images)
+    parser.add_argument("--device", default="cpu", help="where the exported student runs; a trace is bound to it")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configuration, last of all")
+    with one_line_errors():
+        _export(parse_arguments(parser, arguments))
+
+
+def _export(args: argparse.Namespace) -> None:
+    cfg = read_setup(args.config_file, [*args.opts, "MODEL.DEVICE", args.device])
+    written = []
+    try:
+        for exported in export_student(cfg, args.weights, args.output, args.format, args.image):
+            print(_line(exported), flush=True)
+            written.append(exported)
+    finally:
+        if written and needs_kd_det(cfg):
+            print(TIMM_NOTE)
+
+
+def _line(exported: Exported) -> str:
+    files = ", ".join(str(path) for path in exported.files)
+    verdict = NOTHING_COMPARED if exported.detections == 0 else (
+        f"largest difference over {exported.detections} detections: boxes {exported.boxes:.2g} pixels, "
+        f"scores {exported.scores:.2g}"
+    )  # fmt: skip
+    return f"{exported.format}: {files}\n    {verdict}"
+
+
+def check_data(arguments: Sequence[str] | None = None) -> None:
+    """Reports on data sets in COCO format. Exit code 0, 1 or 2: see ``kd-det check-data --help``."""
+    parser = command_parser(
+        "kd-det check-data",
+        "Reports on data sets in COCO format: classes, box sizes, faults, duplicates, and the teacher's classes beside "
+        "them.\n\nExit code 0; 1 if a fault would stop training; 2 if a set cannot be looked at.",
+        "kd-det check-data --dataset mine=annotations.json,images --sizes",
+        "kd-det check-data --config-file my_student.yaml --dataset mine_train=train.json,images",
+        "kd-det check-data --config-file digits_det/dkd.yaml",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="registered sets (default: all that are given)")
+    add_config_file(parser, help="a student's configuration: its sets, its teacher's classes")
+    add_dataset_option(parser)
+    parser.add_argument("--sizes", action="store_true", help="decode every image as training does")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, after all else")
+    with one_line_errors():
+        args = parse_arguments(parser, arguments)
+        cfg = read_setup(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"], args.dataset)
+        given = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *(parse_option(text)[0] for text in args.dataset)]
+        report, stops = check_sets(cfg, args.names or given, sizes=args.sizes, with_model=bool(args.config_file))
+        print(report)
+        sys.exit(1 if stops else 0)
+
+
+def visualize(arguments: Sequence[str] | None = None) -> None:
+    """Draws ground truth, teacher and student side by side, one PNG for each image."""
+    parser = command_parser(
+        "kd-det visualize",
+        "Draws ground truth, teacher and student side by side, one PNG for each image.",
+        "kd-det visualize --config-file coco/dkd_r101_r18.yaml --weights output/model_final.pth \\",
+        "    --input datasets/coco/val2017/000000000139.jpg my_images --output output/pictures",
+        AFTER_DEMO,
+        "kd-det visualize --config-file digits_det/dkd.yaml --weights output/demo/dkd/seed1/model_final.pth \\",
+        "    --input datasets/digits_det/val --output output/pictures \\",
+        "    KD.TEACHER.WEIGHTS output/demo/teacher/seed1/model_final.pth",
+    )
+    add_config_file(parser, required=True, help="the student's configuration")
+    parser.add_argument("--weights", default="", help="the student's checkpoint (default OUTPUT_DIR/model_final.pth)")
+    inputs = "images, and folders whose images, sub-folders' too, are drawn"
+    parser.add_argument(
+        "--input", nargs="+", action=UpToOverrides, required=True, metavar="IMAGE_OR_FOLDER", help=inputs
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score to draw (default 0.5)")
+    add_dataset_option(parser)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configuration, last of all")
+    with one_line_errors():
+        args = parse_arguments(parser, arguments)
+        cfg = read_setup(args.config_file, args.opts, args.dataset)
+        datasets = [parse_option(text)[0] for text in args.dataset]
+        for path in draw(cfg, args.weights, args.input, args.output, args.threshold, datasets):
+            print(path)
