@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_det.common import environment
-from kd_det.common.errors import did_you_mean
+from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.common.files import read_json, write_atomically, write_json
 from kd_det.common.processes import forwarding_sigterm, run_side_by_side, threads_of_each
 from kd_det.common.run_steps import file_digest, run_step
@@ -231,10 +231,10 @@ def seeds_of(count: int) -> tuple[int, ...]:
     """The seeds 1 to ``count``.
 
     Raises:
-        ValueError: the count is below 1.
+        SetupError: the count is below 1.
     """
     if count < 1:
-        raise ValueError(f"--seeds is {count}; give 1 or more")
+        raise SetupError(f"--seeds is {count}; give 1 or more.")
     return tuple(range(1, count + 1))
 
 
@@ -242,10 +242,10 @@ def arms_of(methods: Sequence[str]) -> tuple[str, ...]:
     """The arms to train: the student alone, and the student with each method.
 
     Raises:
-        ValueError: a method is not listed in ``METHODS``.
+        SetupError: a method is not listed in ``METHODS``.
     """
     for name in methods:
         if name not in METHODS:
             known = ", ".join(METHODS)
-            raise ValueError(f"--methods: there is no {name!r}.{did_you_mean(name, METHODS)} Known: {known}")
+            raise SetupError(f"--methods: there is no {name!r}.{did_you_mean(name, METHODS)} Known: {known}.")
     return (STUDENT, *dict.fromkeys(methods))

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from kd_det.common.errors import SetupError
 from kd_det.config import load_config
 from kd_det.studies import digits_det
 from kd_det.studies.digits_det import Benchmark, arms_of, seeds_of
@@ -73,10 +74,10 @@ def test_a_recipe_names_the_teachers_weights(commands):
 
 def test_methods_are_run_beside_the_student_alone():
     assert arms_of(["dkd", "nkd", "dkd"]) == ("student", "dkd", "nkd")
-    with pytest.raises(ValueError, match=r"there is no 'dkt'\. Did you mean 'dkd'"):
+    with pytest.raises(SetupError, match=r"there is no 'dkt'\. Did you mean 'dkd'"):
         arms_of(["dkt"])
 
 
 def test_no_seed_is_an_error():
-    with pytest.raises(ValueError, match="--seeds is 0"):
+    with pytest.raises(SetupError, match="--seeds is 0"):
         seeds_of(0)
