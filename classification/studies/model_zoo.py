@@ -39,7 +39,7 @@ METHODS |= {"nkd": "NKD", "sdd_kd": "SDD-KD", "sdd_dkd": "SDD-DKD", "sdd_nkd": "
 ORDER = list(METHODS.values())
 ALONE = METHODS["none"]
 
-# The title of the column with what follows --config-file, and what stands there for the name of a method's file.
+# The title of the column with what follows --config-file, and the placeholder in it for the name of a method's file.
 ARGUMENTS = "arguments"
 METHOD = "METHOD"
 HEAD = """## Classification

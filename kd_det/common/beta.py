@@ -25,7 +25,7 @@ DETECTION_BETA = 0.25  # the paper's for Faster R-CNN on COCO, T = 1
 
 
 def confidence_gap(logits: Tensor, labels: Tensor) -> Tensor:
-    """How far the target's logit stands above the largest of the others: ``z_t - z_max``.
+    """How far the target's logit is above the largest other logit: ``z_t - z_max``.
 
     Args:
         logits: (B, C) floating point, C >= 2, not divided by a temperature.

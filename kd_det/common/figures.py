@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 DPI = 150  # of the PNG
 FORMATS = ("png", "svg")
-PALETTE = ("#2a9d4e", "#3b8ea5", "#8e5ea2", "#c0392b", "#b8860b", "#5d6d7e", "#d16ba5", "#1f4e9c", "#6b8e23")
+PALETTE = (
+    *("#2a9d4e", "#3b8ea5", "#8e5ea2", "#c0392b", "#b8860b", "#5d6d7e", "#d16ba5", "#1f4e9c", "#6b8e23"),
+    *("#00b3b3", "#7f5539", "#ff9896", "#4b0082", "#c5b000"),
+)
 
 
 def save_figure(figure: Figure, folder: Path, name: str, formats: Sequence[str] = FORMATS) -> list[Path]:

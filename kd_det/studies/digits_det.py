@@ -234,7 +234,7 @@ def seeds_of(count: int) -> tuple[int, ...]:
         SetupError: the count is below 1.
     """
     if count < 1:
-        raise SetupError(f"--seeds is {count}; give 1 or more")
+        raise SetupError(f"--seeds is {count}; give 1 or more.")
     return tuple(range(1, count + 1))
 
 
@@ -247,5 +247,5 @@ def arms_of(methods: Sequence[str]) -> tuple[str, ...]:
     for name in methods:
         if name not in METHODS:
             known = ", ".join(METHODS)
-            raise SetupError(f"--methods: there is no {name!r}.{did_you_mean(name, METHODS)} Known: {known}")
+            raise SetupError(f"--methods: there is no {name!r}.{did_you_mean(name, METHODS)} Known: {known}.")
     return (STUDENT, *dict.fromkeys(methods))

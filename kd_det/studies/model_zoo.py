@@ -1,4 +1,4 @@
-"""The detection part of MODEL_ZOO.md, from ``results/*.json``: the papers' rows beside ours.
+"""The detection part of MODEL_ZOO.md, from ``results/*.json``: the papers' rows next to ours.
 
 A results file: ``benchmark`` (title), ``source`` ("ours", or the paper), ``schedule``, ``rows``, and for ours
 ``hardware``, ``versions`` and ``command``. A row: ``teacher``, ``student``, ``method``, ``config`` (what follows

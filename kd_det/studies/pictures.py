@@ -116,7 +116,7 @@ def detections(models: Mapping[str, tuple[str, Path]], device: str) -> Figure:
     for axes, picture in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
         axes.imshow(picture)
         axes.set_axis_off()
-    figure.suptitle(f"Scores of {SCORE:.0%} or more. Green: right class and IoU of {IOU} or more. Red: wrong.")
+    figure.suptitle(f"Scores ≥ {SCORE:.0%}. Green: right class and IoU ≥ {IOU}. Red: wrong.", fontsize=11)
     return figure
 
 

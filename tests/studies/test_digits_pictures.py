@@ -32,16 +32,16 @@ def test_curves_show_what_was_logged():
 
 def test_a_method_that_is_not_listed_is_drawn(monkeypatch):
     """More arms than the palette has colours: each is drawn, under its own name."""
-    names = [*METHODS, "tenth", "eleventh"]
+    names = [*METHODS, "tenth", *(f"{number}th" for number in range(11, 31))]
     titles = ["teacher", "student alone", *map(arm_title, names)]
-    assert titles[-2:] == ["student + tenth", "student + eleventh"] and title("tenth") == "tenth"
+    assert "student + tenth" in titles and title("tenth") == "tenth"
     axes = ap_bars({name: [run(30.0)] for name in titles}).axes[0]
     assert axes.get_legend_handles_labels()[1] == titles
     entries = [{"iteration": 19, "total_loss": 3.0}, {"iteration": 39, "total_loss": 2.0}]
     total, _ = loss_curves(dict.fromkeys(titles, entries)).axes
     assert len(total.lines) == len(titles)
     colours = arm_colours(titles)
-    assert len({colours[name] for name in titles[:-2]}) == len(titles) - 2
+    assert len({colours[name] for name in titles[:12]}) == 12
     # A method keeps its colour whatever is drawn with it.
     assert arm_colours(["student + NKD"])["student + NKD"] == colours["student + NKD"]
     monkeypatch.setitem(METHODS, "tenth", ("kd",))

@@ -75,7 +75,7 @@ def test_stl10(run, tmp_path, monkeypatch):
 
 
 def test_stl10_absent(tmp_path):
-    with pytest.raises(SetupError, match=r"--data-root .* has no intact stl10_binary; download http.*stl10_binary"):
+    with pytest.raises(SetupError, match=r"--data-root .* has no intact stl10_binary. Download http.*stl10_binary"):
         read_domain("stl10", str(tmp_path))
 
 
