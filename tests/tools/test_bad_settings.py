@@ -147,7 +147,7 @@ CASCADE = ("MODEL.ROI_HEADS.NAME", "DistillCascadeROIHeads", "MODEL.ROI_BOX_HEAD
             "without a teacher. Set it to DistillRCNN",
         ),
         (["MODEL.META_ARCHITECTURE", "RetinaNet"], "MODEL.META_ARCHITECTURE 'RetinaNet' does not distil"),
-        (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "MODEL.ROI_HEADS.NAME is 'StandardROIHeads', which does not give"),
+        (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "MODEL.ROI_HEADS.NAME is 'StandardROIHeads', which does"),
         (["KD.TERMS", "[['dkd']]"], "KD.TERMS[0] is ['dkd']"),
         (["KD.TERMS", "('dkdd',)"], "Did you mean 'dkd'?"),
         (["KD.TERMS", "('kd', 'kd')"], "KD.TERMS: 'kd' is listed twice"),
