@@ -41,7 +41,7 @@ ALLOWED = {
     # A backbone warmed up by classifying crops, before there is any teacher.
     ("kd_det/studies/warm_up.py", "warm_up_backbone", "cross_entropy"),
     # Probabilities written on a picture.
-    ("kd_det/modeling/drawing.py", "_first_image", "softmax"),
+    ("kd_det/modeling/drawing.py", "draw_teacher_and_student", "softmax"),
 }
 
 

@@ -13,7 +13,7 @@ from detectron2.structures import Boxes
 from torch import nn
 
 from kd_det.modeling.terms import KDTerm, Maps, SDDTerm, build_terms
-from kd_det.modeling.terms.cells import Cells, cell_logits, choose_boxes
+from kd_det.modeling.terms.cells import Cells, choose_boxes, classify_cells
 from kd_det.studies.step import Steps, benchmark_config, seconds, sgd
 from kd_det.teacher.frozen import teacher_maps
 
@@ -113,7 +113,7 @@ def _floor(steps: Steps, need: _Need, boxes: list[Boxes]) -> None:
         model.teacher.box_logits(features, boxes)
     if need.cells is not None:
         rows = need.cells.rows(sum(map(len, boxes)), model.device)
-        cell_logits(model.teacher.stage(features), choose_boxes(boxes, rows), need.cells)
+        classify_cells(model.teacher.stage(features), choose_boxes(boxes, rows), need.cells)
 
 
 def _sampled_boxes(steps: Steps) -> list[Boxes]:

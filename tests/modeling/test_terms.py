@@ -16,7 +16,7 @@ from kd_det.config import plain_config
 from kd_det.losses import dkd_loss, kd_loss, nkd_loss
 from kd_det.modeling.regions import on_shared_classes
 from kd_det.modeling.terms import TERMS, FeatureTerm, KDTerm, LogitTerm, register_term
-from kd_det.modeling.terms.cells import Cells, cell_logits, choose_boxes
+from kd_det.modeling.terms.cells import Cells, choose_boxes, classify_cells
 from kd_det.teacher.box_stages import BoundBoxStage, box_stages
 from kd_det.teacher.classes import class_map
 from tests.modeling.test_any_rcnn import CASCADE, distilling
@@ -144,7 +144,7 @@ def cells_of(regions, cells):
     """Which proposals are divided, and the student's and the teacher's logits of their cells."""
     rows = cells.rows(len(regions.labels), regions.labels.device)
     boxes = choose_boxes(regions.boxes, rows)
-    return rows, *(cell_logits(stage, boxes, cells) for stage in (regions.student_stage, regions.teacher_stage))
+    return rows, *(classify_cells(stage, boxes, cells) for stage in (regions.student_stage, regions.teacher_stage))
 
 
 def sdd(s, t, y, base, weight):
@@ -252,7 +252,7 @@ def test_some_proposals_left_out_by_the_class_map_take_their_cells_along(teacher
     assert shared.labels.tolist() == [0, 0, 1] and torch.equal(shared.boxes[0].tensor, corners[1:])
     # Proposals 0 and 2 of all four are divided, and 0 is left out.
     whole = FORMULAS["dkd"](s[1:, 1:], t[1:, 1:], shared.labels)
-    cells = [cell_logits(stage, [boxes[0][2:3]], term.cells)[:, 1:] for stage in (ours, theirs)]
+    cells = [classify_cells(stage, [boxes[0][2:3]], term.cells)[:, 1:] for stage in (ours, theirs)]
     regions = [torch.cat((w[2:3, 1:, None], c), dim=2) for w, c in zip((s, t), cells, strict=True)]
     divided = sdd(*regions, torch.tensor([0]), FORMULAS["dkd"], 2.0)
     alone = FORMULAS["dkd"](s[2:3, 1:], t[2:3, 1:], torch.tensor([0]))
@@ -285,7 +285,7 @@ def test_sdd_on_the_classes_that_both_networks_have(teacher):
     both = []
     for stage, columns in ((stage_on(s_map), ours), (stage_on(t_map), theirs)):
         whole = stage.logits(stage.pool(boxes)).unsqueeze(2)
-        both.append(torch.cat((whole, cell_logits(stage, boxes, Cells((2,)))), dim=2)[kept][:, columns])
+        both.append(torch.cat((whole, classify_cells(stage, boxes, Cells((2,)))), dim=2)[kept][:, columns])
     expected = sdd(*both, torch.tensor([0, 2, 1]), FORMULAS["dkd"], 2.0)
     torch.testing.assert_close(loss_of(torch.tensor([1, 0, 3, 1, 2]), boxes), expected)
     loss = loss_of(torch.tensor([1, 1]), [boxes[0][:2]])
@@ -389,7 +389,7 @@ def test_two_terms_may_want_different_cells(teacher, registered):
         def region_loss(self, regions):
             cells = Cells((3,))
             ours, theirs = (
-                cell_logits(stage, regions.boxes, cells) for stage in (regions.student_stage, regions.teacher_stage)
+                classify_cells(stage, regions.boxes, cells) for stage in (regions.student_stage, regions.teacher_stage)
             )
             assert ours.shape == theirs.shape == (32, 4, 9) and not theirs.requires_grad
             return (ours - theirs).square().mean()

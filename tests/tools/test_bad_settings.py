@@ -138,7 +138,7 @@ CASCADE = ("MODEL.ROI_HEADS.NAME", "DistillCascadeROIHeads", "MODEL.ROI_BOX_HEAD
         (
             ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "MODEL.LOAD_PROPOSALS", True, "KD.TERMS",
              "('fgfi',)", "DATASETS.PROPOSAL_FILES_TRAIN", (__file__,), "DATASETS.PROPOSAL_FILES_TEST", (__file__,)],
-            '"fgfi" looks at the anchors of an RPN, but MODEL.PROPOSAL_GENERATOR.NAME is',
+            '"fgfi" needs the anchors of an RPN, but MODEL.PROPOSAL_GENERATOR.NAME is',
         ),
         # Distillation.
         (
@@ -147,7 +147,7 @@ CASCADE = ("MODEL.ROI_HEADS.NAME", "DistillCascadeROIHeads", "MODEL.ROI_BOX_HEAD
             "without a teacher. Set it to DistillRCNN",
         ),
         (["MODEL.META_ARCHITECTURE", "RetinaNet"], "MODEL.META_ARCHITECTURE 'RetinaNet' does not distil"),
-        (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "MODEL.ROI_HEADS.NAME is 'StandardROIHeads', which cannot hand"),
+        (["MODEL.ROI_HEADS.NAME", "StandardROIHeads"], "MODEL.ROI_HEADS.NAME is 'StandardROIHeads', which does"),
         (["KD.TERMS", "[['dkd']]"], "KD.TERMS[0] is ['dkd']"),
         (["KD.TERMS", "('dkdd',)"], "Did you mean 'dkd'?"),
         (["KD.TERMS", "('kd', 'kd')"], "KD.TERMS: 'kd' is listed twice"),
@@ -244,7 +244,7 @@ def test_no_gpu(refused, settings, caplog):
     assert settings[:2] == ["MODEL.DEVICE", "cpu"]
     with caplog.at_level(logging.WARNING):
         assert read_setup("", without_device).MODEL.DEVICE == "cpu"
-    assert caplog.text.count("PyTorch finds no GPU here: working on the CPU") == 1
+    assert caplog.text.count("PyTorch finds no GPU: using the CPU") == 1
     assert "MODEL.DEVICE is 'cuda' but PyTorch finds no GPU here. Add" in refused("MODEL.DEVICE", "cuda")
     with pytest.raises(ValueError, match="--num-gpus is 2 but there are 0 GPUs"):
         read_setup("", without_device, processes=2)

@@ -155,6 +155,6 @@ def test_sizes_decodes_with_the_trainers_reader(own, mine, check):
     Image.fromarray(np.full((96, 128), 500, dtype=np.int32)).save(folder / "deep.tif")
     (folder / "deep.tif").replace(folder / "000000000003.jpg")
     code, written = check(*mine, "--sizes")
-    assert code == 1 and "fault: 2 images cannot be read or have another size than the JSON says" in written.out
+    assert code == 1 and "fault: 2 images cannot be read, or their size is not the one in the JSON" in written.out
     assert "000000000001.jpg': image file is truncated" in written.out
     assert check(*mine)[0] == 0

@@ -152,6 +152,6 @@ def test_a_trace_for_one_size_alone_is_refused_and_the_checkpoint_kept(tmp_path,
     arguments += ["--format", "checkpoint", "torchscript", "INPUT.MIN_SIZE_TEST", "64"]
     error, output = ended(tmp_path, monkeypatch, capsys, *arguments)
     assert error.startswith("error: --format torchscript: the trace works only for the image size")
-    assert "one of 32 x 48 fails" in error
+    assert "an image of 32 x 48 fails" in error
     assert output.startswith("checkpoint: export/model.pth, export/config.yaml\n") and "backbone is timm's" in output
     assert {path.name for path in (tmp_path / "export").iterdir()} == {"model.pth", "config.yaml"}

@@ -52,7 +52,7 @@ class Cells:
         return torch.arange(chosen, device=device) * total // max(chosen, 1)
 
 
-def cell_logits(stage: BoundBoxStage, boxes: Sequence[Boxes], cells: Cells) -> Tensor:
+def classify_cells(stage: BoundBoxStage, boxes: Sequence[Boxes], cells: Cells) -> Tensor:
     """The class logits (R, C, M) of the boxes' cells, all through the head in one batch.
 
     Args:

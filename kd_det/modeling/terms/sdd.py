@@ -14,7 +14,7 @@ from kd_det.common.setting_checks import Check, choice, count
 from kd_det.losses import dkd_loss, kd_loss, nkd_loss, sdd_loss
 from kd_det.modeling.regions import SharedRegions
 from kd_det.modeling.terms.base import Maps, register_term
-from kd_det.modeling.terms.cells import FINEST, KINDS, Cells, cell_logits, choose_boxes
+from kd_det.modeling.terms.cells import FINEST, KINDS, Cells, choose_boxes, classify_cells
 from kd_det.modeling.terms.logits import DKDTerm, KDLossTerm, LogitTerm, NKDTerm
 
 # The loss of a region by its name in KD.SDD.BASE, and the term whose settings it takes.
@@ -96,7 +96,7 @@ class SDDTerm(LogitTerm):
         divided = _Wholes(*(values[rows] for values in every))
         boxes = choose_boxes(regions.boxes, rows)
         student, teacher = (
-            torch.cat((whole.unsqueeze(-1), cell_logits(stage, boxes, self.cells)), dim=-1)
+            torch.cat((whole.unsqueeze(-1), classify_cells(stage, boxes, self.cells)), dim=-1)
             for whole, stage in (
                 (divided.student, regions.student_stage),
                 (divided.teacher, regions.teacher_stage),
