@@ -123,7 +123,7 @@ class Harmful:
 def test_code_in_a_file_is_not_run(capsys):
     file = io.BytesIO()
     torch.save({"model": Harmful()}, file)
-    with pytest.raises(SetupError, match="file is no checkpoint"):
+    with pytest.raises(SetupError, match="file is not a checkpoint"):
         module.load_published("resnet8", file.getvalue(), "file")
     assert "was run" not in capsys.readouterr().out
 
@@ -199,7 +199,7 @@ def test_the_accuracy(monkeypatch, tmp_path):
 
 
 def test_no_data_to_evaluate_on(tmp_path):
-    with pytest.raises(SetupError, match=r"--data-root .* has no intact cifar-100-python/; or give --no-eval"):
+    with pytest.raises(SetupError, match=r"--data-root .* has no intact cifar-100-python/; give a folder that has, or --no-eval"):
         module.cifar100_accuracy(create_model("resnet8", 100), tmp_path)
 
 
@@ -242,7 +242,7 @@ def test_a_member_with_more_than_it_declares(folder, tmp_path):
     content = path.read_bytes()
     size = len(checkpoint("resnet8x4")).to_bytes(4, "little")
     path.write_bytes(content.replace(size, (1000).to_bytes(4, "little")))
-    with pytest.raises(SetupError, match=r"no \.tar or \.zip archive, or is truncated"):
+    with pytest.raises(SetupError, match=r"not a \.tar or \.zip archive, or is truncated"):
         list(module.published_teachers(path))
 
 
