@@ -1,4 +1,4 @@
-"""Packages kd_det. Detectron2 is a step of its own: tools/install_detectron2.py.
+"""Packages kd_det. Installing Detectron2 is a step of its own: tools/install_detectron2.py.
 
 The wheel has kd_det with the configurations that detection uses. ``classification`` runs from a clone: only an editable
 installation finds it.
@@ -17,15 +17,16 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "kd_det" / "__init__.py")
 CONFIGS = ("coco", "digits_det")
 
 CLASSIFICATION = ["accelerate>=1.0", "torchmetrics>=1.4", "tqdm"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material", "mkdocstrings[python]"]
 EXTRAS = {
     # --format onnx of kd-det export.
     "export": ["onnx", "onnxruntime"],
     # WANDB True of classification. TensorBoard's files are always written, and need no extra.
     "loggers": ["wandb"],
     # make docs.
-    "docs": ["mkdocs>=1.6,<2", "mkdocs-material", "mkdocstrings[python]"],
-    # Work in a clone: classification, the tests and make lint.
-    "dev": [*CLASSIFICATION, "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"],
+    "docs": DOCS,
+    # Work in a clone: classification, and all that make runs.
+    "dev": [*CLASSIFICATION, *DOCS, "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"],
 }
 
 

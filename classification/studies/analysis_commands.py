@@ -141,7 +141,7 @@ def tsne(arguments: Sequence[str] | None = None) -> None:
         settings = embeddings.Settings(*(getattr(args, name) for name in embeddings.Settings._fields))
         settings.check()
         runs = _load_runs(args)
-        found = embeddings.compare(*runs, settings)
+        found = embeddings.compare(runs[0], runs[1], settings)
         files = embeddings.write_comparison(args.output_dir, found, runs[0], settings)
     for each in found:
         figures = [f"{space} silhouette {values['silhouette']:.3f}, kNN {values['knn_top1']:.1f} %"

@@ -71,7 +71,8 @@ def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | 
     Raises:
         SetupError: see ``import_code``.
     """
-    files, rest = [], list(sys.argv[1:] if arguments is None else arguments)
+    files: list[str] = []
+    rest = list(sys.argv[1:] if arguments is None else arguments)
     if parser.get_default("config_file") is not None:
         files, rest = _take_files(rest)
     args = parser.parse_args(rest)

@@ -30,7 +30,7 @@ def same_type(key: str, value: Any, default: Any) -> None:
     admits any type."""
     if default is None:
         return
-    alike = (list, tuple) if isinstance(default, (list, tuple)) else (type(default),)
+    alike: tuple[type, ...] = (list, tuple) if isinstance(default, (list, tuple)) else (type(default),)
     if isinstance(default, float) and not isinstance(value, bool):
         alike = (int, float)
     if not isinstance(value, alike) or isinstance(value, bool) != isinstance(default, bool):

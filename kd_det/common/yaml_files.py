@@ -114,7 +114,7 @@ def _merged(base: dict[str, Any], content: dict[str, Any], path: str) -> dict[st
     return merged
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """Plain values, and the model zoo's one expression."""
 
 

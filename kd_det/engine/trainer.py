@@ -62,7 +62,7 @@ class DistillTrainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        ddp_options = {} if model.device.type == "cuda" else {"device_ids": None}
+        ddp_options = {} if torch.device(cfg.MODEL.DEVICE).type == "cuda" else {"device_ids": None}
         self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
             create_ddp_model(model, broadcast_buffers=False, **ddp_options), self.build_train_loader(cfg), optimizer
         )

@@ -107,13 +107,13 @@ def _distilled(steps: Steps, terms: nn.ModuleDict, optimizer: torch.optim.Optimi
 
 def _floor(steps: Steps, need: _Need, boxes: list[Boxes]) -> None:
     steps.plain()
-    model = steps.model
-    features = model.teacher.features(steps.batch, model.input_format, model.device)
+    model, teacher = steps.model, steps.teacher
+    features = teacher.features(steps.batch, model.input_format, model.device)
     if need.logits:
-        model.teacher.box_logits(features, boxes)
+        teacher.box_logits(features, boxes)
     if need.cells is not None:
         rows = need.cells.rows(sum(map(len, boxes)), model.device)
-        classify_cells(model.teacher.stage(features), choose_boxes(boxes, rows), need.cells)
+        classify_cells(teacher.stage(features), choose_boxes(boxes, rows), need.cells)
 
 
 def _sampled_boxes(steps: Steps) -> list[Boxes]:
