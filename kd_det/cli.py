@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -26,8 +25,8 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "train": Verb("kd_det.engine.commands:train", "train a detector, distilled or plain"),
-    "eval": Verb("kd_det.engine.commands:evaluate", "evaluate a detector: train --eval-only"),
+    "train": Verb("kd_det.engine.run:train", "train a detector, distilled or plain"),
+    "eval": Verb("kd_det.engine.run:evaluate", "evaluate a detector: train --eval-only"),
     "export": Verb("kd_det.engine.commands:export", "write a trained student for use without kd_det"),
     "check-data": Verb("kd_det.engine.commands:check_data", "report on data sets in COCO format"),
     "visualize": Verb("kd_det.engine.commands:visualize", "draw ground truth, teacher and student side by side"),
@@ -40,14 +39,6 @@ BENCHMARKS = {
     "losses": Verb("kd_det.studies.loss_speed:main", "the logit losses against their plain formulas"),
     "step": Verb("kd_det.studies.step_speed:main", "a distilled training step against the plain student's"),
     "classification": Verb("classification.studies.commands:bench", "classification training; from a clone"),
-}
-# What a command cannot do without, and how to get it.
-REMEDIES = {
-    "detectron2": (
-        "Detectron2 is not installed. In a clone of kd_det, run python tools/install_detectron2.py; elsewhere, see "
-        "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
-    ),
-    "classification": "the package classification is not part of the wheel. Run this command in a clone of kd_det.",
 }
 
 
@@ -78,7 +69,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
         arguments: what the function takes; None: the process's own.
     """
     module, name = command.split(":")
-    with one_line_errors(), _missing_packages():
+    with one_line_errors():
         with noting_signals(end_at_once):  # imports take seconds
             function = getattr(import_module(module), name)
         function(arguments)
@@ -152,14 +143,3 @@ LISTS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
     "teachers": _teachers,
     "configs": _configs,
 }
-
-
-@contextmanager
-def _missing_packages() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package not in REMEDIES or error.name != package:
-            raise
-        raise SetupError(REMEDIES[package]) from error

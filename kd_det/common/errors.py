@@ -12,6 +12,14 @@ from contextlib import contextmanager
 # What a full disk, a quota, a read-only folder or a failing disk raises. Any other OSError is a fault of the program.
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 MAX_MESSAGE = 500  # characters of another library's message that are shown
+# Packages that a command may need and that kd_det does not install, and how to get them.
+REMEDIES = {
+    "detectron2": (
+        "Detectron2 is not installed. In a clone of kd_det, run python tools/install_detectron2.py; elsewhere, see "
+        "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
+    ),
+    "classification": "the package classification is not part of the wheel. Run this command in a clone of kd_det.",
+}
 # What the losses take: see ``kd_det.losses``.
 TEMPERATURES = (1e-6, 1e6)
 
@@ -96,7 +104,8 @@ def _is_number(value: object) -> bool:
 def one_line_errors() -> Iterator[None]:
     """Ends the process with one line on stderr, ``error: ...``, for user errors.
 
-    Exit code 2 for ``SetupError``, 1 for a non-finite loss and for a disk that cannot be written, 130 for Ctrl-C.
+    Exit code 2 for ``SetupError`` and for a missing package of ``REMEDIES``, 1 for a non-finite loss and for a disk
+    that cannot be written, 130 for Ctrl-C.
     """
     try:
         yield
@@ -106,6 +115,10 @@ def one_line_errors() -> Iterator[None]:
         _end(f"error: {error}", 1)
     except KeyboardInterrupt:
         _end("Interrupted.", 130)
+    except ModuleNotFoundError as error:
+        if error.name not in REMEDIES:
+            raise
+        _end(f"error: {REMEDIES[error.name]}", 2)
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
             raise

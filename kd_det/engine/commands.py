@@ -1,4 +1,4 @@
-"""The command lines that read a detector's configuration: train, evaluate, export, check data sets, visualize."""
+"""The command lines around training: export, check data sets, visualize."""
 
 from __future__ import annotations
 
@@ -6,58 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser
-
-from kd_det.common.command_line import UpToOverrides, add_config_file, add_import, command_parser, parse_arguments
+from kd_det.common.command_line import UpToOverrides, add_config_file, command_parser, parse_arguments
 from kd_det.common.errors import one_line_errors
-from kd_det.common.signals import end_at_once, noting_signals
 from kd_det.data.coco_json import add_dataset_option, parse_option
 from kd_det.engine.dataset_check import check_sets
-from kd_det.engine.run import run
 from kd_det.engine.setup import read_setup
 from kd_det.engine.visualization import visualize as draw
 from kd_det.export import FORMATS, Exported, export_student
 from kd_det.export.formats import needs_kd_det
 
-TRAIN_EXAMPLES = r"""examples:
-  kd-det train --config-file coco/dkd_r101_r18.yaml --num-gpus 8
-  kd-det train --config-file coco/dkd_r101_r18.yaml my_schedule.yaml SOLVER.BASE_LR 0.005
-  kd-det train --config-file my_student.yaml --import my_terms.py KD.TERMS "('mine',)" \
-      --dataset mine_train=train.json,images --dataset mine_val=val.json,images \
-      DATASETS.TRAIN "('mine_train',)" DATASETS.TEST "('mine_val',)"
-  kd-det train --config-file digits_det/student.yaml OUTPUT_DIR output/digits_student
-"""
-EVALUATE_EXAMPLES = """examples:
-  kd-det eval --config-file coco/dkd_r101_r18.yaml MODEL.WEIGHTS output/coco/dkd_r101_r18/model_final.pth
-after kd-det demo:
-  kd-det eval --config-file digits_det/dkd.yaml MODEL.WEIGHTS output/demo/dkd/seed1/model_final.pth
-"""
 AFTER_DEMO = "(after kd-det demo:)"
 TIMM_NOTE = """The backbone is timm's: whoever builds the student from config.yaml and model.pth needs kd_det (import
 kd_det.modeling, and read the configuration with kd_det.config.load_config). TorchScript and ONNX do not need it."""
 NOTHING_COMPARED = "nothing was detected on these images, so nothing was compared; name others with --image"
-
-
-def train(arguments: Sequence[str] | None = None) -> None:
-    """Trains a detector, with Detectron2's own options. Arguments: see ``kd-det train --help``; None: the process's."""
-    _train_or_evaluate("kd-det train", TRAIN_EXAMPLES, arguments)
-
-
-def evaluate(arguments: Sequence[str] | None = None) -> None:
-    """Evaluates a detector: ``train`` with ``--eval-only``."""
-    _train_or_evaluate("kd-det eval", EVALUATE_EXAMPLES, arguments, eval_only=True)
-
-
-def _train_or_evaluate(
-    name: str, examples: str, arguments: Sequence[str] | None, *, eval_only: bool = False
-) -> None:
-    with one_line_errors(), noting_signals(end_at_once):
-        parser = default_argument_parser(epilog=examples)
-        parser.prog = name
-        parser.set_defaults(eval_only=eval_only)
-        add_import(parser)
-        add_dataset_option(parser)
-        run(parse_arguments(parser, arguments))
 
 
 def export(arguments: Sequence[str] | None = None) -> None:

@@ -7,22 +7,26 @@ import logging
 import os
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from kd_det.checkpoint import load_strictly, local_path
+from kd_det.common.command_line import add_import, parse_arguments
 from kd_det.common.config_files import find_configs
 from kd_det.common.errors import SetupError
 from kd_det.common.files import remove_temporary_files, run_lock
+from kd_det.common.signals import end_at_once, noting_signals
 from kd_det.config import plain_config
 from kd_det.data.checks import check_datasets
+from kd_det.data.coco_json import add_dataset_option
 from kd_det.data.proposals import check_proposals
 from kd_det.engine.launch import launch
 from kd_det.engine.resuming import last_checkpoint, new_run
@@ -30,6 +34,42 @@ from kd_det.engine.setup import one_line_errors, read_run
 from kd_det.engine.trainer import DistillTrainer
 
 logger = logging.getLogger(__name__)
+
+TRAIN_EXAMPLES = r"""examples:
+  kd-det train --config-file coco/dkd_r101_r18.yaml --num-gpus 8
+  kd-det train --config-file coco/dkd_r101_r18.yaml my_schedule.yaml SOLVER.BASE_LR 0.005
+  kd-det train --config-file my_student.yaml --import my_terms.py KD.TERMS "('mine',)" \
+      --dataset mine_train=train.json,images --dataset mine_val=val.json,images \
+      DATASETS.TRAIN "('mine_train',)" DATASETS.TEST "('mine_val',)"
+  kd-det train --config-file digits_det/student.yaml OUTPUT_DIR output/digits_student
+"""
+EVALUATE_EXAMPLES = """examples:
+  kd-det eval --config-file coco/dkd_r101_r18.yaml MODEL.WEIGHTS output/coco/dkd_r101_r18/model_final.pth
+after kd-det demo:
+  kd-det eval --config-file digits_det/dkd.yaml MODEL.WEIGHTS output/demo/dkd/seed1/model_final.pth
+"""
+
+
+def train(arguments: Sequence[str] | None = None) -> None:
+    """Trains a detector, with Detectron2's own options. Arguments: see ``kd-det train --help``; None: the process's."""
+    _train_or_evaluate("kd-det train", TRAIN_EXAMPLES, arguments)
+
+
+def evaluate(arguments: Sequence[str] | None = None) -> None:
+    """Evaluates a detector: ``train`` with ``--eval-only``."""
+    _train_or_evaluate("kd-det eval", EVALUATE_EXAMPLES, arguments, eval_only=True)
+
+
+def _train_or_evaluate(
+    name: str, examples: str, arguments: Sequence[str] | None, *, eval_only: bool = False
+) -> None:
+    with one_line_errors(), noting_signals(end_at_once):
+        parser = default_argument_parser(epilog=examples)
+        parser.prog = name
+        parser.set_defaults(eval_only=eval_only)
+        add_import(parser)
+        add_dataset_option(parser)
+        run(parse_arguments(parser, arguments))
 
 
 def run(args: argparse.Namespace) -> OrderedDict[str, Any] | None:

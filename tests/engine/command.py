@@ -8,7 +8,7 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
-from kd_det.engine.commands import train
+from kd_det.engine.run import train
 from tests.conftest import kept_loggers
 from tests.stress.signals_detection import Stage
 

@@ -21,7 +21,8 @@ from kd_det.losses import (
 )
 
 LOGIT_LOSSES = pytest.mark.parametrize(
-    "loss", [dist_loss, mlkd_loss, lambda s, t: ctkd_loss(s, t, torch.tensor(0.3), reversal=1.0)], ids=str
+    "loss", [dist_loss, mlkd_loss, lambda s, t: ctkd_loss(s, t, torch.tensor(0.3), reversal=1.0)],
+    ids=["dist", "mlkd", "ctkd"],
 )
 
 

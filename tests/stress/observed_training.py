@@ -38,7 +38,7 @@ def add_witness() -> None:
 if __name__ == "__main__":
     with one_line_errors(), noting_signals(end_at_once):
         add_witness()
-        from kd_det.engine.commands import train
+        from kd_det.engine.run import train
 
         train()
 elif __name__ == "__mp_main__":  # one of several processes

@@ -9,7 +9,7 @@ from detectron2.engine import default_argument_parser
 from kd_det.common.command_line import parse_arguments
 from kd_det.common.errors import SetupError
 from kd_det.config import load_config
-from kd_det.engine.dry_build import dry_build
+from kd_det.engine.setup import dry_build
 from kd_det.studies.methods import METHODS, title
 from kd_det.studies.model_zoo import read_results, render
 from kd_det.teacher.config import teacher_config
