@@ -11,6 +11,7 @@ import torch
 from detectron2.modeling import build_model
 
 from kd_det.config import plain_config
+from tests.classification.forked import train
 from tests.docs.recipes import follow, read_recipes
 
 RECIPES = read_recipes("extend.md")
@@ -77,3 +78,7 @@ def test_distiller(tmp_path, monkeypatch):
     follow(RECIPES["A distiller"], tmp_path)
     result = json.loads((tmp_path / "output/digits/map_pkd_resnet14_resnet8/result.json").read_text())
     assert result["config"]["MAP_PKD"]["WEIGHT"] == 3.0 and result["extra_parameters"] > 0
+    line = ["--import", "my_distillers.py", "--config-file", "digits/base.yaml", "DISTILLER", "map_pkd"]
+    ended = train(tmp_path, *line, "MAP_PKD.WEIGHT", -0.5)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == "error: MAP_PKD.WEIGHT is -0.5; it must be a finite number, 0 or more."

@@ -14,9 +14,11 @@ from kd_det.common.errors import SetupError
 from kd_det.common.registry import Registry, import_code, import_options
 from kd_det.config import TERMS, load_config, plain_config
 from kd_det.teacher.config import teacher_config
+from tests.docs.recipes import read_recipes
 from tests.tiny import TINY, student_config, teacher_files
 from tests.tools.commands import run_here
-from tests.tools.test_wheel import RECIPE
+
+CODE = read_recipes("extend.md")["A term"].files["my_terms.py"]
 
 
 @pytest.fixture(autouse=True)
@@ -38,17 +40,25 @@ def teacher(tmp_path_factory):
     return teacher_files(tmp_path_factory.mktemp("teacher"))
 
 
-@pytest.fixture
-def refused(teacher, tmp_path):
-    """``refused(*overrides, code=...)`` is the one error line of a training with the term ``p3``."""
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """The path of the documentation's term ``p3``."""
+    path = tmp_path_factory.mktemp("recipe") / "my_terms.py"
+    path.write_text(CODE)
+    return str(path)
 
-    def run(*overrides: object, code: object = RECIPE) -> str:
+
+@pytest.fixture
+def refused(teacher, recipe, tmp_path):
+    """``refused(*overrides)`` is the one error line of a training with the term ``p3``."""
+
+    def run(*overrides: object, imported: bool = True) -> str:
         settings = [
             *TINY, "MODEL.META_ARCHITECTURE", "DistillRCNN", "MODEL.ROI_HEADS.NAME", "DistillROIHeads",
             "KD.TERMS", "('p3',)", "KD.TEACHER.CONFIG_FILE", teacher[0], "KD.TEACHER.WEIGHTS", teacher[1],
             "OUTPUT_DIR", tmp_path / "output",
         ]  # fmt: skip
-        ended = run_here("train", *(["--import", code] if code else []), *settings, *overrides)
+        ended = run_here("train", *(["--import", recipe] if imported else []), *settings, *overrides)
         lines = ended.stderr.splitlines()
         assert ended.returncode == 2 and lines[-1].startswith("error: "), ended.stderr[-2000:]
         return lines[-1]
@@ -56,10 +66,10 @@ def refused(teacher, tmp_path):
     return run
 
 
-def test_keys_of_a_term(teacher, tmp_path):
-    import_code(str(RECIPE))
-    import_code(str(RECIPE))  # a second time is the first
-    assert import_options() == ["--import", str(RECIPE)]
+def test_keys_of_a_term(teacher, recipe, tmp_path):
+    import_code(recipe)
+    import_code(recipe)  # the second time does nothing
+    assert import_options() == ["--import", recipe]
     (tmp_path / "own.yaml").write_text("KD: {TERMS: [p3], P3: {WEIGHT: 0.5}}")
     assert load_config("").KD.P3.WEIGHT == 1.0
     assert load_config(str(tmp_path / "own.yaml")).KD.P3.WEIGHT == 0.5
@@ -87,9 +97,9 @@ def test_wrong_values_are_one_line(refused, overrides, expected):
 
 
 def test_without_the_import(refused):
-    line = refused(code=None)
+    line = refused(imported=False)
     assert "there is no KD term 'p3'" in line and "--import FILE_OR_MODULE" in line
-    assert "exist once its code is imported, by --import" in refused("KD.P3.WEIGHT", 1.0, code=None)
+    assert "exist once its code is imported, by --import" in refused("KD.P3.WEIGHT", 1.0, imported=False)
     with pytest.raises(SetupError, match=r"there is no key 'MINE\.WEIGHT'.* by --import"):
         load_classification((), ["MINE.WEIGHT", "1.0"])
     with pytest.raises(SetupError) as raised:
@@ -104,11 +114,11 @@ def test_without_the_import(refused):
         ("x = 1\n\ny = = 2\n", "line 3: SyntaxError: invalid syntax"),
         ("import torch\n\ntorch.zeros(2).view(3)\n", "line 3: RuntimeError: shape"),
         ("import own_missing\n", "line 1: ModuleNotFoundError: No module named 'own_missing'"),
-        (RECIPE.read_text().replace('"p3"', '"dkd"'), "line 10: ValueError: there is already a KD term 'dkd'"),
-        (RECIPE.read_text().replace('"WEIGHT": 1.0', '"WIDTH": 1.0'), "checks has 'KD.P3.WEIGHT', which is not in"),
-        (RECIPE.read_text().replace('"WEIGHT": 1.0', '"weight": 1.0'), "the key 'weight' must be capital letters"),
-        (RECIPE.read_text().replace('"WEIGHT": 1.0', '"WEIGHT": object()'), "must be one of bool, int, float, str"),
-        (RECIPE.read_text().replace('"p3"', '"p-3"'), "so its name must be letters, digits and underscores"),
+        (CODE.replace('"p3"', '"dkd"'), "line 8: ValueError: there is already a KD term 'dkd'"),
+        (CODE.replace('"WEIGHT": 1.0', '"WIDTH": 1.0'), "checks has 'KD.P3.WEIGHT', which is not in"),
+        (CODE.replace('"WEIGHT": 1.0', '"weight": 1.0'), "the key 'weight' must be capital letters"),
+        (CODE.replace('"WEIGHT": 1.0', '"WEIGHT": object()'), "must be one of bool, int, float, str"),
+        (CODE.replace('"p3"', '"p-3"'), "so its name must be letters, digits and underscores"),
     ],
 )
 def test_code_that_raises_is_named_with_its_line(tmp_path, text, expected):
@@ -124,14 +134,14 @@ def test_a_file_or_module_that_is_not_there(tmp_path, monkeypatch):
         with pytest.raises(SetupError, match=f"^--import: there is {expected}"):
             import_code(name)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "own_terms.py").write_text(RECIPE.read_text())
+    (tmp_path / "own_terms.py").write_text(CODE)
     monkeypatch.syspath_prepend("")
     import_code("own_terms")
     assert "p3" in TERMS and import_options() == ["--import", "own_terms"]
 
 
 def test_a_section_that_exists_is_refused(tmp_path):
-    (tmp_path / "own_terms.py").write_text(RECIPE.read_text().replace('"p3"', '"teacher"').replace("P3", "TEACHER"))
+    (tmp_path / "own_terms.py").write_text(CODE.replace('"p3"', '"teacher"').replace("P3", "TEACHER"))
     import_code(str(tmp_path / "own_terms.py"))
     with pytest.raises(SetupError, match=r"'teacher' has keys, but there is a key KD\.TEACHER already"):
         load_config("")
@@ -155,7 +165,7 @@ def test_keys_may_be_of_every_kind_of_value():
             found.check_sections(wrong)
 
 
-def test_the_list_shows_them():
-    listed = run_here("list", "methods", "p3", "--import", RECIPE)
+def test_the_list_shows_them(recipe):
+    listed = run_here("list", "methods", "p3", "--import", recipe)
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout.splitlines()[1].split(maxsplit=2)[:2] == ["KD.TERMS", "p3"]

@@ -19,9 +19,9 @@ from detectron2.modeling import build_model
 import kd_det.modeling  # noqa: F401  (registers the models)
 from kd_det.config import load_config
 from tests.conftest import ROOT
+from tests.docs.recipes import read_recipes
 from tests.mini_coco import annotation_file
 
-RECIPE = Path(__file__).parent / "recipes" / "my_terms.py"
 SOURCES = ("kd_det", "classification", "configs", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 TINY = ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "SOLVER.BASE_LR", 1e-6]
 TINY += ["TEST.EVAL_PERIOD", 0, "DATALOADER.NUM_WORKERS", 0, "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", 96]
@@ -98,7 +98,7 @@ def test_trains_by_name_with_a_term_of_ones_own_in_two_processes(installed, coco
     torch.manual_seed(0)
     teacher = build_model(load_config("digits_det/teacher.yaml", ["MODEL.DEVICE", "cpu", *CLASSES]))
     torch.save({"model": teacher.state_dict()}, tmp_path / "teacher.pth")
-    shutil.copy(RECIPE, tmp_path)
+    (tmp_path / "my_terms.py").write_text(read_recipes("extend.md")["A term"].files["my_terms.py"])
     (tmp_path / "own.yaml").write_text("KD: {TERMS: ['dkd', 'p3'], P3: {WEIGHT: 0.25}}\nDATASETS: {TEST: []}")
     result = installed(
         "python", "-m", "kd_det", "train", "--num-gpus", 2, "--import", "my_terms.py",
