@@ -76,7 +76,7 @@ def test_plot_correlation(analyse, tmp_path):
         (["plot_tsne", *RUNS, "--classes", 50], "--classes 50"),
         (
             ["plot_correlation", *RUNS, "--opts", "TEACHER.WEIGHTS", "absent.pth"],
-            "TEACHER.WEIGHTS: no file 'absent.pth'",
+            "TEACHER.WEIGHTS: there is no file 'absent.pth'",
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
