@@ -11,8 +11,8 @@ import torch
 from tests.classification.forked import train
 
 ROOT = Path(__file__).parent.parent.parent
-# 1,437 scans in 12 steps of an epoch: seconds on one core.
-SHORT = ["DATA.BATCH_SIZE", 128, "SOLVER.EPOCHS", 2, "SOLVER.STEPS", "(1,)", "SOLVER.CHECKPOINT_PERIOD", 5]
+# 240 scans (see ``forked.FEW``) in 12 steps of an epoch: a second on one core.
+SHORT = ["DATA.BATCH_SIZE", 20, "SOLVER.EPOCHS", 2, "SOLVER.STEPS", "(1,)", "SOLVER.CHECKPOINT_PERIOD", 5]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def teacher_file(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("classification_teacher")
     settings = ["STUDENT.NAME", "resnet14", *SHORT, "SOLVER.EPOCHS", 5, "SOLVER.SCHEDULE", "cosine"]
     settings += ["DATA.BATCH_SIZE", 64, "OUTPUT_DIR", "teacher"]
-    result = train(folder, *settings)
+    result = train(folder, *settings, few=False)
     assert result.returncode == 0, result.stderr[-3000:]
     weights = folder / "teacher" / "model.pth"
     assert torch.load(weights, weights_only=True)["top1"] > 80

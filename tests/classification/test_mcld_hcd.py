@@ -21,8 +21,8 @@ def last_queue(folder):
 
 
 def test_mcld_killed_and_resumed_ends_with_the_same_bits_and_queue(distil, tmp_path):
-    # An epoch has 12 steps of 128 or fewer: by the second kill, the queue has wrapped around.
-    settings = [*distil, "DISTILLER", "mcld", "MCLD.QUEUE", 1000]
+    # An epoch has 12 steps of 20: by the second kill, the queue has wrapped around.
+    settings = [*distil, "DISTILLER", "mcld", "MCLD.QUEUE", 200]
     whole = train(tmp_path, settings, "whole")
     assert whole.returncode == 0, whole.stderr[-3000:]
     flags = ()

@@ -15,7 +15,7 @@ from tests.classification import forked
 from tests.classification.conftest import outcome
 from tests.classification.test_exact_resume import assert_same
 
-SHORT = ["STUDENT.NAME", "resnet8", "DATA.BATCH_SIZE", 128, "SOLVER.EPOCHS", 2, "SOLVER.STEPS", "(1,)"]
+SHORT = ["STUDENT.NAME", "resnet8", "DATA.BATCH_SIZE", 20, "SOLVER.EPOCHS", 2, "SOLVER.STEPS", "(1,)"]
 KILL = "classification.trainer:Trainer._take_step:after:7:SIGTERM"
 
 

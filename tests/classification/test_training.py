@@ -43,10 +43,10 @@ def test_what_a_method_adds_is_no_part_of_the_student(classify, distil, tmp_path
 
 
 def test_accumulated_micro_batches_are_one_step(classify, distil, tmp_path):
-    """Two of 64 samples take as many steps as one of 128."""
+    """Two of 10 samples take as many steps as one of 20."""
     common = [*distil, "SOLVER.EPOCHS", 1, "SOLVER.CHECKPOINT_PERIOD", 0, "DISTILLER", "kd"]
     assert classify(*common, "OUTPUT_DIR", "whole").returncode == 0
-    assert classify(*common, "DATA.BATCH_SIZE", 64, "SOLVER.ACCUMULATE", 2, "OUTPUT_DIR", "parts").returncode == 0
+    assert classify(*common, "DATA.BATCH_SIZE", 10, "SOLVER.ACCUMULATE", 2, "OUTPUT_DIR", "parts").returncode == 0
     states = [last_state(tmp_path / name) for name in ("whole", "parts")]
     assert [read_progress(state)["progress"]["steps"] for state in states] == [12, 12]
 

@@ -17,7 +17,7 @@ def outputs(tmp_path_factory, teacher_file):
     folder = tmp_path_factory.mktemp("analysis")
     for method in ("kd", "dkd"):
         settings = ["DISTILLER", method, "TEACHER.NAME", "resnet14", "TEACHER.WEIGHTS", teacher_file, *SHORT]
-        result = train(folder, *settings, "SOLVER.EPOCHS", 1, "OUTPUT_DIR", f"output/tiny/{method}")
+        result = train(folder, *settings, "SOLVER.EPOCHS", 1, "OUTPUT_DIR", f"output/tiny/{method}", few=False)
         assert result.returncode == 0, result.stderr[-3000:]
     return folder
 
