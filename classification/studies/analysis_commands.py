@@ -34,9 +34,9 @@ from kd_det.common.files import write_json
 EFFICIENCY = "efficiency"
 TSNE_HELP = {
     "classes": "how many classes, evenly spread, 2 to 20",
-    "samples": "at most so many samples of them",
-    "perplexity": "t-SNE's: about how many neighbours of a sample count",
-    "seed": "of t-SNE and of which samples",
+    "samples": "the most samples to draw",
+    "perplexity": "t-SNE's perplexity: about how many neighbours of a sample count",
+    "seed": "the seed of t-SNE and of the choice of samples",
 }
 
 
@@ -45,8 +45,8 @@ def _parser(tool: str, name: str, runs: int | str, description: str, *examples: 
 
     Args:
         tool: the script in tools/, without ".py".
-        name: of the analysis, for the default of --output-dir.
-        runs: how many it takes, as argparse's ``nargs``.
+        name: the analysis, for the default of --output-dir.
+        runs: how many runs it takes, as argparse's ``nargs``.
         description, examples: see ``command_parser``.
     """
     command = f"python tools/{tool}.py"
@@ -76,10 +76,9 @@ def linear_probe(arguments: Sequence[str] | None = None) -> None:
         "linear_probe",
         probes.NAME,
         "+",
-        "Trains a linear classifier on frozen student features, on other data: top-1, one row a run.\n\nWrites "
-        "linear_probe.json, .csv, .png and .svg. digits_rotated_inverted is embedded; stl10 and tiny_imagenet are\n"
-        "expected below --data-root as published (stl10_binary/, tiny-imagenet-200/) and seen at the size of the run's "
-        "own images.",
+        "Trains a linear classifier on frozen student features, on other data: top-1, one row per run.\n\nWrites "
+        "linear_probe.json, .csv, .png and .svg. digits_rotated_inverted needs no files. stl10 and tiny_imagenet are read\n"
+        "from --data-root as published (stl10_binary/, tiny-imagenet-200/), and resized to the images of the run.",
         "cifar100/kd_res32x4_res8x4 cifar100/dkd_res32x4_res8x4 --on stl10 tiny_imagenet",
         "digits/vanilla_resnet8 digits/dkd_resnet20_resnet8",
     )
@@ -87,7 +86,7 @@ def linear_probe(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--on", nargs="+", choices=DOMAINS, default=["digits_rotated_inverted"], metavar="DATA", help=on
     )
-    parser.add_argument("--data-root", default="datasets", metavar="DIR", help="where they are (default datasets)")
+    parser.add_argument("--data-root", default="datasets", metavar="DIR", help="the folder of the data sets (default datasets)")
     with one_line_errors():
         args = parse_arguments(parser, arguments)
         domains = {name: read_domain(name, args.data_root) for name in args.on}
@@ -98,14 +97,14 @@ def linear_probe(arguments: Sequence[str] | None = None) -> None:
 
 
 def correlation(arguments: Sequence[str] | None = None) -> None:
-    """tools/plot_correlation.py: how closely two students' logits correlate as their teacher's do."""
+    """tools/plot_correlation.py: how close two students' logit correlations are to their teacher's."""
     parser = _parser(
         "plot_correlation",
         correlations.NAME,
         2,
-        "Compares how two students' logits correlate with how their teacher's do: |difference| of the C x C matrices,\n"
-        "side by side. A class's logit is correlated (Pearson) with another's over the validation samples.\n\n"
-        "Prints each matrix's mean: the lower, the more like the teacher. Writes correlation.json, difference_1.csv,\n"
+        "Compares the logit correlations of two students with their teacher's: |difference| of the C x C matrices, side by\n"
+        "side. An entry is the Pearson correlation of the logits of two classes over the validation samples.\n\n"
+        "Prints each matrix's mean: the lower, the closer to the teacher. Writes correlation.json, difference_1.csv,\n"
         "difference_2.csv, correlation.png and .svg. To compare with a run that had no teacher, name one for both:\n"
         "--opts TEACHER.NAME resnet20 TEACHER.WEIGHTS digits/vanilla_resnet20.",
         "digits/kd_resnet20_resnet8 digits/dkd_resnet20_resnet8",
@@ -126,8 +125,8 @@ def tsne(arguments: Sequence[str] | None = None) -> None:
         "plot_tsne",
         embeddings.NAME,
         2,
-        "Draws the penultimate features of two runs side by side in two dimensions, by scikit-learn's t-SNE, of the\n"
-        "validation samples.\n\nPrints how well the classes are separated (silhouette, and accuracy of the 10 nearest "
+        "Draws the penultimate features of two runs on the validation samples, side by side in two\n"
+        "dimensions, by scikit-learn's t-SNE.\n\nPrints how well the classes are separated (silhouette, and accuracy of the 10 nearest "
         "neighbours) in the embedding\nand, since t-SNE distorts, in the features themselves. Writes tsne.json, "
         "tsne.csv, tsne.png and .svg.",
         "cifar100/kd_res32x4_res8x4 cifar100/dkd_res32x4_res8x4 --classes 20",
@@ -151,28 +150,28 @@ def tsne(arguments: Sequence[str] | None = None) -> None:
 
 
 def efficiency(arguments: Sequence[str] | None = None) -> None:
-    """tools/efficiency.py: what every distiller costs, beside the accuracy it gives."""
+    """tools/efficiency.py: what every distiller costs, next to its accuracy."""
     command = "python tools/efficiency.py"
     parser = command_parser(
         command,
-        "Measures what every distiller costs: step time, memory and parameters in one interleaved run, beside the "
-        "accuracy\nit gives.\n\nThe steps are taken on noise of CIFAR-100's shape: 50,000 samples, which is the size "
-        "of MCLD's queue, of 100 classes.\nAll methods are in memory at once, about 1 GiB each; --methods takes fewer "
-        "of them. Accuracies are those of a\nresults file of tools/run_classification.py. Into --output-dir go "
-        "efficiency.json and the picture of accuracy\nagainst time, efficiency.png and .svg.",
+        "Measures what every distiller costs: step time, memory and parameters in one interleaved run, next to its "
+        "accuracy.\n\nThe steps run on noise of CIFAR-100's shape: 50,000 samples, which is the size of MCLD's queue, of "
+        "100 classes.\nAll methods are in memory at once, about 1 GiB each; --methods chooses fewer. The accuracies come "
+        "from a\nresults file of tools/run_classification.py. Writes efficiency.json, and efficiency.png and .svg: "
+        "accuracy\nagainst time.",
         command,
-        f"{command} --methods mcld hcd --rounds 9                  (with DKD, to which they are compared)",
+        f"{command} --methods mcld hcd --rounds 9                  (and DKD, which they are compared with)",
         f"{command} --data digits --teacher resnet20 --student resnet8",
     )
     parser.add_argument("--methods", nargs="+", default=[], metavar="NAME", help="default: all")
     parser.add_argument("--teacher", default="resnet32x4")
     parser.add_argument("--student", default="resnet8x4")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of all methods (default 5)")
-    parser.add_argument("--steps", type=int, default=4, help="steps of a method in a round (default 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="how many rounds; each runs every method (default 5)")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each method in a round (default 4)")
     parser.add_argument("--data", choices=[NOISE, "digits"], default=NOISE, help=f"default {NOISE}")
     results = "results/classification_digits.json"
-    parser.add_argument("--results", default=results, metavar="FILE", help=f"default {results}; '': no accuracies")
+    parser.add_argument("--results", default=results, metavar="FILE", help=f"default {results}; '' for none")
     parser.add_argument("--output-dir", type=Path, default=Path("output/analysis") / EFFICIENCY, metavar="DIR")
     with one_line_errors():
         args = parser.parse_args(arguments)

@@ -22,7 +22,7 @@ from kd_det.common.files import write_json
 from kd_det.common.tables import markdown
 
 ABLATION = "ablation"
-GO_ON = "interrupted; the same command goes on from the last checkpoints"
+GO_ON = "interrupted; run the same command again to continue from the last checkpoints"
 BY_HAND, DKD = "DKD, loop written by hand", "DKD"
 ARMS = [
     Arm(BY_HAND, by_hand=True),
@@ -40,17 +40,17 @@ def run(arguments: Sequence[str] | None = None) -> None:
     command = "python tools/run_classification.py"
     parser = command_parser(
         command,
-        "Runs configurations over seeds, into one results file and table. Each method is run with each pair.\n"
-        "--config-file is one more run, of files merged from left to right and KEY VALUE pairs, as classification.train"
-        "\ntakes them; it may be given several times.\n\nA teacher that is not there yet is trained first where "
-        "TEACHER.AUTO_TRAIN is on. Finished runs are reused, interrupted\nones resumed.",
+        "Runs configurations over seeds and writes one results file and table. Each method is run with each pair.\n"
+        "--config-file adds one more run: files merged from left to right and KEY VALUE pairs, as for classification.train."
+        "\nIt may be given several times.\n\nA missing teacher is trained first if TEACHER.AUTO_TRAIN is on. Finished "
+        "runs are reused, interrupted ones are\nresumed.",
         f"{command} --methods cifar100/methods/kd.yaml cifar100/methods/dkd.yaml \\",
         "    --pairs digits/pairs/resnet20_resnet8.yaml --config-file digits/base.yaml STUDENT.NAME resnet8 --seeds 3",
         f"{command} --methods configs/cifar100/methods/*.yaml \\",
         "    --pairs digits/pairs/resnet20_resnet8.yaml --results results/classification_digits.json",
     )
-    parser.add_argument("--methods", nargs="+", default=[], metavar="FILE", help="methods' files, for --pairs")
-    parser.add_argument("--pairs", nargs="+", default=[], metavar="FILE", help="pairs' files, for --methods")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="FILE", help="files of methods, to run with --pairs")
+    parser.add_argument("--pairs", nargs="+", default=[], metavar="FILE", help="files of pairs, to run with --methods")
     one = "files, merged, and KEY VALUE pairs of one run; may be given several times"
     parser.add_argument("--config-file", nargs="+", action="append", default=[], metavar="FILE", dest="runs", help=one)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each configuration, SEED 1, 2, ... (default 3)")
@@ -65,7 +65,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
 def _run_trainings(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None, work: Callable[[argparse.Namespace], None]
 ) -> None:
-    """``work`` with the parsed arguments; its failed trainings and a Ctrl-C end the process with one line."""
+    """``work`` with the parsed arguments; a failed training or Ctrl-C ends the process with one line."""
     with one_line_errors():
         args = parse_arguments(parser, arguments)
         try:
@@ -94,9 +94,9 @@ def ablate(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser(
         command,
         "Sweeps keys of a configuration over values and seeds.\n\nEvery combination is checked before the first run. "
-        "The same command goes on where it was interrupted: finished runs\nare reused, interrupted ones resumed. Into "
-        "--output-dir go ablation.csv, ablation.json and, for one key or two, a\nheat map, ablation.png and .svg; its "
-        'folder "runs" has the runs.',
+        "Run the same command again after an interruption: finished runs\nare reused, interrupted ones are resumed. Writes "
+        "ablation.csv, ablation.json and, for one or two keys, a heat map,\nablation.png and .svg. The runs are in the "
+        'folder "runs" of --output-dir.',
         f"{command} --config-file cifar100/methods/dkd.yaml digits/pairs/resnet20_resnet8.yaml \\",
         "    --grid DKD.ALPHA 0.5 1.0 2.0 --grid DKD.BETA 1.0 2.0 8.0 --seeds 2 --jobs 2 --memory-gib 4",
     )
@@ -104,10 +104,10 @@ def ablate(arguments: Sequence[str] | None = None) -> None:
     keys = "a key and its values; may be given several times, for all combinations"
     parser.add_argument("--grid", nargs="+", action="append", required=True, metavar="KEY VALUE", help=keys)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each combination, SEED 1, 2, ... (default 3)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, at the most (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="the most runs at a time (default 1)")
     limit = "another run is started only if the largest peak measured so far leaves room (default: no limit)"
     parser.add_argument("--memory-gib", type=float, metavar="GIB", help=limit)
-    shared = "CPU threads of each run (default: the cores shared out; of one run at a time, torch's choice)"
+    shared = "CPU threads of each run (default: an equal share of the cores; for one run at a time, torch's choice)"
     parser.add_argument("--threads", type=int, help=shared)
     parser.add_argument("--output-dir", type=Path, default=Path("output/analysis") / ABLATION, metavar="DIR")
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides, the same in all runs")
@@ -124,7 +124,7 @@ def _ablate(args: argparse.Namespace) -> None:
     ablation.write_ablation_csv(args.output_dir / f"{ABLATION}.csv", rows)
     print(f"\n{ablation.ablation_table(rows)}\n\nwrote {args.output_dir / ABLATION}.json and .csv")
     if len(args.grid) > ablation.MOST_KEYS:
-        print(f"no heat map: it has {ablation.MOST_KEYS} keys at the most, here are {len(args.grid)}")
+        print(f"no heat map: it shows at most {ablation.MOST_KEYS} keys, and there are {len(args.grid)}")
         return
     title = f"{sweep.name}: last top-1, mean ± std of {args.seeds} seeds"
     for path in save_figure(ablation.draw_heat_map(ablation.heat_map(rows), title), args.output_dir, ABLATION):
@@ -132,17 +132,17 @@ def _ablate(args: argparse.Namespace) -> None:
 
 
 def import_teachers(arguments: Sequence[str] | None = None) -> None:
-    """tools/import_teachers.py: imports the published CIFAR-100 teachers as files of ours."""
+    """tools/import_teachers.py: imports the published CIFAR-100 teachers into our format."""
     command = "python tools/import_teachers.py"
     parser = command_parser(
         command,
-        'Imports the published CIFAR-100 teachers (RepDistiller\'s, mdistiller\'s "cifar_teachers") as files of ours.\n'
+        'Imports the published CIFAR-100 teachers (RepDistiller\'s, mdistiller\'s "cifar_teachers") into our format.\n'
         "\nWrites output/cifar100/vanilla_NAME/model.pth, which TEACHER.WEIGHTS cifar100/vanilla_NAME finds, and "
-        "prints each\none's accuracy. Exit code 2 if the archive or a file in it is not what it should be.",
+        "prints its\naccuracy. Exit code 2 if the archive or a file in it is not as expected.",
         f"{command} cifar_teachers.tar --data-root datasets",
     )
     parser.add_argument("archive", type=Path, help="the downloaded .tar or .zip, or the folder it was unpacked to")
-    parser.add_argument("--data-root", type=Path, default=Path("datasets"), help="the folder of cifar-100-python/")
+    parser.add_argument("--data-root", type=Path, default=Path("datasets"), help="the folder that has cifar-100-python/")
     parser.add_argument("--no-eval", action="store_true", help="do not evaluate; CIFAR-100 is not needed")
     parser.add_argument("--output", type=Path, default=Path("output"), help="default: output")
     args = parser.parse_args(arguments)
@@ -157,16 +157,16 @@ def bench(arguments: Sequence[str] | None = None) -> None:
     """``kd-det bench classification``: speed of the data pipeline and of a training step."""
     parser = command_parser(
         "kd-det bench classification",
-        "Times classification training: the data pipeline, and a step. Figures of one run, interleaved, medians.",
+        "Times classification training: the data pipeline, and a step. All arms are interleaved in one run; figures are medians.",
         "kd-det bench classification",
         "kd-det bench classification --rounds 9 --compile",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of all arms (default 5)")
-    parser.add_argument("--steps", type=int, default=4, help="steps of an arm in a round (default 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="how many rounds; each runs every arm (default 5)")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each arm in a round (default 4)")
     parser.add_argument("--teacher", default="resnet32x4")
     parser.add_argument("--student", default="resnet8x4")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes to start")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile, which takes minutes to start")
     args = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{described(hardware(device))}, torch {torch.__version__}\n")

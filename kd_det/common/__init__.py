@@ -1,1 +1,1 @@
-"""What every other package here uses, and what uses none of them: errors, files, readers, configurations, signals."""
+"""Helpers that all other packages use and that import none of them: errors, files, configurations, signals."""

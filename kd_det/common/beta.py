@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # (mean gap, beta). The betas are those of Zhao et al. 2022 for CIFAR-100 (T = 4): 2 for ResNet-56, 6 for WRN-40-2, 8
 # for ResNet-32x4; a more confident teacher has a larger beta. The gaps, in steps of 1.5, are ours, not the paper's.
 ANCHORS = ((5.5, 2.0), (7.0, 6.0), (8.5, 8.0))
-DETECTION_BETA = 0.25  # the paper's for Faster R-CNN on COCO, T = 1
+DETECTION_BETA = 0.25  # the paper's value for Faster R-CNN on COCO, T = 1
 
 
 def confidence_gap(logits: Tensor, labels: Tensor) -> Tensor:
@@ -52,8 +52,8 @@ def confidence_gap(logits: Tensor, labels: Tensor) -> Tensor:
 def suggested_beta(gap: float, anchors: Sequence[tuple[float, float]] = ANCHORS) -> float:
     """The beta of ``dkd_loss`` to start from, for a teacher with this mean ``confidence_gap``.
 
-    Zhao et al. 2022 (guidance on beta in the supplement): the more confident the teacher, the more its non-target
-    classes are worth, and the larger beta may be. Too large a beta costs accuracy. The paper gives this direction, for
+    Zhao et al. 2022 (guidance on beta in the supplement): the more confident the teacher, the larger beta may be,
+    because its non-target classes tell more. Too large a beta costs accuracy. The paper states this trend for
     classifiers. Between the anchors we interpolate linearly; beyond them we take the nearest one.
 
     Args:
@@ -64,13 +64,13 @@ def suggested_beta(gap: float, anchors: Sequence[tuple[float, float]] = ANCHORS)
         beta, from the smallest of the anchors to the largest.
 
     Raises:
-        ValueError: ``gap`` is not finite, or the anchors' gaps do not rise.
+        ValueError: ``gap`` is not finite, or the anchors' gaps are not in ascending order.
     """
     if not math.isfinite(gap):
         raise ValueError(f"the mean gap must be a finite number; got {gap}.")
     gaps, betas = ([anchor[side] for anchor in anchors] for side in (0, 1))
     if gaps != sorted(set(gaps)):
-        raise ValueError(f"the anchors' gaps must rise; got {gaps}.")
+        raise ValueError(f"the anchors' gaps must be in ascending order; got {gaps}.")
     if gap <= gaps[0]:
         return betas[0]
     for (low, low_beta), (high, high_beta) in pairwise(anchors):
@@ -93,11 +93,11 @@ class MeasuredGaps:
     Attributes:
         teacher: its name.
         data: the samples in words, such as "ground-truth boxes of coco_2017_val".
-        samples: what a sample is, in the plural: "boxes".
+        samples: the plural word for a sample: "boxes".
         values: (B,) floating point, B >= 1.
         use: the key and temperature that the suggested beta is for.
-        advice: a text to add to the guidance.
-        beta: the beta to suggest; None: ``suggested_beta`` of the mean, which is for classifiers.
+        advice: text that is added to the guidance.
+        beta: the beta to suggest. None takes ``suggested_beta`` of the mean, which is meant for classifiers.
         guidance: what the suggestion is based on.
     """
 
@@ -117,12 +117,12 @@ class MeasuredGaps:
 
     @property
     def suggestion(self) -> float:
-        """``beta``, or the one that follows from the mean."""
+        """``beta``, or ``suggested_beta`` of the mean."""
         return suggested_beta(self.mean) if self.beta is None else self.beta
 
     @property
     def quantiles(self) -> dict[float, float]:
-        """Quantiles of the gap by share of the samples."""
+        """Quantiles of the gap: share of the samples to value."""
         values = self.values.double()
         shares = torch.tensor(QUANTILES, dtype=torch.float64, device=values.device)
         return dict(zip(QUANTILES, values.quantile(shares).tolist(), strict=True))

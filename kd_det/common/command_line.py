@@ -1,8 +1,8 @@
 """``--config-file A.yaml B.yaml ... --import FILE_OR_MODULE KEY VALUE ...`` for every command line.
 
-argparse cannot read several files and then overrides: an option of several values takes the overrides too, and an
-``opts`` argument behind it is set to an empty list. So the files are separated before argparse reads the rest.
-``UpToOverrides`` does the same for other options of several values.
+argparse cannot read several files followed by overrides: an option with several values takes the overrides too, and
+leaves an ``opts`` argument after it empty. So the files are separated before argparse reads the rest. ``UpToOverrides``
+does the same for other options with several values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kd_det.common.errors import SetupError
 from kd_det.common.registry import IMPORT, import_code
 
 OPTION = "--config-file"
-SUFFIXES = (".yaml", ".yml", ".py")  # .py is refused later, by name; here it must not be taken for a key
+SUFFIXES = (".yaml", ".yml", ".py")  # .py is refused later, with a message; here it must not count as a key
 # What configuration keys look like, with dots or without: OUTPUT_DIR, MODEL.DEVICE.
 KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z][A-Z0-9_]*)*")
 HELP = "YAML configurations, paths or shipped names, merged from left to right; the later wins"
@@ -31,7 +31,7 @@ def command_parser(name: str, description: str, *examples: str) -> argparse.Argu
 
     Args:
         name: the command: "kd-det export".
-        description: what it does; shown as it is written.
+        description: what it does; shown unchanged.
         examples: command lines.
     """
     title = "example:" if len(examples) == 1 else "examples:"
@@ -44,7 +44,7 @@ def command_parser(name: str, description: str, *examples: str) -> argparse.Argu
 
 
 def add_config_file(parser: argparse.ArgumentParser, *, required: bool = False, help: str = HELP) -> None:
-    """Adds ``--config-file`` and ``--import`` to a parser that has neither, to be read with :func:`parse_arguments`."""
+    """Adds ``--config-file`` and ``--import`` to a parser that has neither. Read it with :func:`parse_arguments`."""
     parser.add_argument(OPTION, default="", required=required, metavar="FILE [FILE ...]", help=help)
     add_import(parser)
 
@@ -62,11 +62,11 @@ def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | 
     The code that ``--import`` names is imported here, so that nothing can be built before it.
 
     Args:
-        parser: Detectron2's, or one of ``add_config_file``. Overrides need no separator.
-        arguments: None: the process's own.
+        parser: Detectron2's, or one with ``add_config_file``. Overrides need no separator.
+        arguments: the command line; None takes the process's own.
 
     Returns:
-        What the parser gives, ``config_file`` a list: empty where the option is not given.
+        The parsed arguments. ``config_file`` is a list, empty if the option is not given.
 
     Raises:
         SetupError: see ``import_code``.
@@ -86,9 +86,9 @@ def parse_arguments(parser: argparse.ArgumentParser, arguments: Sequence[str] | 
 
 
 class UpToOverrides(argparse.Action):
-    """For an option of one or more values, which may be given several times: a configuration key ends its values.
+    """For an option with one or more values that may be given several times. A configuration key ends its values.
 
-    argparse itself would take the KEY VALUE pairs behind ``--image a.png b.png`` for images.
+    argparse itself would take the KEY VALUE pairs after ``--image a.png b.png`` as images.
     """
 
     def __call__(
@@ -103,16 +103,16 @@ class UpToOverrides(argparse.Action):
 
 
 def output_folder(option: str, path: str | os.PathLike[str]) -> Path:
-    """The folder, made if it is not there.
+    """The folder, created if it does not exist.
 
     Raises:
-        SetupError: it cannot be made or written to; the message names ``option``.
+        SetupError: it cannot be created or written to; the message names ``option``.
     """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SetupError(f"{option} {str(path)!r} cannot be made: {error.strerror}. Give another folder.") from error
+        raise SetupError(f"{option} {str(path)!r} cannot be created: {error.strerror}. Give another folder.") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise SetupError(
             f"{option} {str(path)!r} cannot be written to. Change its permissions, or give another folder."
@@ -125,7 +125,7 @@ def _is_key(value: str) -> bool:
 
 
 def split_values(values: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The leading values that name configurations, one at least, and the rest: KEY VALUE ..."""
+    """The leading values that name configurations, at least one, and the rest: KEY VALUE ..."""
     count = 1
     while count < len(values) and values[count].endswith(SUFFIXES):
         count += 1
@@ -133,7 +133,7 @@ def split_values(values: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _take_files(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The values of ``--config-file``, and the arguments with the first of them alone, for argparse to see."""
+    """The values of ``--config-file``, and the arguments for argparse, in which only the first of them is left."""
     files: list[str] = []
     rest: list[str] = []
     left = list(arguments)

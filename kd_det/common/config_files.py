@@ -1,4 +1,4 @@
-"""Configuration files: found by path or shipped name, from any folder, and what several of them disagree about."""
+"""Finds configuration files by path or shipped name, from any folder, and logs where several of them disagree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kd_det.common.yaml_files import refuse_python
 
 logger = logging.getLogger(__name__)
 
-# Where the shipped configurations are: in the package if it was installed from a wheel, otherwise beside it.
+# Where the shipped configurations are: in the package if it was installed from a wheel, otherwise next to it.
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 NEAREST = 3
@@ -43,7 +43,7 @@ def find_config(name: str | os.PathLike[str], source: str = "--config-file") -> 
 
 
 def find_configs(names: str | Sequence[str], source: str = "--config-file") -> dict[str, str]:
-    """The paths of several configurations, by name, in order; of one for a string, of none for an empty one.
+    """The paths of several configurations, by name, in order. A string is one name; an empty string is none.
 
     Raises:
         SetupError: see :func:`find_config`; or one is listed twice.
@@ -71,12 +71,12 @@ def shipped_name(name: str) -> str:
 
 
 def log_differences(contents: Mapping[str, Mapping[str, Any]]) -> None:
-    """Logs, for each key that several files set differently, whose value is used: one line for each two files.
+    """Logs which file's value is used for each key that several files set differently: one line per two files.
 
     Args:
-        contents: of the files by name, ``_BASE_`` included, in the order of merging.
+        contents: file name to content, ``_BASE_`` included, in the order of merging.
     """
-    last: dict[str, tuple[str, Any]] = {}  # key: who set it, and to what
+    last: dict[str, tuple[str, Any]] = {}  # key: the file that set it, and the value
     for name, content in contents.items():
         replaced: dict[str, list[str]] = {}
         for key, value in leaves(content):

@@ -1,4 +1,4 @@
-"""Merging files and overrides into a configuration, with errors that help. Detectron2's and plain fvcore's alike."""
+"""Merges files and overrides into a configuration, Detectron2's or plain fvcore's, with helpful errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kd_det.common.yaml_files import read_config_file
 
 MAX_OVERRIDE = 100_000  # characters
 # What yacs and Detectron2's conversion of old versions raise for content that does not fit. Python's parser of values
-# takes a stack, or all memory, for one that is nested deeply.
+# exhausts the stack or the memory on a deeply nested value.
 MERGE_ERRORS = (AssertionError, AttributeError, KeyError, MemoryError, RecursionError, TypeError, ValueError)
 
 
@@ -28,7 +28,7 @@ def merge_config(cfg: CfgNode, config_file: str | Sequence[str], overrides: Sequ
         source: the option or key that named the files, for errors.
 
     Raises:
-        SetupError: see ``find_configs`` and ``read_config_file``; or a key does not exist, or a value is of another
+        SetupError: see ``find_configs`` and ``read_config_file``; or a key does not exist, or a value has the wrong
             type.
     """
     overrides = list(overrides)
@@ -72,12 +72,12 @@ def _merge_content(cfg: CfgNode, content: dict[str, Any], config_file: str) -> N
         raise SetupError(
             f"configuration {config_file!r}: VERSION is {version!r:.100}; Detectron2 reads 1 to {latest}. Correct it."
         )
-    cfg.merge_from_file(config_file, allow_unsafe=False)  # Detectron2 guesses a version, and converts old ones
+    cfg.merge_from_file(config_file, allow_unsafe=False)  # Detectron2 guesses the version, and converts old ones
 
 
 def _check_overrides(overrides: list[object]) -> None:
     if len(overrides) % 2:
-        raise SetupError(f"overrides come as KEY VALUE pairs, got {overrides!r:.300}: one has no partner.")
+        raise SetupError(f"overrides come as KEY VALUE pairs, got {overrides!r:.300}: one key has no value.")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
         if not isinstance(key, str):
             raise SetupError(f"overrides come as KEY VALUE pairs, got {key!r:.100} as a key; keys are text.")
@@ -130,7 +130,7 @@ def _explain(error: Exception, cfg: CfgNode, config_file: str) -> str:
 
 
 def _import_hint(cfg: CfgNode, key: str, near: str) -> str:
-    """A hint where ``key`` may be of a term or distiller that is not imported, because its section does not exist."""
+    """A hint for a key whose section does not exist: it may belong to a term or distiller that is not imported."""
     detection = "TERMS" in (cfg.get("KD") or ())
     parts = key.split(".")
     if detection and parts[0] != "KD":
@@ -139,7 +139,7 @@ def _import_hint(cfg: CfgNode, key: str, near: str) -> str:
     is_section = len(parts) == 2 or (len(parts) == 1 and (detection or not near))
     if not is_section or parts[0] in sections:
         return ""
-    return " The keys of a term or distiller of your own exist once its code is imported, by --import."
+    return " The keys of your own term or distiller exist once its code is imported with --import."
 
 
 def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:

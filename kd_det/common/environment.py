@@ -1,4 +1,4 @@
-"""What figures were measured with: versions, hardware and peak memory. torch is imported on first use."""
+"""Describes the environment of a measurement: versions, hardware, peak memory. torch is imported on first use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATUS = Path("/proc/self/status")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the results depend on; detectron2's if it is installed."""
+    """Versions of the packages that the results depend on; detectron2's only if it is installed."""
     detectron2 = ("detectron2",) if find_spec("detectron2") else ()
     return {
         "kd_det": kd_det.__version__,
@@ -48,7 +48,7 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def described(hardware: Mapping[str, Any], versions: Mapping[str, str] | None = None) -> str:
-    """In words: what ``hardware`` gave, with its ``runs_at_a_time`` if there is one, and what ``versions`` gave."""
+    """One line of text: the results of ``hardware``, with ``runs_at_a_time`` if it is there, and of ``versions``."""
     runs = hardware.get("runs_at_a_time", 1)
     of_each = f" a run, {runs} runs at a time" if runs > 1 else ""
     machine = f"{hardware['name']}, {hardware['cpu_cores']} cores, threads: {hardware['torch_threads']}{of_each}"
@@ -64,12 +64,12 @@ def _processor() -> str:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak memory of this process, in MiB: of the tensors on a GPU, otherwise of the resident set."""
+    """Peak memory of this process in MiB: of the tensors on a GPU, otherwise the resident set."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 2**20
     if not STATUS.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    # getrusage's peak survives exec: it would be the parent's if that is larger.
+    # getrusage's peak survives exec, so it would be the parent's where that is larger.
     return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")) / 2**10

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-# What a full disk, a quota, a read-only folder or a failing disk raises. Any other OSError is a fault of the program.
+# What a full disk, a quota, a read-only folder or a failing disk raises. Any other OSError is a bug in the program.
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
 MAX_MESSAGE = 500  # characters of another library's message that are shown
-# Packages that a command may need and that kd_det does not install, and how to get them.
+# Packages that a command may need but kd_det does not install, and how to get them.
 REMEDIES = {
     "detectron2": (
         "Detectron2 is not installed. In a clone of kd_det, run python tools/install_detectron2.py; elsewhere, see "
@@ -20,12 +20,12 @@ REMEDIES = {
     ),
     "classification": "the package classification is not part of the wheel. Run this command in a clone of kd_det.",
 }
-# What the losses take: see ``kd_det.losses``.
+# The range that the losses accept: see ``kd_det.losses``.
 TEMPERATURES = (1e-6, 1e6)
 
 
 class SetupError(ValueError):
-    """Something the user gave cannot work. Raised before training starts; the message names key, value and remedy."""
+    """A user error, raised before training starts. The message names the key, the value and the remedy."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -33,13 +33,13 @@ class NonFiniteLossError(FloatingPointError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" for the known name nearest to ``name``, or "" where none is near."""
+    """Returns " Did you mean 'x'?" for the known name nearest to ``name``, or "" if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def one_line(text: object) -> str:
-    """``text`` in one line, its middle left out where it is long."""
+    """``text`` on one line; the middle of a long one is left out."""
     line = " ".join(str(text).split())
     return line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE // 2]} ... {line[-MAX_MESSAGE // 2 :]}"
 
@@ -73,7 +73,7 @@ def below_one(key: str, value: float) -> float:
 
 
 def temperature(key: str, value: float) -> float:
-    """``value`` if the losses take it as a temperature; otherwise a ``SetupError`` that names ``key``."""
+    """``value`` if the losses accept it as a temperature; otherwise a ``SetupError`` that names ``key``."""
     return in_range(key, value, *TEMPERATURES)
 
 
@@ -104,8 +104,8 @@ def _is_number(value: object) -> bool:
 def one_line_errors() -> Iterator[None]:
     """Ends the process with one line on stderr, ``error: ...``, for user errors.
 
-    Exit code 2 for ``SetupError`` and for a missing package of ``REMEDIES``, 1 for a non-finite loss and for a disk
-    that cannot be written, 130 for Ctrl-C.
+    The exit code is 2 for ``SetupError`` and for a missing package of ``REMEDIES``, 1 for a non-finite loss and for a
+    disk error, and 130 for Ctrl-C.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Figures of the studies: how they are saved, and what they have in common. matplotlib is imported on first use."""
+"""Saving and common style of the studies' figures. matplotlib is imported on first use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def save_figure(figure: Figure, folder: Path, name: str, formats: Sequence[str] 
     Args:
         figure: what to save.
         folder: created if it does not exist.
-        name: of the files, without suffix.
+        name: the files' name, without suffix.
         formats: "png" and "svg", or one of the two.
 
     Returns:
@@ -41,7 +41,7 @@ def save_figure(figure: Figure, folder: Path, name: str, formats: Sequence[str] 
     with matplotlib.rc_context({"svg.hashsalt": name}):
         for path, suffix in zip(paths, formats, strict=True):
             content = io.BytesIO()
-            # Without a date, which would differ from one call to the next.
+            # No date: it would differ from call to call.
             figure.savefig(content, format=suffix, dpi=DPI, metadata={"Date": None} if suffix == "svg" else None)
             write_atomically(path, content.getbuffer())
     return paths
@@ -52,8 +52,7 @@ def colours(names: Iterable[str], fixed: Mapping[str, str] | None = None) -> dic
 
     Args:
         names: what is drawn, in order.
-        fixed: the colours of some names. The others get the colours of ``PALETTE`` in turn, which starts again from
-            its first colour after its last, so that any number of names can be drawn.
+        fixed: the colours of some names. The others cycle through ``PALETTE``, so any number of names can be drawn.
     """
     fixed = fixed or {}
     palette = cycle(PALETTE)

@@ -1,4 +1,4 @@
-"""Files that are written atomically, and folders that one run at a time writes to."""
+"""Atomic writing of files, and a lock that keeps a folder for one run at a time."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".kd_det.lock"
 TEMPORARY = re.compile(r".+\.\d+\.kd_det\.tmp")
-# How long a run waits for another one to leave its folder. The data workers of a killed run need up to 5 seconds to
-# notice that it is gone, and may hold its lock until then.
+# How long a run waits for another run's lock. The data workers of a killed run may hold the lock for up to 5 seconds,
+# until they notice that the run is gone.
 LOCK_SECONDS = 10.0
 
 

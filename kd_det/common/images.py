@@ -1,4 +1,4 @@
-"""Reading image files, for both packages: decoded to the end, 8 bits a channel, or one line that names the file."""
+"""Reads image files completely, as 8 bits per channel. An error is one line that names the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kd_det.common.errors import SetupError
 
 logger = logging.getLogger(__name__)
 
-# What Pillow decodes by itself. It knows other formats, whatever a file's name; for EPS it starts Ghostscript.
+# The formats that Pillow decodes by itself. Pillow ignores the file's suffix, and for EPS it would start Ghostscript.
 FORMATS = (
     "JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "MPO", "JPEG2000", "AVIF", "TGA", "PCX", "SGI", "ICO", "DIB",
 )  # fmt: skip
@@ -33,17 +33,17 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}  # modes that Pillow converts to one other only
+PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}  # modes that Pillow converts to only one other mode
 
-# Pillow's own words for a large image do not name it; ``_note_if_large`` does.
+# Pillow's own warning about a large image does not name the file; ``_note_if_large`` does.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class UnreadableImageError(SetupError):
-    """An image file is missing, damaged, no image, or of pixels that have no 8-bit form; the message names it.
+    """An image file is missing, damaged, not an image, or its pixels do not fit in 8 bits. The message names the file.
 
-    A data loader's worker process hands an error over as text, "Caught ... Original Traceback ...", with the message at
-    its end; what is made of that text has the message alone.
+    A data loader's worker passes an error on as text: "Caught ... Original Traceback ...", with the message at the end.
+    An error made from such text keeps the message alone.
     """
 
     def __init__(self, message: str) -> None:
@@ -51,19 +51,18 @@ class UnreadableImageError(SetupError):
 
 
 def read_image(path: str, mode: str = "RGB", *, upright: bool) -> Image.Image:
-    """An image in ``mode``, decoded to the end; of an animation the first picture.
+    """An image in ``mode``, completely decoded; the first frame of an animation.
 
-    Pixels of 8 bits are as Pillow converts them: palettes and grey become colour, transparency is left out. Of 16 bits
-    (grey; Pillow does so for colour) the upper 8 are taken. Grey of 32 bits, whole or floating, must hold values from 0
-    to 255.
+    Pillow converts pixels of 8 bits: palettes and grey become colour, transparency is dropped. Of 16-bit grey the upper
+    8 bits are taken, as Pillow does for colour. 32-bit grey, integer or floating point, must have values from 0 to 255.
 
     Args:
-        path: of the file.
-        mode: as Pillow names it.
+        path: the file.
+        mode: Pillow's name of the mode.
         upright: turn the image as its EXIF orientation says. TIFF files are turned in any case, by Pillow.
 
     Raises:
-        UnreadableImageError: there is none, it cannot be decoded, it is larger than Pillow allows (twice
+        UnreadableImageError: the file does not exist, it cannot be decoded, it is larger than Pillow allows (twice
             ``PIL.Image.MAX_IMAGE_PIXELS``), or its pixels have values that 8 bits cannot hold.
     """
     try:
@@ -79,7 +78,7 @@ def read_image(path: str, mode: str = "RGB", *, upright: bool) -> Image.Image:
         raise UnreadableImageError(
             f"cannot read the image {path!r}: {_first_line(error)} Make it smaller, or cut it into tiles."
         ) from error
-    except Exception as error:  # decoders raise nearly anything for damaged bytes
+    except Exception as error:  # damaged bytes make decoders raise nearly any error
         raise UnreadableImageError(
             f"cannot read the image {path!r}: {_first_line(error).rstrip('.')}. Replace or remove it."
         ) from error
@@ -100,7 +99,7 @@ def _note_if_large(path: str, width: int, height: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    with contextlib.suppress(Exception):  # damaged EXIF data make Pillow raise nearly anything
+    with contextlib.suppress(Exception):  # damaged EXIF data make Pillow raise nearly any error
         return int(image.getexif().get(EXIF_ORIENTATION, 1))
     return 1
 
@@ -114,12 +113,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _bytes(pixels: np.ndarray) -> np.ndarray:
-    """32-bit pixels as they are; to stretch others would be a guess, and a different one for each image."""
+    """32-bit pixels, unchanged. Scaling other ranges would be a guess, and a different one for each image."""
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 255):
         raise ValueError(f"its pixels have values from {low:g} to {high:g}; save it with 8 or 16 bits a channel")
     if 0 < high <= 1 and pixels.dtype.kind == "f":
-        raise ValueError(f"its pixels have fractions up to {high:g}, black as bytes; save it with 8 or 16 bits")
+        raise ValueError(f"its pixels are fractions up to {high:g}, which would all be black; save it with 8 or 16 bits")
     rounded: np.ndarray = np.rint(pixels).astype(np.uint8)
     return rounded
 

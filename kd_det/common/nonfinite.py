@@ -1,4 +1,4 @@
-"""Stops training at the first non-finite loss, in every process, and says which loss, when and on which samples."""
+"""Stops training at the first non-finite loss, in every process, and names the loss, the iteration and the samples."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def check_finite(losses: Mapping[str, Tensor], where: Callable[[], str]) -> None
     """Checks that every loss is finite in every process of the default process group.
 
     Args:
-        losses: scalars by name; every process must give some, or none.
-        where: describes the iteration and the samples of this process; called only where a loss is not finite.
+        losses: scalars by name. Either every process gives some, or none does.
+        where: describes the iteration and the samples of this process; called only for a non-finite loss.
 
     Raises:
         NonFiniteLossError: a loss is nan or infinite in any process. All processes raise the same error.
@@ -35,7 +35,7 @@ def check_finite(losses: Mapping[str, Tensor], where: Callable[[], str]) -> None
 def naming_the_batch(where: Callable[[], str], device: torch.device) -> Iterator[None]:
     """Adds ``where`` to the ``FloatingPointError`` that Detectron2's RPN raises for non-finite proposals.
 
-    With several processes the others learn of it in ``check_finite``, which must follow: all of them raise it.
+    ``check_finite`` must follow: there the other processes learn of the error, and all of them raise it.
     """
     try:
         yield
@@ -57,7 +57,7 @@ def _in_any_process(flag: Tensor) -> bool:
 
 
 def _error_of_all(ours: str) -> NonFiniteLossError:
-    """The same error in every process, made of what the first faulty one says ("" where nothing is wrong)."""
+    """The same error in every process, from the first process whose text is not empty."""
     if _processes() == 1:
         return NonFiniteLossError(ours)
     texts = [""] * _processes()

@@ -1,4 +1,4 @@
-"""Commands that run as processes of their own: one with its progress, and several side by side."""
+"""Runs commands as separate processes: one with its progress, or several at the same time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CommandError(RuntimeError):
     """A command failed.
 
     Attributes:
-        code: its exit code; negative: the number of the signal that ended it.
+        code: its exit code; if negative, minus the number of the signal that ended it.
     """
 
     def __init__(self, message: str, code: int) -> None:
@@ -46,12 +46,12 @@ def stream(
         command: the command line.
         threads: CPU threads of its computations; None: its own choice.
         environment: its environment variables; None: this process's.
-        progress: lines with one of these texts are printed; an empty text prints every line.
+        progress: lines that contain one of these texts are printed; an empty text prints every line.
 
     Raises:
         CommandError: the command failed; its last lines are in the message.
     """
-    # Threads that spin while they wait slow each other down many times over when other processes use the cores too.
+    # Threads that spin while they wait slow each other down many times when other processes use the cores too.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **(os.environ if environment is None else environment)}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
@@ -73,7 +73,7 @@ def stream(
 
 @contextmanager
 def forwarding_sigterm() -> Iterator[None]:
-    """Passes SIGTERM on to the commands that ``stream`` runs. Ctrl-C reaches them by itself. Main thread only."""
+    """Passes SIGTERM on to the commands that ``stream`` runs. Ctrl-C reaches them anyway. Main thread only."""
 
     def forward(number: int, frame: FrameType | None) -> None:
         del frame
@@ -88,7 +88,7 @@ def forwarding_sigterm() -> Iterator[None]:
 
 
 def threads_of_each(jobs: int) -> int | None:
-    """CPU threads of each of several runs at a time: an equal share of the cores. One run chooses for itself: None."""
+    """CPU threads of each run when several run at a time: an equal share of the cores. None for a single run."""
     return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
 
 
@@ -97,19 +97,18 @@ def run_side_by_side(
 ) -> list[dict[str, Any]]:
     """The results of ``runs``, which are started in their order.
 
-    With a memory limit, the first run is alone until its peak is known. From then on another run is started only if
-    the limit has room for one more of the largest peak that was measured so far. One run is always allowed.
+    With a memory limit, the first run is alone until its peak is known. After that, another run starts only if the
+    limit has room for one more run of the largest peak measured so far. One run is always allowed.
 
     Args:
         runs: what to run.
-        run: runs one of them, in a thread of its own. With a memory limit its result has ``PEAK``, in MiB, or None if
-            the peak is not known.
+        run: runs one of them, in its own thread. With a memory limit its result has ``PEAK``, in MiB, or None if the
+            peak is not known.
         jobs: how many run at a time, at most.
         memory_mib: the limit for all of them together; None: no limit.
 
     Raises:
-        Exception: what ``run`` raised first. No run is started after that; those that have started continue to their
-            end.
+        Exception: the first error of ``run``. No run is started after it; runs that have started are finished.
     """
     waiting = deque(range(len(runs)))
     results: dict[int, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Classes under the names that a configuration uses, and the import of a user's own code that adds to them."""
+"""Registries of classes by the names that configurations use, and the import of user code that registers more."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ VALUES = (bool, int, float, str, list, tuple)
 class Registry(Mapping[str, T]):
     """Read it like a dict; add to it with the class decorator :meth:`register`.
 
-    A class may bring configuration keys: its attribute ``keys``, name to default, becomes the section of the class's
-    name in upper case. Its attribute ``checks`` has the check of each value, by the full key.
+    A class may bring configuration keys. Its attribute ``keys``, name to default, becomes a section called like the
+    class, in upper case. Its attribute ``checks``, full key to check, checks the values.
 
     Args:
         kind: what the entries are, for errors: "KD term".
         key: the configuration key that names them: "KD.TERMS".
-        parent: the section that the entries' sections are in: "KD"; "" is the configuration itself.
+        parent: the section that has the entries' sections: "KD"; "" is the configuration itself.
     """
 
     def __init__(self, kind: str, key: str, parent: str = "") -> None:
@@ -89,17 +89,17 @@ class Registry(Mapping[str, T]):
             keys = getattr(entry, "keys", {})
             if keys and name.upper() in node:
                 raise SetupError(
-                    f"the {self.kind} {name!r} has keys, but there is a key {self.section(name)} already. Register it "
+                    f"the {self.kind} {name!r} has keys, but the key {self.section(name)} exists already. Register it "
                     "under another name."
                 )
             if keys:
                 node[name.upper()] = type(cfg)(dict(keys))
 
     def check_sections(self, cfg: CfgNode) -> None:
-        """Checks the values of all keys that entries bring: their type, that they are finite, and their own checks.
+        """Checks the keys that entries bring: types, finite values, and the entries' own checks.
 
         Raises:
-            SetupError: for the first that is not valid.
+            SetupError: for the first value that is not valid.
         """
         for name, entry in self._entries.items():
             keys, checks, section = getattr(entry, "keys", {}), getattr(entry, "checks", {}), self.section(name)
@@ -115,13 +115,13 @@ class Registry(Mapping[str, T]):
         """The entry ``name``.
 
         Raises:
-            SetupError: there is none; the nearest and all known names are listed.
+            SetupError: there is no such entry; the message lists the nearest and all known names.
         """
         if isinstance(name, str) and name in self._entries:
             return self._entries[name]
         raise SetupError(
             f"{self.key}: there is no {self.kind} {name!r}.{did_you_mean(str(name), self)} "
-            f"Known: {', '.join(sorted(self))}. Load code of your own with {IMPORT} FILE_OR_MODULE."
+            f"Known: {', '.join(sorted(self))}. Import your own code with {IMPORT} FILE_OR_MODULE."
         )
 
     def __getitem__(self, name: str) -> T:
@@ -147,7 +147,7 @@ def import_code(name: str) -> None:
         name: a path that ends in ".py", or a module that Python finds (the working directory included).
 
     Raises:
-        SetupError: there is no such file or module, or importing it raised: the message has the file and the line.
+        SetupError: there is no such file or module, or importing it raised an error; the message has the file and the line.
     """
     path = Path(name)
     is_file = path.suffix == ".py"
@@ -165,7 +165,7 @@ def import_code(name: str) -> None:
 
 
 def imported_code() -> tuple[str, ...]:
-    """What this process has imported by ``import_code``: for processes that it starts, which must import it too."""
+    """What ``import_code`` has imported in this process. Processes that it starts must import it too."""
     return tuple(_imported)
 
 
@@ -175,15 +175,15 @@ def import_options() -> list[str]:
 
 
 def _import_file(path: Path) -> None:
-    # One file is one module however it is written, so that nothing registers twice.
+    # Two paths of one file are the same module, so that nothing registers twice.
     module_name = f"kd_det_imported_{zlib.crc32(os.fsencode(path.resolve())):08x}_{path.stem}"
     if module_name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(module_name, path.resolve())
     assert spec is not None and spec.loader is not None  # the suffix is .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # pickling and dataclasses look it up there
-    sys.path.insert(0, str(path.resolve().parent))  # as for a script: it may import its neighbours
+    sys.modules[module_name] = module  # pickle and dataclasses look it up there
+    sys.path.insert(0, str(path.resolve().parent))  # as for a script: it may import modules of its folder
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -205,7 +205,7 @@ def _import(name: str, load: Callable[[], object]) -> None:
 
 
 def _place(error: Exception) -> str:
-    """Where the user's code raised: its own last line rather than one of a library that it called."""
+    """The place of the error: the last line of the user's code, not one of a library that it called."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]

@@ -26,13 +26,13 @@ def finish_run(
     *,
     progress: Sequence[str] = PROGRESS,
 ) -> dict[str, Any]:
-    """The result of a run. A run that is not finished is started or resumed now, as a command of its own.
+    """The result of a run. An unfinished run is started or resumed now, as a separate command.
 
     Args:
-        folder: the run's own, for the log.
-        find_result: reads the result of a finished run; None if this very run is not finished.
-        command: prepares the folder and gives the command line, which starts or resumes the run.
-        collect: reads the result after the command succeeded.
+        folder: the run's folder, for the log.
+        find_result: reads the result of a finished run; None if the run is not finished.
+        command: prepares the folder and returns the command line that starts or resumes the run.
+        collect: reads the result after the command has succeeded.
         threads: CPU threads of the command; None: its own choice.
         progress: see ``stream``.
 
@@ -56,14 +56,14 @@ def run_step(
     collect: Callable[[], dict[str, Any]],
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """``finish_run`` for a command that does not record its own recipe: ``run.json`` and ``result.json`` do so.
+    """``finish_run`` for a command that does not record its recipe; it is kept in ``run.json`` and ``result.json``.
 
     Args:
-        folder: the step's own; emptied if it belongs to another recipe.
+        folder: the step's folder; it is emptied if it belongs to another recipe.
         recipe: what the outcome depends on (JSON-able).
-        output: the file in ``folder`` that the command leaves.
-        command: gives the command line; its argument says whether to resume.
-        collect: reads the outcome after the command succeeded.
+        output: the file in ``folder`` that the command writes.
+        command: returns the command line; its argument says whether to resume.
+        collect: reads the outcome after the command has succeeded.
         threads: CPU threads of the command; None: its own choice.
 
     Returns:
@@ -96,7 +96,7 @@ def file_digest(path: str | Path) -> str:
 
 
 class _Record:
-    """What a step's folder says about itself: the recipe, the seconds so far, and the result."""
+    """The record in a step's folder: the recipe, the seconds so far, and the result."""
 
     def __init__(self, folder: Path, recipe: dict[str, Any], output: str) -> None:
         self.folder, self.recipe, self.output = folder, recipe, output
@@ -105,13 +105,13 @@ class _Record:
         self.start: float | None = None
 
     def result(self) -> dict[str, Any] | None:
-        """The outcome if the folder has output and result of the very same recipe."""
+        """The outcome, if the folder has the output and the result of the same recipe."""
         result = read_json(self.folder / RESULT)
         same = result.get("fingerprint") == self.digest
         return result if same and (self.folder / self.output).is_file() else None
 
     def begin(self) -> bool:
-        """Prepares the folder; returns whether the same recipe was interrupted after a checkpoint."""
+        """Prepares the folder; returns whether a run of the same recipe left a checkpoint to resume from."""
         state = read_json(self.folder / STATE)
         resume = state.get("fingerprint") == self.digest and (self.folder / "last_checkpoint").is_file()
         if resume:

@@ -1,9 +1,9 @@
-"""A pickle machine that builds plain containers and NumPy arrays by constructors of its own, and calls nothing else.
+"""A pickle reader that builds plain containers and NumPy arrays with its own constructors, and calls nothing else.
 
 Python's own unpicklers call what a file names. Even ``numpy.ndarray`` and ``numpy.dtype`` crash the process on
-arguments made for that, and the fast unpickler takes memory for the largest memo index it meets. Here every name stands
-for a function of ours that checks what it is given, the memo is a dict, and no length is believed that the file cannot
-hold.
+malicious arguments, and the C unpickler allocates memory for the largest memo index in the file. Here every global name
+is mapped to one of our functions, which checks its arguments. The memo is a dict, and a length that the file cannot
+hold is refused.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-# What is built from a file may take this many times the file's size, and SLACK bytes besides.
+# What is built from a file may take this many times the file's size, plus SLACK bytes.
 FACTOR = 4
 SLACK = 2**20
-MAX_PARTS = 1_000_000  # instructions of a pickle, and parts of what it holds; the largest checkpoints have some 100,000
-MAX_PARTS_SLACK = 100_000  # where parts stand in several places
-MAX_DEPTH = 64  # of containers within containers
+MAX_PARTS = 1_000_000  # instructions of a pickle, and parts of its content; the largest checkpoints have about 100,000
+MAX_PARTS_SLACK = 100_000  # with a part counted each time that it is used
+MAX_DEPTH = 64  # of nested containers
 MAX_DIMENSIONS = 32
-MAX_INT_BITS = 256  # states of random number generators have 128
+MAX_INT_BITS = 256  # the states of random number generators have 128
 KINDS = re.compile(r"[<>=|]?(f[248]|[iu][1248]|b1|\?)")
 SIMPLE_KEYS = (str, int, float, bool, bytes, type(None))
 LATIN1 = ("latin1", "latin-1", "iso-8859-1")
@@ -46,11 +46,11 @@ OUR_OPCODES = ("REDUCE", "BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "D
 
 
 class UnreadableError(Exception):
-    """A file does not hold what it should; the message says why in one line, and does not name the file."""
+    """A file does not have the expected content. The message gives the reason in one line, without the file's name."""
 
 
 class BoundedFile:
-    """A file that is read from its position on and refuses to read further than its end, before memory is taken."""
+    """Reads a file from its current position. A read past its end is refused before memory is allocated."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file = file
@@ -81,47 +81,47 @@ class Budget:
 
 
 class Name:
-    """What a name in a pickle stands for: it can be handed to a function, but is no value."""
+    """A global name in a pickle. It may be passed to a function, but it is not a value."""
 
 
 @dataclass(frozen=True)
 class Function(Name):
-    """A name that the pickle may call."""
+    """A global name that the pickle may call."""
 
     run: Callable[..., Any]
 
 
 class _Opcodes(dict[int, Callable[..., None]]):
-    """What runs each instruction; it is asked for the next at most ``MAX_PARTS`` times."""
+    """The functions that run the instructions; at most ``MAX_PARTS`` of them are looked up."""
 
     asked = 0
 
     def __getitem__(self, code: int) -> Callable[..., None]:
         self.asked += 1
         if self.asked > MAX_PARTS:
-            raise UnreadableError(f"it is made of more than {MAX_PARTS:,} parts")
+            raise UnreadableError(f"it has more than {MAX_PARTS:,} parts")
         return super().__getitem__(code)
 
 
 class _DType:
-    """A pickled ``numpy.dtype``: made by a call, then given its byte order."""
+    """A pickled ``numpy.dtype``: created by a call, then given its byte order."""
 
     def __init__(self, kind: Any, *flags: Any) -> None:
         if not isinstance(kind, str) or not KINDS.fullmatch(kind):
-            shown = kind if isinstance(kind, str) else type(kind).__name__  # the text of a nested one can be endless
-            raise UnreadableError(f"it has an array of kind {shown!a:.40}; arrays are of float, int or bool")
+            shown = kind if isinstance(kind, str) else type(kind).__name__  # the text of a nested value can be endless
+            raise UnreadableError(f"it has an array of the dtype {shown!a:.40}; only float, int and bool are read")
         self.value = np.dtype(kind)
 
     def build(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "=", "|"):
-            raise UnreadableError("it has an array whose kind is damaged")
+            raise UnreadableError("it has an array with a damaged dtype")
         if any(part is not None for part in state[2:5]):  # sub-arrays and fields, which can hide objects
-            raise UnreadableError("it has an array of fields; arrays are of float, int or bool")
+            raise UnreadableError("it has an array with fields; only float, int and bool are read")
         self.value = self.value.newbyteorder(state[1])
 
 
 class _Array:
-    """A pickled array: made empty by a call, then given its shape, kind and content."""
+    """A pickled array: created empty by a call, then given its shape, dtype and content."""
 
     value: np.ndarray | None = None
 
@@ -130,14 +130,14 @@ class SafeUnpickler(pickle._Unpickler):
     """Reads one pickle: plain containers, text, numbers, NumPy arrays and scalars.
 
     Attributes:
-        names: what (module, name) stands for: a ``Name`` or a value. To be extended.
+        names: (module, name) to a ``Name`` or a value. Subclasses extend it.
     """
 
     dispatch: ClassVar[dict[int, Any]] = {
         getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in OPCODES
     }
 
-    # Of pickle._Unpickler, whose types are published only in part.
+    # Attributes of pickle._Unpickler, which typeshed declares only in part.
     stack: list[Any]
     append: Callable[[Any], None]
     pop_mark: Callable[[], list[Any]]
@@ -167,12 +167,12 @@ class SafeUnpickler(pickle._Unpickler):
         """The object that the pickle holds.
 
         Raises:
-            UnreadableError: it is damaged, names what is not in ``names``, or would take too much memory.
+            UnreadableError: it is damaged, has a name that is not in ``names``, or would take too much memory.
         """
         try:
             return self._plain(self.load())
         except EOFError as error:
-            raise UnreadableError(f"it breaks off after {self.file.size} bytes") from error
+            raise UnreadableError(f"it ends too early, after {self.file.size} bytes") from error
         except DAMAGED as error:
             raise UnreadableError(f"the content near byte {self.file.file.tell()} is damaged") from error
 
@@ -183,10 +183,10 @@ class SafeUnpickler(pickle._Unpickler):
         return self.names[module, name]
 
     def _plain(self, value: Any, depth: int = 0) -> Any:
-        """``value`` with finished arrays. Parts that stand in several places count each time, for whoever prints it."""
+        """``value`` with finished arrays. A part that is used several times counts each time, as printing it would."""
         self._parts -= 1
         if self._parts < 0 or depth > MAX_DEPTH:
-            raise UnreadableError("its containers are nested too deeply, or repeat each other without end")
+            raise UnreadableError("its containers are nested too deeply, or contain themselves")
         if isinstance(value, (str, bytes)):
             self._text.take(len(value))
         if isinstance(value, _Array):
@@ -235,13 +235,13 @@ class SafeUnpickler(pickle._Unpickler):
     def _array(self, shape: Any, dtype: Any, fortran: Any, raw: Any) -> np.ndarray:
         content = raw.encode("latin1") if isinstance(raw, str) else raw
         if not isinstance(content, (bytes, bytearray)) or not isinstance(dtype, _DType):
-            raise UnreadableError("it has an array of something else than numbers")
+            raise UnreadableError("it has an array that does not hold numbers")
         check_shape(shape)
         kind = dtype.value
         if math.prod(shape) * kind.itemsize != len(content):
             raise UnreadableError(f"it has an array of shape {tuple(shape)} with {len(content)} bytes of content")
         self.budget.take(len(content))
-        if kind.kind == "b":  # a byte that is neither 0 nor 1 is no bool
+        if kind.kind == "b":  # a bool must be a byte of 0 or 1
             flat = np.frombuffer(content, np.uint8) != 0 if content else np.empty(0, bool)
         else:
             flat = np.frombuffer(content, kind).astype(kind.newbyteorder("=")) if content else np.empty(0, kind)
@@ -250,7 +250,7 @@ class SafeUnpickler(pickle._Unpickler):
     def load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack[-1]
         if not isinstance(function, Function) or type(arguments) is not tuple:
-            raise UnreadableError("it calls something that is no function")
+            raise UnreadableError("it calls something that is not a function")
         self.stack[-1] = function.run(*arguments)
 
     def load_build(self) -> None:
@@ -258,13 +258,13 @@ class SafeUnpickler(pickle._Unpickler):
         if isinstance(target, _DType):
             target.build(state)
         elif isinstance(target, _Array):
-            if type(state) is not tuple or len(state) not in (4, 5):  # the first versions had no version
+            if type(state) is not tuple or len(state) not in (4, 5):  # the first format had no version
                 raise UnreadableError("it has a damaged array")
             target.value = self._array(*state[-4:])
         elif isinstance(target, OrderedDict) and isinstance(state, dict):
             vars(target).update(state)
         else:
-            raise UnreadableError("it sets attributes of something that has none")
+            raise UnreadableError("it sets attributes of something that cannot have any")
 
     def load_append(self) -> None:
         item = self.stack.pop()
@@ -283,7 +283,7 @@ class SafeUnpickler(pickle._Unpickler):
         _fill(_require(self.stack[-1], dict), items)
 
     def load_dict(self) -> None:
-        items = self.pop_mark()  # changes what self.append is
+        items = self.pop_mark()  # this replaces self.append
         self.append(_fill({}, items))
 
     def load_bytearray8(self) -> None:
@@ -296,30 +296,30 @@ for _name in OUR_OPCODES:
 
 
 def check_counts(counts: Any) -> None:
-    """Raises ``UnreadableError`` unless ``counts`` is a tuple of a few integers, 0 or more and far from overflowing."""
+    """Raises ``UnreadableError`` unless ``counts`` is a short tuple of integers, 0 or more and far from overflow."""
     if not isinstance(counts, tuple) or len(counts) > MAX_DIMENSIONS:
-        raise UnreadableError("it has an array of a damaged shape")
+        raise UnreadableError("it has an array with a damaged shape")
     if not all(type(count) is int and 0 <= count < 2**48 for count in counts):
-        raise UnreadableError("it has an array of a damaged shape")
+        raise UnreadableError("it has an array with a damaged shape")
 
 
 def check_shape(shape: Any) -> None:
-    """As ``check_counts``, and the product of the sides that are not 0 does not overflow either."""
+    """As ``check_counts``; the product of the nonzero sides must not overflow either."""
     check_counts(shape)
     if math.prod(side or 1 for side in shape) >= 2**48:
-        raise UnreadableError("it has an array of a damaged shape")
+        raise UnreadableError("it has an array with a damaged shape")
 
 
 def _require(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise UnreadableError(f"it adds items to something that is no {kind.__name__}")
+        raise UnreadableError(f"it adds items to something that is not a {kind.__name__}")
     return value
 
 
 def _fill(target: dict[Any, Any], items: list[Any]) -> dict[Any, Any]:
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if type(key) not in SIMPLE_KEYS:  # the hash of a nested tuple can take for ever
-            raise UnreadableError("it has a key that is no text or number")
+        if type(key) not in SIMPLE_KEYS:  # hashing a nested tuple can take forever
+            raise UnreadableError("it has a key that is neither text nor a number")
         target[key] = value
     return target
 
@@ -337,7 +337,7 @@ def _counter(counts: Any = None) -> dict[Any, Any]:
 
 
 def _versions(metadata: Any) -> dict[str, dict[str, int]]:
-    """What ``Module.state_dict`` keeps of its modules, and ``load_state_dict`` looks at: their versions."""
+    """The versions of the modules, which ``Module.state_dict`` stores and ``load_state_dict`` reads."""
     if not isinstance(metadata, dict) or not all(isinstance(entry, dict) for entry in metadata.values()):
         raise UnreadableError("it has a state dict with damaged metadata")
     versions = OrderedDict((name, entry) for name, entry in metadata.items() if isinstance(name, str))

@@ -1,6 +1,7 @@
-"""Checks of one value, and checks made of checks. Each takes the key's name, for the message, and the value.
+"""Checks of single values, and functions that combine checks. A check takes the key's name, for the message, and the
+value.
 
-All raise ``SetupError``, which names key, value and remedy, and return nothing of use.
+It raises ``SetupError``, which names the key, the value and the remedy. Its return value is not used.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from kd_det.common.errors import SetupError, did_you_mean, in_range, positive, w
 
 Check = Callable[[str, Any], object]
 
-# The largest count: what Detectron2 and torch hold in 32 bits.
+# The largest count: Detectron2 and torch keep counts in 32 bits.
 MOST = 2**31 - 1
 # The range of numbers that are divided by or squared in float32.
 SMALLEST, LARGEST = 1e-6, 1e6
 
-# What a value must be, by the type of its default.
+# What a value must be, for each type of default.
 TYPES = {
     bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list", tuple: "a list",
 }  # fmt: skip
@@ -27,7 +28,7 @@ TYPES = {
 
 def same_type(key: str, value: Any, default: Any) -> None:
     """A value of its default's type. A float may be given as a whole number, a list as a tuple; a default of None
-    admits any type."""
+    allows any type."""
     if default is None:
         return
     alike: tuple[type, ...] = (list, tuple) if isinstance(default, (list, tuple)) else (type(default),)
@@ -70,7 +71,7 @@ divisor = number(SMALLEST, LARGEST)
 
 
 def positive_or_infinite(key: str, value: Any) -> None:
-    """A number above 0, infinity among them."""
+    """A number above 0, which may be infinite."""
     if value != float("inf"):
         positive(key, value)
 
@@ -90,12 +91,12 @@ def choice(*allowed: Any) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """None, or what ``check`` takes."""
+    """None, or a value that ``check`` accepts."""
     return lambda key, value: None if value is None else check(key, value)
 
 
 def either(special: Any, check: Check) -> Check:
-    """The value ``special``, which the key's documentation gives a meaning of its own, or what ``check`` takes."""
+    """A value that ``check`` accepts, or ``special``, which has a meaning of its own for this key."""
 
     def checked(key: str, value: Any) -> None:
         if value == special and not isinstance(value, bool):
@@ -141,7 +142,7 @@ def registered(registry: Registry, *others: str) -> Check:
         known = [*(name for name, _ in registry), *others]
         if not isinstance(value, str) or value not in known:
             raise SetupError(
-                f"{key} is {value!r:.200}, which nothing is registered as.{did_you_mean(str(value), known)} "
+                f"{key} is {value!r:.200}, and nothing is registered under this name.{did_you_mean(str(value), known)} "
                 f"Known: {', '.join(sorted(filter(None, known)))}."
             )
 
@@ -149,29 +150,29 @@ def registered(registry: Registry, *others: str) -> Check:
 
 
 def name_pair(key: str, entry: Any) -> tuple[str, str]:
-    """The student's and the teacher's name in "name", which both call so, or "student's name=teacher's name".
+    """The student's and the teacher's name in "name" (the same for both) or "student's name=teacher's name".
 
     Raises:
-        SetupError: the entry is no string, or a name is empty.
+        SetupError: the entry is not a string, or a name is empty.
     """
     ours, sign, theirs = entry.partition("=") if isinstance(entry, str) else ("", "", "")
     pair = (ours.strip(), theirs.strip() if sign else ours.strip())
     if not all(pair):
         raise SetupError(
-            f"{key}: {entry!r:.200} names nothing on one side; write \"name\" or \"student's name=teacher's name\"."
+            f"{key}: {entry!r:.200} lacks a name on one side; write \"name\" or \"student's name=teacher's name\"."
         )
     return pair
 
 
 def name_pairs(key: str, value: Iterable[Any]) -> None:
-    """A list of what ``name_pair`` takes."""
+    """A list of entries that ``name_pair`` accepts."""
     each(lambda _, entry: name_pair(key, entry))(key, value)
 
 
 def overrides(key: str, value: Sequence[Any]) -> None:
-    """KEY, VALUE, KEY, VALUE, ...: an even number of entries, every other one a string."""
+    """KEY, VALUE, KEY, VALUE, ...: an even number of entries, whose keys are strings."""
     if len(value) % 2 or not all(isinstance(name, str) and name for name in value[::2]):
         raise SetupError(
-            f"{key} is {list(value)!r:.200}; it must be keys and values by turns, as in "
+            f"{key} is {list(value)!r:.200}; it must be keys and values in turn, such as "
             "['MODEL.ROI_HEADS.NUM_CLASSES', 20]."
         )

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM end training between two steps, so that a whole checkpoint can be written.
 
-Batch systems and terminals send the signal to the process group: to the training process, to its data workers and to
-the launcher above it, which may pass it on a second time.
+Batch systems and terminals send the signal to the whole process group: the training process, its data workers, and the
+launcher, which may pass it on a second time.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A repeated signal within this time is the same request, passed on by a launcher. After it, it ends the process.
+# A repeated signal within this time is the same request, passed on by a launcher. A later one ends the process.
 SAME_REQUEST_SECONDS = 3.0
 
 OnFirst = Callable[[int], None]
 
 
 class StopRequested(SystemExit):
-    """The process was asked to stop by a signal. Its exit code is 128 + the signal's number, as shells have it."""
+    """The process was asked to stop by a signal. Its exit code is 128 + the signal's number, as in shells."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -34,7 +34,7 @@ class StopRequested(SystemExit):
 
 
 class Received:
-    """The first signal that came: its ``number``, 0 before."""
+    """The first signal that was received: its ``number``, or 0 if there was none yet."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -53,7 +53,7 @@ class Received:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if os.getpid() != self._process:  # a worker that was forked a moment ago: its parent decides when it ends
+        if os.getpid() != self._process:  # a worker that has just been forked: its parent decides when it ends
             return
         if not self.number:
             self.number, self._since = number, time.monotonic()
@@ -64,15 +64,15 @@ class Received:
             signal.raise_signal(number)
 
 
-_received: Received | None = None  # of the outermost ``noting_signals``
+_received: Received | None = None  # that of the outermost ``noting_signals``
 
 
 @contextmanager
 def noting_signals(on_first: OnFirst | None = None) -> Iterator[Received]:
     """Notes the first SIGINT or SIGTERM instead of ending the process. For the main thread.
 
-    Another signal ``SAME_REQUEST_SECONDS`` later or after ends the process at once. Such contexts can be nested: the
-    inner one notes to the same ``Received``, and its ``on_first`` stands for the outer one's while it lasts.
+    Another signal, ``SAME_REQUEST_SECONDS`` or more after it, ends the process at once. These contexts can be nested:
+    the inner one uses the same ``Received``, and its ``on_first`` replaces the outer one's while it lasts.
 
     Args:
         on_first: called with the number of the first signal, in the signal handler; it may raise ``StopRequested``.
@@ -105,8 +105,8 @@ def end_at_once(number: int) -> NoReturn:
 
 @contextmanager
 def signals_blocked(numbers: Collection[int] = SIGNALS) -> Iterator[None]:
-    """Holds SIGINT and SIGTERM back, or only one. A process that is started meanwhile begins with them held back, so
-    that none can end it before it has set itself up: see ``protect_worker`` and ``default_signals``."""
+    """Blocks SIGINT and SIGTERM, or only one of them. A process that is started meanwhile begins with them blocked, so
+    that neither can end it before it is set up: see ``protect_worker`` and ``default_signals``."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -118,7 +118,7 @@ def signals_blocked(numbers: Collection[int] = SIGNALS) -> Iterator[None]:
 
 
 def default_signals() -> None:
-    """Lets SIGINT and SIGTERM end this process at once, without a traceback; both may have been blocked."""
+    """Lets SIGINT and SIGTERM end this process at once, without a traceback. Both may have been blocked before."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
@@ -126,21 +126,21 @@ def default_signals() -> None:
 
 
 def protect_worker(worker_id: int = 0) -> None:
-    """Lets a data worker live on when the process group is signalled: its training process decides when it ends.
+    """Keeps a data worker alive when the process group is signalled: its training process decides when it ends.
 
     For ``worker_init_fn`` of ``torch.utils.data.DataLoader``. SIGTERM from the training process itself, which is how
     PyTorch ends a worker, still ends it.
     """
     del worker_id
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not hasattr(signal, "sigtimedwait"):  # Windows, macOS: the sender of a signal cannot be told
+    if not hasattr(signal, "sigtimedwait"):  # Windows, macOS: the sender of a signal is unknown
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_with_the_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with_the_parent(parent: int) -> None:
-    while os.getppid() == parent:  # one that was killed sends nothing
+    while os.getppid() == parent:  # a killed process sends nothing
         received = signal.sigtimedwait([signal.SIGTERM], 5.0)
         if received is not None and received.si_pid == parent:
             break
@@ -166,9 +166,9 @@ def worker_errors_deferred() -> Iterator[None]:
     """For code that starts or reads a ``DataLoader``: the death of a data worker is raised only by that code.
 
     PyTorch installs a handler when the first loader of a process starts. The handler raises an error as soon as a
-    worker dies, wherever the main thread is: the state of a half-made update could not be saved. From the first such
-    context on, the handler only notes the error. A loader that waits for a dead worker's data raises an error by itself
-    within seconds. In this context that error is replaced by the noted one, which tells the cause.
+    worker dies, wherever the main thread is. In the middle of an update, the state could then not be saved. From the
+    first such context on, the handler only notes the error. A loader that waits for a dead worker's data raises its own
+    error within seconds. This context replaces that error by the noted one, which tells the cause.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield

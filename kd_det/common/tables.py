@@ -48,9 +48,9 @@ def read_results(
 
     Args:
         folder: such as ``results``.
-        is_wanted: whether a file's content belongs to the caller's tables.
-        required: the fields that a content must have: those of the file itself under "", and those of every item of
-            a list under the list's name.
+        is_wanted: says whether a file's content belongs to the caller's tables.
+        required: the required fields: those of the file itself under "", those of every item of a list under the list's
+            name.
         format: the module whose docstring describes the files, for the error.
 
     Raises:
@@ -58,7 +58,7 @@ def read_results(
     """
     paths = sorted(folder.glob("*.json"))
     if not paths:
-        raise SetupError(f"there are no results in {str(folder)!r}; name the folder with the *.json files")
+        raise SetupError(f"there are no results in {str(folder)!r}; give the folder with the *.json files")
     found = []
     for path in paths:
         content = _read_object(path)

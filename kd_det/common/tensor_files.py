@@ -1,8 +1,8 @@
-"""The one reader of files of tensors: what ``torch.save`` writes, now and before PyTorch 1.6, and pickles of arrays.
+"""Reads all files of tensors: those of ``torch.save``, now and before PyTorch 1.6, and pickles of arrays.
 
-``torch.load(weights_only=True)`` runs no code either, but believes a damaged file: it calls ``bytearray`` with any
-length and takes memory for storages that are not there, and it raises whatever comes up. This reader takes no more than
-``FACTOR`` times the file's size and has one kind of error.
+``torch.load(weights_only=True)`` runs no code either, but it trusts a damaged file: it calls ``bytearray`` with any
+length, allocates memory for storages that are not in the file, and raises many kinds of errors. This reader takes at
+most ``FACTOR`` times the file's size and raises one kind of error.
 """
 
 from __future__ import annotations
@@ -50,21 +50,21 @@ STORAGES = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
 DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
-# From a storage's key, kind and length in elements to its content, one-dimensional.
+# From a storage's key, dtype and length in elements to its content, one-dimensional.
 Storages = Callable[[Any, torch.dtype, int], Tensor]
 
 
 def read_tensor_file(file: str | os.PathLike[str] | BinaryIO) -> Any:
-    """What a file of ``torch.save`` (of any version) or a pickle of NumPy arrays holds. No code of the file is run.
+    """The content of a file of ``torch.save`` (any version) or of a pickle of NumPy arrays. No code of the file is run.
 
     Args:
         file: a path, or a file opened for reading bytes.
 
     Returns:
-        Containers, numbers, text, and tensors on the CPU or arrays. Parameters come as plain tensors.
+        Containers, numbers, text, and tensors on the CPU or arrays. Parameters become plain tensors.
 
     Raises:
-        UnreadableError: it cannot be read, is damaged, or holds anything else.
+        UnreadableError: the file cannot be read, is damaged, or has other content.
     """
     try:
         if isinstance(file, (str, os.PathLike)):
@@ -78,20 +78,20 @@ def read_tensor_file(file: str | os.PathLike[str] | BinaryIO) -> Any:
 
 
 def check_weights(weights: Any, source: str) -> dict[str, Tensor]:
-    """``weights`` as tensors by name, where they are all finite.
+    """``weights`` as tensors by name, if all values are finite.
 
     Args:
         weights: a dict of tensors or arrays. Arrays are replaced by tensors in it.
-        source: what named the file, and the file, for the message.
+        source: the option or key that named the file, and the file, for the message.
 
     Raises:
-        SetupError: it is no such dict, or an entry holds nan or an infinity.
+        SetupError: it is not such a dict, or an entry has a nan or infinite value.
     """
     if not isinstance(weights, dict):
         raise SetupError(f"{source}: the weights are a {type(weights).__name__}, not a dict; give another file.")
     for name, value in weights.items():
         if not isinstance(name, str) or not name.isprintable():
-            raise SetupError(f"{source}: {name!r:.100} is no name of an entry; give another file.")
+            raise SetupError(f"{source}: {name!r:.100} is not a valid name of an entry; give another file.")
         if isinstance(value, (np.ndarray, np.generic)):
             value = torch.as_tensor(np.asarray(value))
         elif not isinstance(value, Tensor):
@@ -101,7 +101,7 @@ def check_weights(weights: Any, source: str) -> dict[str, Tensor]:
             count = int((~value.isfinite()).sum())
             raise SetupError(
                 f"{source}: {count} of {value.numel()} values of the entry {name!r:.200} are non-finite (nan or "
-                "infinity). The file is damaged, or of a run that diverged; give another."
+                "infinity). The file is damaged, or its run diverged; give another."
             )
         weights[name] = value
     return weights
@@ -125,7 +125,7 @@ def _read(stream: BinaryIO) -> Any:
 
 
 class _TensorUnpickler(SafeUnpickler):
-    """Builds tensors too, each a view of a storage that is as long as it should be."""
+    """Builds tensors too, as views of storages whose length is checked."""
 
     def __init__(self, file: BoundedFile, budget: Budget, storages: Storages) -> None:
         super().__init__(file, budget)
@@ -143,14 +143,14 @@ class _TensorUnpickler(SafeUnpickler):
 
     def persistent_load(self, pid: Any) -> Tensor:
         if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
-            raise UnreadableError("it refers to something that is no storage of a tensor")
+            raise UnreadableError("it refers to something that is not a storage of a tensor")
         _, kind, key, _, count, *view = pid
         if not isinstance(kind, _StorageKind) or type(count) is not int or not 0 <= count < 2**48:
             raise UnreadableError("it has a tensor whose storage is damaged")
         storage = self._storages(key, kind.dtype, count)
         if view in ([], [None]):
             return storage
-        _, offset, length = view[0]  # how PyTorch before 0.4 saved a part of a storage
+        _, offset, length = view[0]  # PyTorch before 0.4 saved a part of a storage so
         if not all(type(number) is int and number >= 0 for number in (offset, length)) or offset + length > count:
             raise UnreadableError("it has a tensor whose storage is damaged")
         return storage[offset : offset + length]
@@ -162,7 +162,7 @@ class _StorageKind(Name):
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
-    """A view of ``storage``; ``rest`` (gradients, hooks) is for training."""
+    """A view of ``storage``; ``rest`` (gradients, hooks) matters for training alone."""
     if not isinstance(storage, Tensor) or storage.dim() != 1:
         raise UnreadableError("it has a tensor without a storage")
     check_shape(size)
@@ -181,12 +181,12 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Te
 
 def _parameter(tensor: Any, *rest: Any) -> Tensor:
     if not isinstance(tensor, Tensor):
-        raise UnreadableError("it has a parameter that is no tensor")
+        raise UnreadableError("it has a parameter that is not a tensor")
     return tensor
 
 
 def _of_type(function: Any, kind: Any, arguments: Any, state: Any = None) -> Tensor:
-    """A tensor of a class of its own: its values."""
+    """The values of a tensor of a subclass."""
     if not isinstance(function, Function) or function.run not in (_tensor, _parameter) or type(arguments) is not tuple:
         raise UnreadableError("it has a damaged tensor")
     tensor: Tensor = function.run(*arguments)
@@ -213,10 +213,10 @@ def _read_zip(stream: BinaryIO, size: int) -> Any:
         with zipfile.ZipFile(stream) as archive:
             members = {member.filename: member for member in archive.infolist()}
             if len(members) < len(archive.infolist()):
-                raise UnreadableError("it has two members of one name")
+                raise UnreadableError("it has two members of the same name")
             pickles = [name for name in members if PICKLE_MEMBER.fullmatch(name)]
             if len(pickles) != 1:
-                raise UnreadableError("it is a zip archive, but not one of torch.save")
+                raise UnreadableError("it is a zip archive that torch.save did not write")
             prefix = pickles[0].removesuffix("data.pkl")
             if f"{prefix}constants.pkl" in members:
                 raise UnreadableError("it is a TorchScript program, not a checkpoint")
@@ -251,7 +251,7 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, budget: Budget) -
         while filled < len(view):
             part = file.read(CHUNK)
             if not part:
-                raise UnreadableError("it breaks off within a member of its zip archive")
+                raise UnreadableError("it ends within a member of its zip archive")
             view[filled : filled + len(part)] = part
             filled += len(part)
     return content
@@ -270,7 +270,7 @@ def _as_long_as(storage: Tensor, count: int) -> Tensor:
 
 
 class _StoragesBehind:
-    """Storages whose content follows the pickle."""
+    """Storages whose content follows after the pickle."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
@@ -281,7 +281,7 @@ class _StoragesBehind:
             self.budget.take(count * dtype.itemsize)
             self.made[key] = torch.zeros(count, dtype=dtype)
         if self.made[key].dtype != dtype:
-            raise UnreadableError("it gives two kinds for one storage")
+            raise UnreadableError("it gives two dtypes for one storage")
         return _as_long_as(self.made[key], count)
 
 
@@ -299,13 +299,13 @@ def _read_legacy(file: BoundedFile, budget: Budget) -> Any:
         return _TensorUnpickler(file, budget, storages.new).read_one()
 
     if not _is_number(read_one(), PROTOCOL):
-        raise UnreadableError("it is of an unknown version of torch.save")
+        raise UnreadableError("it was written by an unknown version of torch.save")
     system = read_one()
     if not isinstance(system, dict) or system.get("little_endian", True) is not (sys.byteorder == "little"):
         raise UnreadableError("it was written on a machine with another byte order")
     content, keys = read_one(), read_one()
     if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages.made):
-        raise UnreadableError("its tensors and the storages that it has are not the same")
+        raise UnreadableError("its list of storages does not match its tensors")
     for key in keys:
         _fill(storages.made[key], file)
     return content
@@ -323,6 +323,6 @@ def _fill(storage: Tensor, file: BoundedFile) -> None:
         content = storage.view(torch.uint8).numpy()
         content.data[:] = file.read(content.size)
     except EOFError as error:
-        raise UnreadableError(f"it breaks off after {file.size} bytes") from error
+        raise UnreadableError(f"it ends too early, after {file.size} bytes") from error
     if storage.dtype == torch.bool:
         storage.view(torch.uint8).ne_(0)

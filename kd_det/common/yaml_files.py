@@ -1,6 +1,6 @@
 """Reading YAML configurations without running code from them.
 
-Detectron2 obeys a YAML file that asks it to run code, and relies on it in its own model zoo. Here no file can.
+Detectron2's reader runs code that a YAML file contains, and its model zoo relies on that. This reader never does.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from fvcore.common.config import BASE_KEY, CfgNode
 
 from kd_det.common.errors import SetupError, one_line
 
-MAX_CHARACTERS = 2**17  # of a file; one with all keys of Detectron2's and ours has 6,000
-MAX_VALUES = 20_000  # of a file, those that stand in several places counted in each
+MAX_CHARACTERS = 2**17  # in a file; all keys of Detectron2 and ours together take 6,000
+MAX_VALUES = 20_000  # in a file; an aliased value counts each time
 MAX_DEPTH = 30
-MAX_FILES = 100  # that a configuration and its bases are made of
+MAX_FILES = 100  # of a configuration and its bases
 # The one expression in Detectron2's model zoo (Base-RetinaNet.yaml).
 EVAL = "tag:yaml.org,2002:python/object/apply:eval"
 RETINANET_SIZES = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
@@ -25,15 +25,15 @@ MERGE, TEXT = f"{TAG}merge", f"{TAG}str"
 
 
 def read_config_file(config_file: str, source: str, kind: type[CfgNode] = CfgNode) -> dict[str, Any]:
-    """The content of a YAML configuration, merged over that of its ``_BASE_`` files. No code of theirs is run.
+    """The content of a YAML configuration, merged over that of its ``_BASE_`` files. No code in them is run.
 
     Args:
         source: the option or key that named the file, for errors.
-        kind: the class of configurations that it is for; it knows how to open ``_BASE_`` files by URL.
+        kind: the configuration class, which opens ``_BASE_`` files by URL.
 
     Raises:
-        SetupError: a file is missing, no YAML mapping of keys to plain values, or its own base; it is not a YAML file
-            but a Python program.
+        SetupError: a file is missing, is not a YAML mapping of keys to plain values, is its own base, or is a Python
+            program.
     """
     refuse_python(config_file, source)
     if not os.path.isfile(config_file):
@@ -45,11 +45,11 @@ def read_config_file(config_file: str, source: str, kind: type[CfgNode] = CfgNod
 
 
 def refuse_python(config_file: str, source: str) -> None:
-    """Raises ``SetupError`` for a ``.py`` file: Detectron2's LazyConfig, which runs it."""
+    """Raises ``SetupError`` for a ``.py`` file: Detectron2's LazyConfig would run it."""
     if config_file.endswith(".py"):
         raise SetupError(
             f"{source} {config_file!r} is a Python configuration (LazyConfig), which is not supported. Give a YAML "
-            "configuration: the model zoo has them for most models, and one of your own can begin with _BASE_."
+            "configuration: the model zoo has one for most models, and your own can build on it with _BASE_."
         )
 
 
@@ -79,13 +79,13 @@ class _Reader:
 
     def _text(self, path: str, above: tuple[str, ...]) -> str:
         if above and not _is_url(path) and not os.path.isfile(path):
-            raise SetupError(f"configuration {above[-1]!r}: its {BASE_KEY} {path!r} is no file. Correct the path.")
+            raise SetupError(f"configuration {above[-1]!r}: its {BASE_KEY} {path!r} does not exist. Correct the path.")
         try:
             with self.kind._open_cfg(path) as file:
                 text: str = file.read(MAX_CHARACTERS + 1)
         except UnicodeDecodeError as error:
-            raise SetupError(f"configuration {path!r} is no text ({error.reason}). Give a YAML file.") from error
-        except (OSError, ValueError) as error:  # of the file, or of the network
+            raise SetupError(f"configuration {path!r} is not text ({error.reason}). Give a YAML file.") from error
+        except (OSError, ValueError) as error:  # from the file system or the network
             named = f" ({BASE_KEY} of {above[-1]!r})" if above else ""
             raise SetupError(f"configuration {path!r}{named} cannot be read: {one_line(error)}.") from error
         if len(text) > MAX_CHARACTERS:
@@ -115,7 +115,7 @@ def _merged(base: dict[str, Any], content: dict[str, Any], path: str) -> dict[st
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """Plain values, and the model zoo's one expression."""
+    """Plain values, and the one expression that the model zoo uses."""
 
 
 def _construct_sizes(loader: yaml.SafeLoader, node: yaml.Node) -> list[list[float]]:
@@ -133,7 +133,7 @@ def _parse(text: str, path: str) -> dict[str, Any]:
         raise SetupError(_no_yaml(error, path)) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise SetupError(f"configuration {path!r}, line {line}: this is no YAML: {error.reason}.") from error
+        raise SetupError(f"configuration {path!r}, line {line}: this is not valid YAML: {error.reason}.") from error
     except RecursionError as error:
         raise SetupError(f"configuration {path!r} is nested too deeply; give a YAML configuration.") from error
     _check_root(node, path)
@@ -143,14 +143,14 @@ def _parse(text: str, path: str) -> dict[str, Any]:
         return content
     except yaml.MarkedYAMLError as error:
         raise SetupError(_no_yaml(error, path)) from error
-    except (ValueError, OverflowError) as error:  # a date or number that is none
+    except (ValueError, OverflowError) as error:  # an invalid date or number
         raise SetupError(f"configuration {path!r} has a value that cannot be read: {one_line(error)}.") from error
 
 
 def _no_yaml(error: yaml.MarkedYAMLError, path: str) -> str:
     mark = error.problem_mark or error.context_mark
     line = f", line {mark.line + 1}" if mark else ""
-    return f"configuration {path!r}{line}: this is no YAML: {one_line(error.problem or error.context)}."
+    return f"configuration {path!r}{line}: this is not valid YAML: {one_line(error.problem or error.context)}."
 
 
 def _check_root(node: yaml.Node | None, path: str) -> None:
@@ -160,7 +160,7 @@ def _check_root(node: yaml.Node | None, path: str) -> None:
 
 
 class _NodeCheck:
-    """Refuses what is no plain configuration, before anything is made of it."""
+    """Refuses nodes that do not belong in a plain configuration, before any value is constructed."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -168,7 +168,7 @@ class _NodeCheck:
 
     def visit(self, node: yaml.Node, depth: int) -> None:
         self.values += 1
-        if self.values > MAX_VALUES:  # aliases of aliases can make millions of a few lines
+        if self.values > MAX_VALUES:  # aliases of aliases can make millions of values from a few lines
             self._refuse(node, f"more than {MAX_VALUES} values; give a YAML configuration")
         if depth > MAX_DEPTH:
             self._refuse(node, "nested too deeply; give a YAML configuration")
