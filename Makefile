@@ -1,5 +1,5 @@
-# Everything runs in the virtual environment VENV. One that exists is reused: what it has stays at its version and
-# what it lacks is added. A new one gets the versions in constraints.txt.
+# Everything runs in the virtual environment VENV. An existing one is reused: its packages keep their versions, and
+# missing ones are added. A new one gets the versions in constraints.txt.
 VENV ?= .venv
 PYTHON ?= python3
 
@@ -18,7 +18,7 @@ RUN := PYTHONPATH="$(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))" $(PY)
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
-	@echo "VENV=$(VENV) is the environment, PYTHON=$(PYTHON) creates it where there is none."
+	@echo "VENV=$(VENV) is the environment; PYTHON=$(PYTHON) creates it if it does not exist."
 
 setup: $(STAMP)  ## create VENV or add to it: dependencies, kd_det, detectron2
 
@@ -29,7 +29,7 @@ $(PY):
 	@mkdir -p $(VENV) && touch $(CREATED)
 	@$(PYTHON) -m venv $(VENV)
 
-# setuptools: torch asks for 77.0.3, and detectron2's main branch for pkg_resources, which 81 and later gave up.
+# setuptools: torch needs 77.0.3, and detectron2's main branch needs pkg_resources, which 81 removed.
 $(STAMP): setup.py pyproject.toml constraints.txt tools/install_detectron2.py tools/detectron2_patches.py | $(PY)
 	@echo "Installing what $(VENV) lacks; in a new environment this takes a few minutes"
 	@constrain=$$(test ! -e $(CREATED) || echo -c constraints.txt); \
@@ -43,11 +43,11 @@ lint: setup  ## ruff on everything, mypy --strict on the losses
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
-# In seconds: the source is read, not imported. The variable silences an advertisement.
+# Takes seconds: the source is read, not imported. The variable silences an advertisement.
 docs: setup  ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
-# One thread for each of as many tests at a time as there are cores: most of them are too small to use two.
+# One test per core at a time, with one thread each: most tests are too small to use two.
 test: lint docs  ## lint, documentation and all tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 

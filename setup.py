@@ -1,7 +1,7 @@
-"""Packages kd_det. Installing Detectron2 is a step of its own: tools/install_detectron2.py.
+"""Packages kd_det. Detectron2 is installed separately: tools/install_detectron2.py.
 
-The wheel has kd_det with the configurations that detection uses. ``classification`` runs from a clone: only an editable
-installation finds it.
+The wheel has kd_det with the configurations that detection uses. ``classification`` runs in a clone: only an editable
+installation includes it.
 """
 
 import re
@@ -19,26 +19,26 @@ CONFIGS = ("coco", "digits_det")
 CLASSIFICATION = ["accelerate>=1.0", "torchmetrics>=1.4", "tqdm"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material", "mkdocstrings[python]"]
 EXTRAS = {
-    # --format onnx of kd-det export.
+    # For --format onnx of kd-det export.
     "export": ["onnx", "onnxruntime"],
-    # WANDB True of classification. TensorBoard's files are always written, and need no extra.
+    # For WANDB True in classification. TensorBoard's files are always written and need no extra.
     "loggers": ["wandb"],
-    # make docs.
+    # For make docs.
     "docs": DOCS,
-    # Work in a clone: classification, and all that make runs.
+    # For work in a clone: classification, and everything that make runs.
     "dev": [*CLASSIFICATION, *DOCS, "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy"],
 }
 
 
 class BuildWithConfigs(build_py):
-    """Copies the configurations into the package. In the repository they are in configs/ alone."""
+    """Copies the configurations into the package. In the repository they are only in configs/."""
 
     def run(self) -> None:
         if self.editable_mode:
             super().run()
             return
         package = Path(self.build_lib, "kd_det")
-        shutil.rmtree(package, ignore_errors=True)  # an earlier build may have left modules that are gone
+        shutil.rmtree(package, ignore_errors=True)  # an earlier build may have left modules that no longer exist
         super().run()
         for name in CONFIGS:
             shutil.copytree(ROOT / "configs" / name, package / "configs" / name)
@@ -77,8 +77,8 @@ setup(
         "filelock",
         "pycocotools",
         "faster-coco-eval",
-        # Not opencv-python: nothing here opens a window, and that one cannot be imported without libGL,
-        # as on most servers. Install one of the two, never both: they share their files.
+        # Not opencv-python: it cannot be imported without libGL, which most servers lack, and we open no windows.
+        # Install only one of the two: they share files.
         "opencv-python-headless",
         "matplotlib",
         "scikit-learn",

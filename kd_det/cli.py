@@ -1,7 +1,7 @@
-"""The command ``kd-det``: a table of verbs. Each imports what it needs when it is called.
+"""The command ``kd-det``: a table of verbs. Each verb's module is imported when the verb is called.
 
 This module imports nothing heavy, so that ``kd-det --help`` is quick and a Ctrl-C during imports ends with one line.
-The scripts in tools/ are doors to the same functions.
+The scripts in tools/ call the same functions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kd_det.common.signals import end_at_once, noting_signals
 
 
 class Verb(NamedTuple):
-    """A verb: the function that does it, as "module:function", and what it does."""
+    """A verb: its function, as "module:function", and its summary."""
 
     command: str
     summary: str
@@ -38,21 +38,21 @@ VERBS = {
 BENCHMARKS = {
     "losses": Verb("kd_det.studies.loss_speed:main", "the logit losses against their plain formulas"),
     "step": Verb("kd_det.studies.step_speed:main", "a distilled training step against the plain student's"),
-    "classification": Verb("classification.studies.commands:bench", "classification training; from a clone"),
+    "classification": Verb("classification.studies.commands:bench", "classification training; only in a clone"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs ``kd-det VERB ...``; user errors end the process with one line, code 2.
+    """Runs ``kd-det VERB ...``; user errors end the process with one line and exit code 2.
 
     Args:
-        arguments: None: the process's own.
+        arguments: the command line; None takes the process's own.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if list(arguments) == ["--version"]:
         print(f"kd-det {__version__}")
         return
-    _dispatch("kd-det", VERBS, arguments, "kd-det VERB --help tells more about a verb.")
+    _dispatch("kd-det", VERBS, arguments, "kd-det VERB --help describes a verb.")
 
 
 def bench(arguments: Sequence[str] | None = None) -> None:
@@ -66,7 +66,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
 
     Args:
         command: "module:function".
-        arguments: what the function takes; None: the process's own.
+        arguments: the function's command line; None takes the process's own.
     """
     module, name = command.split(":")
     with one_line_errors():

@@ -1,7 +1,7 @@
-"""What has to change in detectron2 0.6 to run on current Python, numpy, Pillow and torch.
+"""The changes that detectron2 0.6 needs to run on current Python, numpy, Pillow and torch.
 
-Every entry was found by importing and using the package; none changes a result. The installer
-(``install_detectron2.py``) applies the table and stops if an entry does not fit the sources exactly.
+We found them by importing and using the package. None changes a result. The installer (``install_detectron2.py``)
+applies the table and stops if an entry does not fit the sources exactly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Patch:
 
 
 NOT_COMPILED = '''\
-"""Stands in for ``detectron2._C``, the compiled extension that this pure-Python wheel does not have."""
+"""Replaces ``detectron2._C``, the compiled extension that this pure-Python wheel does not have."""
 
 
 def __getattr__(name):
@@ -36,7 +36,7 @@ def __getattr__(name):
     )
 '''
 
-# Files that the patches below refer to and the distribution does not have.
+# Files that the patches below refer to and that the distribution lacks.
 NEW_FILES = {"detectron2/not_compiled.py": NOT_COMPILED}
 
 PATCHES = (
@@ -110,7 +110,7 @@ PATCHES = (
     ),
     Patch(
         what="import of the caffe2 exporter",
-        reason="torch no longer ships caffe2; TracingAdapter, beside it, does not need it",
+        reason="torch no longer ships caffe2; TracingAdapter, next to it, does not need it",
         files={"detectron2/export/__init__.py": 1},
         pattern=r"^from \.api import \*\n",
         replacement="",
@@ -164,7 +164,7 @@ PATCHES = (
         replacement="",
     ),
     Patch(
-        what="launch always speaks NCCL",
+        what="launch always uses NCCL",
         reason="NCCL is for GPUs; gloo is torch's backend for CPUs",
         files={"detectron2/engine/launch.py": 1},
         pattern=r'backend="NCCL"',

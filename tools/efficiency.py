@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What every distiller costs: step time, memory and parameters, beside the accuracy it gives.
+"""What every distiller costs: step time, memory and parameters, next to its accuracy.
 
 python tools/efficiency.py --data digits --teacher resnet20 --student resnet8
 """

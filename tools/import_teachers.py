@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Imports the published CIFAR-100 teachers as files of ours.
+"""Imports the published CIFAR-100 teachers into our format.
 
 python tools/import_teachers.py cifar_teachers.tar --data-root datasets
 """

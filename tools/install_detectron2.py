@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Installs detectron2 0.6 as a pure-Python wheel, patched for current Python, numpy, Pillow and torch.
 
-Where detectron2 is importable already (a build of upstream's main branch, conda's 0.6) nothing is done.
-Otherwise the source distribution is downloaded with pip, held to its SHA-256, unpacked, patched by the table
-in detectron2_patches.py, built into a wheel and installed. torch, setuptools and wheel must be there already.
+It does nothing if detectron2 can be imported already (a build of upstream's main branch, conda's 0.6). Otherwise
+it downloads the source distribution with pip, checks its SHA-256, unpacks it, applies the patches of
+detectron2_patches.py, builds a wheel and installs it. torch, setuptools and wheel must be installed already.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PROJECTS = {
     "projects/Panoptic-DeepLab/panoptic_deeplab": "detectron2/projects/panoptic_deeplab",
 }
 
-# Replaces upstream's setup.py, which compiles C++ sources that the distribution lacks and pins relics.
+# Replaces upstream's setup.py, which compiles C++ sources that the distribution lacks and pins outdated packages.
 PYPROJECT = """\
 [build-system]
 requires = ["setuptools>=64", "wheel"]
@@ -59,24 +59,24 @@ include = ["detectron2*"]
 
 
 class InstallError(Exception):
-    """The installation cannot go on; the message says why and what to do."""
+    """The installation cannot continue; the message says why and what to do."""
 
 
 def installed_detectron2() -> str | None:
-    """Returns version and folder of the importable detectron2, or None where there is none."""
+    """Returns the version and folder of the installed detectron2, or None if there is none."""
     try:
         module = importlib.import_module("detectron2")
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "detectron2":
             return None
         raise InstallError(
-            f"detectron2 is there but cannot be imported: {error}. Repair or remove it."
+            f"detectron2 is installed but cannot be imported: {error}. Repair or remove it."
         ) from error
     return f"{module.__version__} in {Path(module.__file__).parent}"
 
 
 def check_build_tools() -> None:
-    """Raises InstallError where a package is missing that building without isolation relies on."""
+    """Raises InstallError if a package is missing that a build without isolation needs."""
     missing = [name for name in ("torch", "setuptools", "wheel") if importlib.util.find_spec(name) is None]
     if missing:
         raise InstallError(f"Install {', '.join(missing)} into {sys.prefix} first.")
@@ -85,7 +85,7 @@ def check_build_tools() -> None:
 def run_pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     if subprocess.run(command).returncode:
-        raise InstallError(f"pip failed, see its messages above: {' '.join(command)}")
+        raise InstallError(f"pip failed; see its messages above: {' '.join(command)}")
 
 
 def download_sdist(folder: Path, sha256: str = SHA256) -> Path:
@@ -104,7 +104,7 @@ def download_sdist(folder: Path, sha256: str = SHA256) -> Path:
 def check_hash(sdist: Path, sha256: str = SHA256) -> None:
     """Raises InstallError unless the file's SHA-256 is the expected one."""
     if not sdist.is_file():
-        raise InstallError(f"{sdist} is no file; --sdist takes the .tar.gz of {REQUIREMENT}.")
+        raise InstallError(f"{sdist} is not a file; --sdist takes the .tar.gz of {REQUIREMENT}.")
     found = hashlib.sha256(sdist.read_bytes()).hexdigest()
     if found != sha256:
         raise InstallError(f"{sdist} has SHA-256 {found} instead of {sha256}: not the sources to patch.")

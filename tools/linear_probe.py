@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What frozen student features are worth on other data.
+"""Trains a linear classifier on frozen student features, on other data.
 
 python tools/linear_probe.py digits/vanilla_resnet8 digits/dkd_resnet20_resnet8
 """

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Writes MODEL_ZOO.md from the results files: the papers' rows beside ours.
+"""Writes MODEL_ZOO.md from the results files: the papers' rows next to ours.
 
 python tools/make_tables.py
-python tools/make_tables.py --check          # fails if the page is not what the results give
+python tools/make_tables.py --check          # fails if the page does not match the results
 """
 
 import argparse

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How closely two students' logits correlate as their teacher's do.
+"""Compares the logit correlations of two students with their teacher's.
 
 python tools/plot_correlation.py digits/kd_resnet20_resnet8 digits/dkd_resnet20_resnet8
 """

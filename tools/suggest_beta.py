@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measures a teacher's confidence, and prints the beta of DKD that goes with it: ``kd-det suggest-beta``.
+"""Measures a teacher's confidence and suggests DKD's beta for it: ``kd-det suggest-beta``.
 
 python tools/suggest_beta.py --config-file digits/pairs/resnet20_resnet8.yaml
 """

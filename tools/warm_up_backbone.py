@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Warms a detector's backbone up on digit classification: ``python -m kd_det.studies.warm_up``.
+"""Warms up a detector's backbone on digit classification: ``python -m kd_det.studies.warm_up``.
 
 python tools/warm_up_backbone.py --config-file digits_det/teacher.yaml --output output/warm_up.pth
 """

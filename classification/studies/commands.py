@@ -41,16 +41,16 @@ def run(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser(
         command,
         "Runs configurations over seeds and writes one results file and table. Each method is run with each pair.\n"
-        "--config-file adds one more run: files merged from left to right and KEY VALUE pairs, as for classification.train."
-        "\nIt may be given several times.\n\nA missing teacher is trained first if TEACHER.AUTO_TRAIN is on. Finished "
+        "--config-file adds one more run: files merged from left to right and KEY VALUE pairs, as for\n"
+        "classification.train. It may be given several times.\n\nA missing teacher is trained first if TEACHER.AUTO_TRAIN is on. Finished "
         "runs are reused, interrupted ones are\nresumed.",
         f"{command} --methods cifar100/methods/kd.yaml cifar100/methods/dkd.yaml \\",
         "    --pairs digits/pairs/resnet20_resnet8.yaml --config-file digits/base.yaml STUDENT.NAME resnet8 --seeds 3",
         f"{command} --methods configs/cifar100/methods/*.yaml \\",
         "    --pairs digits/pairs/resnet20_resnet8.yaml --results results/classification_digits.json",
     )
-    parser.add_argument("--methods", nargs="+", default=[], metavar="FILE", help="files of methods, to run with --pairs")
-    parser.add_argument("--pairs", nargs="+", default=[], metavar="FILE", help="files of pairs, to run with --methods")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="FILE", help="files of methods, for --pairs")
+    parser.add_argument("--pairs", nargs="+", default=[], metavar="FILE", help="files of pairs, for --methods")
     one = "files, merged, and KEY VALUE pairs of one run; may be given several times"
     parser.add_argument("--config-file", nargs="+", action="append", default=[], metavar="FILE", dest="runs", help=one)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each configuration, SEED 1, 2, ... (default 3)")
@@ -94,8 +94,8 @@ def ablate(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser(
         command,
         "Sweeps keys of a configuration over values and seeds.\n\nEvery combination is checked before the first run. "
-        "Run the same command again after an interruption: finished runs\nare reused, interrupted ones are resumed. Writes "
-        "ablation.csv, ablation.json and, for one or two keys, a heat map,\nablation.png and .svg. The runs are in the "
+        "Run the same command again after an interruption: finished runs\nare reused, interrupted ones are resumed. "
+        "Writes ablation.csv, ablation.json and, for one or two keys, a heat map,\nablation.png and .svg. The runs are in the "
         'folder "runs" of --output-dir.',
         f"{command} --config-file cifar100/methods/dkd.yaml digits/pairs/resnet20_resnet8.yaml \\",
         "    --grid DKD.ALPHA 0.5 1.0 2.0 --grid DKD.BETA 1.0 2.0 8.0 --seeds 2 --jobs 2 --memory-gib 4",
@@ -142,7 +142,7 @@ def import_teachers(arguments: Sequence[str] | None = None) -> None:
         f"{command} cifar_teachers.tar --data-root datasets",
     )
     parser.add_argument("archive", type=Path, help="the downloaded .tar or .zip, or the folder it was unpacked to")
-    parser.add_argument("--data-root", type=Path, default=Path("datasets"), help="the folder that has cifar-100-python/")
+    parser.add_argument("--data-root", type=Path, default=Path("datasets"), help="the folder with cifar-100-python/")
     parser.add_argument("--no-eval", action="store_true", help="do not evaluate; CIFAR-100 is not needed")
     parser.add_argument("--output", type=Path, default=Path("output"), help="default: output")
     args = parser.parse_args(arguments)
@@ -157,7 +157,7 @@ def bench(arguments: Sequence[str] | None = None) -> None:
     """``kd-det bench classification``: speed of the data pipeline and of a training step."""
     parser = command_parser(
         "kd-det bench classification",
-        "Times classification training: the data pipeline, and a step. All arms are interleaved in one run; figures are medians.",
+        "Times classification training: the data pipeline, and a step. All arms take turns in one run; figures are medians.",
         "kd-det bench classification",
         "kd-det bench classification --rounds 9 --compile",
     )

@@ -118,7 +118,7 @@ def _bytes(pixels: np.ndarray) -> np.ndarray:
     if not (low >= 0 and high <= 255):
         raise ValueError(f"its pixels have values from {low:g} to {high:g}; save it with 8 or 16 bits a channel")
     if 0 < high <= 1 and pixels.dtype.kind == "f":
-        raise ValueError(f"its pixels are fractions up to {high:g}, which would all be black; save it with 8 or 16 bits")
+        raise ValueError(f"its pixels are fractions up to {high:g}, all black as bytes; save it with 8 or 16 bits")
     rounded: np.ndarray = np.rint(pixels).astype(np.uint8)
     return rounded
 

@@ -147,7 +147,7 @@ def import_code(name: str) -> None:
         name: a path that ends in ".py", or a module that Python finds (the working directory included).
 
     Raises:
-        SetupError: there is no such file or module, or importing it raised an error; the message has the file and the line.
+        SetupError: there is no such file or module, or importing it raised an error; the message has its file and line.
     """
     path = Path(name)
     is_file = path.suffix == ".py"

@@ -1,4 +1,4 @@
-"""The keys of a detection configuration, how it is read, and what its values may be."""
+"""The keys of a detection configuration, its loading, and the checks of its values."""
 
 from kd_det.config.defaults import (
     PLAIN_ROI_HEADS,

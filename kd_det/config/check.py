@@ -15,16 +15,16 @@ from kd_det.config.other_keys import INPUT_FORMAT, OTHER
 
 
 def check_settings(cfg: CfgNode) -> None:
-    """Checks every key of ``cfg``: that it is there, that its value has the type of its default, and its value.
+    """Checks every key of ``cfg``: that it exists, that its value has the type of its default, and the value itself.
 
     Raises:
-        SetupError: a value cannot be meant; the first that is found.
+        SetupError: for the first value that is not valid.
     """
     _check_leaves(dict(leaves(cfg)), {**MODEL, **OTHER})
 
 
 def check_model_settings(cfg: CfgNode) -> None:
-    """As ``check_settings``, for the keys alone that a teacher is built from: MODEL and INPUT.FORMAT."""
+    """As ``check_settings``, but only for the keys that a teacher is built from: MODEL and INPUT.FORMAT."""
     used = {key: value for key, value in leaves(cfg) if key.startswith("MODEL.") or key in INPUT_FORMAT}
     _check_leaves(used, {**MODEL, **INPUT_FORMAT}, sections=("MODEL.", "INPUT.FORMAT"))
 
@@ -40,17 +40,17 @@ def _check_leaves(values: Mapping[str, Any], table: Mapping[str, Check], section
         same_type(key, values[key], default)
     for key, value in values.items():
         if isinstance(value, str) and "\0" in value:
-            raise SetupError(f"{key} is {value!r:.200}, which has a null character in it; remove it.")
+            raise SetupError(f"{key} is {value!r:.200}, which has a null character; remove it.")
         if key not in table and isinstance(value, float) and not abs(value) < float("inf"):
             raise SetupError(f"{key} is {value!r:.200}; it must be a finite number.")
     _apply(table, values)
 
 
 def check_keys(cfg: CfgNode, table: Mapping[str, Check]) -> None:
-    """Applies the checks of ``table``, key to check, to the keys of it that ``cfg`` has.
+    """Applies the checks of ``table`` (key to check) to those of its keys that ``cfg`` has.
 
     Raises:
-        SetupError: a check refused.
+        SetupError: a value does not pass its check.
     """
     _apply(table, dict(leaves(cfg)))
 
@@ -62,7 +62,7 @@ def _apply(table: Mapping[str, Check], values: Mapping[str, Any]) -> None:
 
 
 def leaves(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key that is no section, in full, with its value."""
+    """Every key that is not a section, by its full name, with its value."""
     for name, value in cfg.items():
         if isinstance(value, CfgNode):
             yield from leaves(value, f"{prefix}{name}.")

@@ -13,11 +13,11 @@ from detectron2.config import CfgNode, get_cfg
 from kd_det.common.config_merge import merge_config
 from kd_det.common.registry import Registry
 
-# The KD terms by name: ``kd_det.modeling.terms.register_term`` adds them. It is defined here, below the terms
-# themselves, because a term of one's own brings keys.
+# The KD terms by name: ``kd_det.modeling.terms.register_term`` adds them. It is defined here, and not next to the
+# terms, because a user's own term brings keys.
 TERMS: Registry[type[Any]] = Registry("KD term", "KD.TERMS", "KD")
 
-# The distilling ROI heads, and the Detectron2 heads that each one is when nothing is distilled.
+# The distilling ROI heads, and the Detectron2 heads that each one equals without distillation.
 PLAIN_ROI_HEADS = {
     "DistillROIHeads": "StandardROIHeads",
     "DistillCascadeROIHeads": "CascadeROIHeads",
@@ -29,16 +29,16 @@ TIMM_BACKBONE = "build_timm_fpn_backbone"
 
 
 def add_kd_config(cfg: CfgNode) -> None:
-    """Adds every ``KD.*`` key with its default to ``cfg``, in place, those of imported terms included.
+    """Adds every ``KD.*`` key with its default to ``cfg``, in place, including the keys of imported terms.
 
-    Greek letters are the papers' symbols.
+    Greek letters in the comments are the papers' symbols.
     """
-    # Data sets of your own, each [name, COCO instances JSON, image folder]; paths from the working directory. A set is
-    # used once DATASETS.TRAIN or DATASETS.TEST names it.
+    # Your own data sets, each [name, COCO instances JSON, image folder]. Paths are relative to the working directory. A
+    # set is used if DATASETS.TRAIN or DATASETS.TEST names it.
     cfg.DATASETS.COCO_JSON = []
 
-    # The network of timm under MODEL.BACKBONE.NAME build_timm_fpn_backbone. Its ImageNet weights: MODEL.WEIGHTS
-    # timm://NAME, or timm://FILE for a .pth, .bin or .safetensors file of timm's.
+    # The timm network of MODEL.BACKBONE.NAME build_timm_fpn_backbone. For its ImageNet weights, set MODEL.WEIGHTS to
+    # timm://NAME, or to timm://FILE for a .pth, .bin or .safetensors file of timm's.
     cfg.MODEL.TIMM = CfgNode()
     cfg.MODEL.TIMM.NAME = "mobilenetv2_100"
     cfg.MODEL.TIMM.NORM = "FrozenBN"  # "FrozenBN": BatchNorm with fixed statistics and scale; "BN": trained
@@ -57,11 +57,11 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.TEACHER.WEIGHTS = ""
     # Overrides of the teacher's configuration: ["MODEL.ROI_HEADS.NUM_CLASSES", 20, ...].
     cfg.KD.TEACHER.OPTS = []
-    # Which classes to compare, where the teacher has others than the student or has them in another order: "name" for
-    # a class that both call so, "student's name=teacher's name", "*" for all names that both have. The classes left
-    # out are in neither softmax. Empty: both have the same classes in the same order.
+    # The classes to compare, if the teacher's classes or their order differ from the student's: "name" for a class with
+    # the same name in both, "student's name=teacher's name", "*" for all names that both have. Other classes are left
+    # out of both softmaxes. Empty: both have the same classes in the same order.
     cfg.KD.TEACHER.CLASS_MAP = []
-    # Precision of the teacher's frozen forward: "float32", "bfloat16" or "float16".
+    # Precision of the teacher's forward pass: "float32", "bfloat16" or "float16".
     cfg.KD.TEACHER.DTYPE = "float32"
 
     # Hinton et al. 2015: WEIGHT * T^2 * KL(teacher || student) over the K+1 classes of every sampled proposal.
@@ -82,24 +82,26 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.NKD.GAMMA = 1.5  # gamma, weight of the non-target part
     cfg.KD.NKD.TEMPERATURE = 1.0  # T, of the non-target part
 
-    # Wei et al. 2024, carried over from an image's regions to a proposal's: WEIGHT * (D_con + beta * D_com) of the base
-    # loss over the whole proposal and its cells. The paper is on classification. "sdd" includes its base loss.
+    # Wei et al. 2024, applied to the regions of a proposal instead of an image: WEIGHT * (D_con + beta * D_com) of the
+    # base loss over the whole proposal and its cells. The paper is about classification. "sdd" includes its base loss.
     cfg.KD.SDD = CfgNode()
     cfg.KD.SDD.WEIGHT = 1.0
     # The loss of one region: "kd", "dkd" or "nkd", with that term's settings (KD.DKD.ALPHA, ...) except its weight.
     cfg.KD.SDD.BASE = "dkd"
-    # 1 for the whole proposal, then m, 2 to 8, for its m x m cells: each is pooled and classified like a proposal.
+    # 1 for the whole proposal, then m from 2 to 8 for its m x m cells. Each cell is pooled and classified like a
+    # proposal.
     cfg.KD.SDD.SCALES = (1, 2)
-    # What a cell is: "grid", a part of the proposal, pooled like a box; "interleaved", every m-th sample of the whole
-    # proposal pooled m times as finely.
+    # The kind of cell: "grid" is a part of the proposal, pooled like a box. "interleaved" is every m-th sample of the
+    # whole proposal, pooled m times as finely.
     cfg.KD.SDD.CELLS = "grid"
-    # How many of a batch's proposals are divided, evenly spaced among those sampled (which Detectron2 shuffles); the
-    # loss has the same expectation. 0: every one, at twice the time of a step and more.
+    # How many of a batch's sampled proposals are divided into cells. They are evenly spaced in the sampled order, which
+    # Detectron2 shuffles, so the expectation of the loss does not change. 0: all of them, which at least doubles the
+    # time of a step.
     cfg.KD.SDD.PROPOSALS = 256
-    cfg.KD.SDD.COMPLEMENTARY_WEIGHT = 2.0  # beta, of cells that the teacher judges otherwise than the whole
+    cfg.KD.SDD.COMPLEMENTARY_WEIGHT = 2.0  # beta, where the teacher is right about only one of cell and whole
 
-    # The terms on feature maps have a key FEATURES: which maps are compared. "p3": the maps that both backbones call
-    # so; "p3=res4": the student's p3 with the teacher's res4. Empty: all maps with the same name in both.
+    # The terms on feature maps have a key FEATURES, the maps to compare: "p3" for the map of this name in both
+    # backbones, "p3=res4" for the student's p3 and the teacher's res4. Empty: all maps with the same name in both.
 
     # Chen et al. 2021: WEIGHT * HCL between the student's fused maps and the teacher's. The paper's code takes p2 to
     # p6, weight 1.2 for R101 to R18, 1.0 for R101 to R50 and 2.0 for R50 to MobileNetV2; so does the code of Zhao et
@@ -107,11 +109,11 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.REVIEWKD = CfgNode()
     cfg.KD.REVIEWKD.WEIGHT = 1.0
     cfg.KD.REVIEWKD.FEATURES = ()
-    cfg.KD.REVIEWKD.MID_CHANNELS = 256  # channels within the fusion blocks; 256 in the paper's code
+    cfg.KD.REVIEWKD.MID_CHANNELS = 256  # channels in the fusion blocks; 256 in the paper's code
 
     # Romero et al. 2015: WEIGHT * squared error between the student's maps, adapted by a 1x1 convolution, and the
-    # teacher's. The paper is on classification, and the code of Zhao et al. 2022, who publish detection results of it,
-    # does not have it: the weight is ours.
+    # teacher's. The paper is about classification. Zhao et al. 2022 publish detection results, but their code does not
+    # include it: the weight is ours.
     cfg.KD.FITNET = CfgNode()
     cfg.KD.FITNET.WEIGHT = 1.0
     cfg.KD.FITNET.FEATURES = ()
@@ -122,12 +124,13 @@ def add_kd_config(cfg: CfgNode) -> None:
     # A position is near an object if one of its RPN anchors has an IoU with it above THRESHOLD times the largest IoU
     # that any anchor has with it.
     cfg.KD.FGFI.THRESHOLD = 0.5  # psi
-    # As for the others; the student's maps must be among MODEL.RPN.IN_FEATURES.
+    # As for the other terms; the student's maps must be among MODEL.RPN.IN_FEATURES.
     cfg.KD.FGFI.FEATURES = ()
 
     # Cao et al. 2022: WEIGHT * (1 - Pearson correlation) between the student's and the teacher's maps, channel by
-    # channel, averaged over the levels; adapted by a 1x1 convolution only where their channels differ. The authors'
-    # code (MMRazor) sums p2 to p5 with weight 6 each for Faster R-CNN, 10 for detectors of one stage: 24 of the mean.
+    # channel, averaged over the levels. A 1x1 convolution adapts the student's maps only where the channels differ. The
+    # authors' code (MMRazor) sums p2 to p5 with weight 6 each for Faster R-CNN, which is 24 for the mean, and 10 for
+    # one-stage detectors.
     cfg.KD.PKD = CfgNode()
     cfg.KD.PKD.WEIGHT = 24.0  # alpha
     cfg.KD.PKD.FEATURES = ()
@@ -141,14 +144,14 @@ def load_config(
     """Detectron2's defaults and the ``KD.*`` keys, then ``config_file``, then ``overrides`` (KEY VALUE ...).
 
     Args:
-        config_file: paths or names of shipped configurations ("coco/dkd_r101_r18.yaml"), merged in order, the later
-            wins; a string is one of them, or none if empty.
+        config_file: paths or names of shipped configurations ("coco/dkd_r101_r18.yaml"), merged in order; the later
+            wins. A string is one of them, or none if empty.
         overrides: see above.
-        device: MODEL.DEVICE where neither of them names it; the default is Detectron2's.
+        device: MODEL.DEVICE if neither of them sets it; the default is Detectron2's.
 
     Raises:
         SetupError: a file does not exist or is not YAML, a key does not exist (the nearest is suggested), or a value
-            is of the wrong type.
+            has the wrong type.
     """
     cfg = get_cfg()
     add_kd_config(cfg)
@@ -158,12 +161,12 @@ def load_config(
 
 
 def plain_config(cfg: CfgNode) -> CfgNode:
-    """A copy of ``cfg`` that plain Detectron2 understands: none of our keys, Detectron2's own model and heads."""
+    """A copy of ``cfg`` for plain Detectron2: without our keys, with Detectron2's own model and heads."""
     plain = cfg.clone()
     plain.defrost()
     plain.pop("KD", None)
     plain.DATASETS.pop("COCO_JSON", None)
-    if plain.MODEL.BACKBONE.NAME != TIMM_BACKBONE:  # that one needs kd_det wherever it is built
+    if plain.MODEL.BACKBONE.NAME != TIMM_BACKBONE:  # this backbone needs kd_det in any case
         plain.MODEL.pop("TIMM", None)
     if plain.MODEL.META_ARCHITECTURE == "DistillRCNN":
         plain.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"

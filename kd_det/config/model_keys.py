@@ -1,6 +1,6 @@
-"""The keys under MODEL with the check of each value, as far as that needs no other key: for students and teachers.
+"""The keys under MODEL with the checks that need no other key, for students and teachers.
 
-Left out are switches and texts of any content: their type is all there is to check.
+Switches and free text are left out: only their type is checked.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ MODEL: dict[str, Check] = {
     "MODEL.ANCHOR_GENERATOR.OFFSET": below_one,
     "MODEL.RPN.HEAD_NAME": registered(RPN_HEAD_REGISTRY),
     "MODEL.RPN.IN_FEATURES": maps,
-    "MODEL.RPN.BOUNDARY_THRESH": count(-1),  # -1: anchors across the image's border are kept
+    "MODEL.RPN.BOUNDARY_THRESH": count(-1),  # -1: anchors that cross the image's border are kept
     "MODEL.RPN.IOU_THRESHOLDS": thresholds,
     "MODEL.RPN.IOU_LABELS": labels,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": count(1),
@@ -105,7 +105,7 @@ MODEL: dict[str, Check] = {
     "MODEL.RPN.POST_NMS_TOPK_TRAIN": count(1),
     "MODEL.RPN.POST_NMS_TOPK_TEST": count(1),
     "MODEL.RPN.NMS_THRESH": fraction,
-    "MODEL.RPN.CONV_DIMS": each(either(-1, channels)),  # -1: as many as come in
+    "MODEL.RPN.CONV_DIMS": each(either(-1, channels)),  # -1: as many as the input has
     "MODEL.ROI_HEADS.NAME": registered(ROI_HEADS_REGISTRY),
     "MODEL.ROI_HEADS.NUM_CLASSES": count(1),
     "MODEL.ROI_HEADS.IN_FEATURES": maps,

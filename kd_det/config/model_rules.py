@@ -15,7 +15,7 @@ from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.config.other_keys import CHANNELS
 
 NO_GENERATOR = "PrecomputedProposals"
-GROUPS = 32  # of Detectron2's GroupNorm
+GROUPS = 32  # the groups of Detectron2's GroupNorm
 
 
 def check_model(cfg: CfgNode) -> None:
@@ -93,7 +93,7 @@ def _proposals(cfg: CfgNode) -> None:
         if is_architecture(cfg, ProposalNetwork):
             raise SetupError(
                 f"MODEL.PROPOSAL_GENERATOR.NAME is {name}, but MODEL.META_ARCHITECTURE {model.META_ARCHITECTURE} is "
-                "nothing else than one. Set it to RPN."
+                "only a proposal generator. Set it to RPN."
             )
         return
     boxes = 5 if name == "RRPN" else 4
@@ -235,10 +235,10 @@ def _subclass(registered: object, *kinds: type) -> bool:
 
 
 def known_maps(key: str, wanted: Sequence[str], known: Collection[str], source: str) -> None:
-    """Raises ``SetupError`` unless the maps ``wanted``, which ``key`` names, are different ones of those ``known``.
+    """Raises ``SetupError`` unless the maps ``wanted``, which ``key`` names, are all different and all in ``known``.
 
     Args:
-        source: what gives the known ones, for the message.
+        source: what provides the known maps, for the message.
     """
     for name in wanted:
         if name not in known:
@@ -260,7 +260,7 @@ def check_maps(cfg: CfgNode, shapes: Mapping[str, ShapeSpec]) -> None:
         shapes: the backbone's maps, name to channels and stride (pixels).
 
     Raises:
-        SetupError: a map is not there, or those that a part works on do not go together.
+        SetupError: a map does not exist, or the maps of one part do not fit together.
     """
     model = cfg.MODEL
     backbone = f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME}"

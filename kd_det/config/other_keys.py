@@ -1,7 +1,7 @@
-"""The keys outside MODEL with the check of each value, as far as that needs no other key.
+"""The keys outside MODEL with the checks that need no other key.
 
-Left out are switches and texts of any content: their type is all there is to check. What the KD terms read is checked
-by the terms: see ``KDTerm.checks``.
+Switches and free text are left out: only their type is checked. The KD terms check their own keys: see
+``KDTerm.checks``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kd_det.common.setting_checks import (
     string,
 )
 
-# What Detectron2's reader makes of an image, and how many channels that has.
+# The image formats of Detectron2's reader, and how many channels each has.
 CHANNELS = {"BGR": 3, "RGB": 3, "YUV-BT.601": 3, "YCbCr": 3, "HSV": 3, "L": 1, "RGBA": 4, "CMYK": 4}
 SAMPLERS = (
     "TrainingSampler",
@@ -35,7 +35,7 @@ SAMPLERS = (
 )
 
 names = each(string)
-size = count(0, 2**16)  # pixels; 0: the image stays as it is
+size = count(0, 2**16)  # pixels; 0: the image is not resized
 
 
 def expected_result(key: str, value: Any) -> None:
@@ -43,7 +43,7 @@ def expected_result(key: str, value: Any) -> None:
     whole = isinstance(value, (list, tuple)) and len(value) == 4
     if not whole or not all(map(_is_number, value[2:])) or not all(isinstance(name, str) for name in value[:2]):
         raise SetupError(
-            f"{key} is {value!r:.200}; it must be [task, metric, value, tolerance], as ['bbox', 'AP', 38, 1]."
+            f"{key} is {value!r:.200}; it must be [task, metric, value, tolerance], such as ['bbox', 'AP', 38, 1]."
         )
 
 
@@ -52,7 +52,7 @@ def _is_number(value: Any) -> bool:
 
 
 def version(key: str, value: Any) -> None:
-    """The version of Detectron2's keys that this Detectron2 has."""
+    """The version of the keys that this Detectron2 uses."""
     if value != 2:
         raise SetupError(
             f"{key} is {value!r:.200}; this Detectron2 has the keys of version 2. Set it to 2. A file of version 1 "
@@ -113,7 +113,7 @@ OTHER: dict[str, Check] = {
     "TEST.AUG.MAX_SIZE": count(1, 2**16),
     "TEST.PRECISE_BN.NUM_ITER": count(1),
     "OUTPUT_DIR": string,
-    "SEED": count(-(2**31), 2**31 - 1),  # below 0: another one in every run
+    "SEED": count(-(2**31), 2**31 - 1),  # below 0: a different seed in every run
     "VIS_PERIOD": count(0),
     "FLOAT32_PRECISION": choice("", "highest", "high", "medium"),
     "KD.TERMS": names,

@@ -1,4 +1,4 @@
-"""Rules about several keys together that training alone needs."""
+"""Rules about several keys together that only training needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kd_det.config.model_rules import NO_GENERATOR
 
 
 def check_training(cfg: CfgNode, processes: int) -> None:
-    """Checks what training reads, against each other. Each key has passed its own check.
+    """Checks the keys that training reads against each other. Each key has passed its own check.
 
     Args:
         processes: how many processes train together.
@@ -56,13 +56,13 @@ def _schedule(cfg: CfgNode) -> None:
         if not ascending or solver.MAX_ITER in used:
             raise SetupError(
                 f"SOLVER.STEPS is {solver.STEPS} with SOLVER.MAX_ITER {solver.MAX_ITER}; it must be iterations in "
-                "ascending order, and none the last."
+                "ascending order, all before the last."
             )
     end = solver.get("BASE_LR_END", 0.0)
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and "BASE_LR_END" in solver and not 0 <= end <= solver.BASE_LR > 0:
         raise SetupError(
             f"SOLVER.BASE_LR_END is {end} with SOLVER.BASE_LR {solver.BASE_LR}; WarmupCosineLR needs a BASE_LR above 0 "
-            "and an end that is not larger."
+            "and an end that is no larger."
         )
     if solver.LR_SCHEDULER_NAME == "WarmupStepWithFixedGammaLR" and not solver.GAMMA > 0:
         raise SetupError(f"SOLVER.GAMMA is {solver.GAMMA}; WarmupStepWithFixedGammaLR needs a number above 0.")
@@ -82,8 +82,8 @@ def _sizes(cfg: CfgNode) -> None:
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sizes) != 2 or not 0 < sizes[0] <= sizes[1]):
         raise SetupError(
-            f"INPUT.MIN_SIZE_TRAIN is {sizes}; with INPUT.MIN_SIZE_TRAIN_SAMPLING range it must be the least and the "
-            "greatest size, as (640, 800)."
+            f"INPUT.MIN_SIZE_TRAIN is {sizes}; with INPUT.MIN_SIZE_TRAIN_SAMPLING range it must be the smallest and "
+            "the largest size, such as (640, 800)."
         )
 
 
@@ -96,7 +96,7 @@ def _crop(cfg: CfgNode) -> None:
     elif crop.TYPE.startswith("absolute") and not all(isinstance(side, int) for side in crop.SIZE):
         wanted = "whole numbers of pixels"
     elif crop.TYPE == "absolute_range" and crop.SIZE[0] > crop.SIZE[1]:
-        wanted = "the least and the greatest side, in pixels"
+        wanted = "the smallest and the largest side, in pixels"
     else:
         return
     raise SetupError(f"INPUT.CROP.SIZE is {crop.SIZE}; with INPUT.CROP.TYPE {crop.TYPE} it must be {wanted}.")
@@ -127,13 +127,13 @@ def _proposals(cfg: CfgNode) -> None:
 
 
 def check_proposal_files(cfg: CfgNode, splits: Sequence[str]) -> None:
-    """Checks that there is a file of proposals for each data set where MODEL.LOAD_PROPOSALS asks for them.
+    """Checks that each data set has a file of proposals if MODEL.LOAD_PROPOSALS is True.
 
     Args:
         splits: "TRAIN", "TEST".
 
     Raises:
-        SetupError: their numbers differ, or a file is not there.
+        SetupError: their numbers differ, or a file does not exist.
     """
     if not cfg.MODEL.LOAD_PROPOSALS:
         return

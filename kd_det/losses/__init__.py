@@ -1,22 +1,24 @@
-"""Distillation losses in pure PyTorch. Nothing here needs Detectron2, or any other part of ``kd_det``.
+"""Distillation losses in pure PyTorch. Nothing here needs Detectron2 or another part of ``kd_det``.
 
-``textbook`` has the losses on logits as their plain formulas, to be read beside the papers. The losses below are the
-same numbers, made safe and fast. What all of them share is said here once:
+``textbook`` has the plain formulas of the losses on logits, for reading next to the papers. The losses below give the
+same values, but they are safe for any finite input and faster. They have these properties in common:
 
-- **Shapes.** B samples (images, or boxes), C classes, N regions. Maps are lists with one (B, C, H, W) a level, where
+- **Shapes.** B samples (images, or boxes), C classes, N regions. Maps are lists with one (B, C, H, W) per level, where
   C, H and W are the map's channels, height and width.
 - **Precision.** Inputs are float16, bfloat16, float32 or float64. A loss is computed and returned in the widest of its
   inputs' dtypes, and in float32 at least, under autocast too. A gradient has the dtype of its input.
 - **Teacher.** It gets no gradient.
-- **Range.** Finite logits and features give a finite loss. Larger values than these count as these, even infinite
-  ones: logits 1e18 (in float64 1e150); what is standardised, normalised or compared by distances 1e15. nan gives nan.
-  The mean squared error of maps overflows where a squared difference does, in float32 from 1.8e19.
-- **Labels** are int64 class indices (B,), from 0 to C − 1. On the CPU others raise ``ValueError``. On an accelerator
-  its own assertion stops the run: a check here would synchronise host and device in every step.
+- **Range.** Finite logits and features give a finite loss. Values are clamped, even infinite ones: logits to ±1e18 (in
+  float64 ±1e150), and to ±1e15 where they are standardised, normalised or compared by distances. nan gives nan. The
+  mean squared error of maps overflows where a squared difference does, in float32 from 1.8e19.
+- **Labels** are int64 class indices (B,), from 0 to C − 1. On the CPU, other values raise ``ValueError``. On an
+  accelerator its own assertion stops the run: a check here would synchronise host and device in every step.
 - **Reduction** is "none" (a loss for each sample), "mean" or "sum", as in torch.
 - **Empty batches** give a 0 that keeps the graph.
-- **Derivatives.** The losses on logits know their gradient in closed form. They can be differentiated once; a second
-  derivative (``create_graph=True``) raises ``RuntimeError``.
+- **Derivatives.** KD, DKD, coupled DKD, NKD and the losses built on them (SDD, MLKD, HCD) compute their gradient in
+  closed form. They can be differentiated once; a second derivative (``create_graph=True``) raises ``RuntimeError``. The
+  same holds for KDSVD, CRD and the instance term of MCLD. Autograd differentiates all others, among them ``dist_loss``
+  and ``ctkd_loss``, as usual.
 - **Errors.** ``ValueError`` names the argument whose shape, dtype, device or value is wrong.
 """
 

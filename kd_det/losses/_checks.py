@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Outside, softened distributions are one-hot or uniform to rounding, and T² leaves the range of float32.
+# Beyond these, softened distributions round to one-hot or uniform, and T² leaves the range of float32.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 
 
@@ -31,16 +31,16 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
 def _remedy(student: Tensor, teacher: Tensor) -> str:
     """What to do about logits of these shapes."""
     if student.ndim != teacher.ndim:
-        return "Give both the same layout: one row a sample, one column a class."
+        return "Give both the same layout: one row per sample, one column per class."
     if student.ndim > 2:
-        return "Flatten the positions into the batch: logits.movedim(1, -1).flatten(0, -2), and the labels alike."
+        return "Flatten the positions into the batch: logits.movedim(1, -1).flatten(0, -2), and flatten the labels too."
     if student.ndim < 2:
-        return "Add the dimension that is missing: one row a sample, one column a class."
+        return "Add the dimension that is missing: one row per sample, one column per class."
     if student.shape[0] != teacher.shape[0]:
         return "Give both the same samples."
     if student.shape[1] != teacher.shape[1]:
         return "Give both models the same classes."
-    return "Count the background, or what is not the class, as a class of its own."
+    return "Count the background, or everything that is not the class, as a separate class."
 
 
 def check_labels(labels: Tensor, logits: Tensor) -> None:
@@ -61,7 +61,7 @@ def check_labels(labels: Tensor, logits: Tensor) -> None:
 def gather_targets(logits: Tensor, index: Tensor) -> Tensor:
     """``logits.gather(-1, index)``. On the CPU an index outside [0, C) raises ValueError.
 
-    There gather itself checks every index, so a check of our own runs only after it has failed. On an accelerator the
+    On the CPU gather checks every index itself, so our own check runs only after it has failed. On an accelerator the
     device's assertion in gather stops the run.
     """
     try:
@@ -73,16 +73,16 @@ def gather_targets(logits: Tensor, index: Tensor) -> Tensor:
             raise
         raise ValueError(
             f"labels must be from 0 to {classes - 1}; got {int(outside[0])}. "
-            "Leave out samples to be ignored, and count the background as a class where there is one."
+            "Leave out samples to be ignored, and count the background as a class if there is one."
         ) from None
 
 
 def check_features(student_features: Tensor, teacher_features: Tensor) -> None:
-    """Raises ValueError unless both are float (B, any D of 1 or more) of one batch, on one device."""
+    """Raises ValueError unless both are float (B, D), with the same B, any D of 1 or more, on one device."""
     shapes = student_features.shape, teacher_features.shape
     if any(len(shape) != 2 or shape[1] == 0 for shape in shapes) or shapes[0][0] != shapes[1][0]:
         raise ValueError(
-            "student_features and teacher_features must both be (B, D), with one B and D of 1 or more; "
+            "student_features and teacher_features must both be (B, D), with the same B and D of 1 or more; "
             f"got {tuple(shapes[0])} and {tuple(shapes[1])}."
         )
     _check_dtypes("features", student_features, teacher_features)
@@ -134,7 +134,7 @@ def check_weight(name: str, weight: float) -> None:
 
 
 def to_loss_dtype(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the wider of their dtypes, at least float32; the teacher's detached."""
+    """Both tensors in the wider of their dtypes, at least float32; the teacher's is detached."""
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     return student.to(dtype), teacher.detach().to(dtype)
 
@@ -153,5 +153,5 @@ def reduction_scale(reduction: str, batch: int) -> float:
 
 
 def reduced(losses: Tensor, reduction: str) -> Tensor:
-    """Losses (B, 1), already times ``reduction_scale``: as (B,) for "none", else their sum."""
+    """Losses (B, 1), already times ``reduction_scale``: (B,) for "none", their sum otherwise."""
     return losses.squeeze(1) if reduction == "none" else losses.sum()

@@ -15,45 +15,45 @@ from torch import Tensor, nn
 
 from kd_det.losses._checks import check_features, check_temperature
 from kd_det.losses._closed_form import ClosedFormLoss
-from kd_det.losses.mcld import _gather_batch
+from kd_det.losses._gather import gather_batch
 from kd_det.losses.normalize import unit_rows
 
-# Added to the noise's share K/M, as the authors do.
+# Added to c = K/M, as the authors do.
 EPS = 1e-7
 
 
 class CRDLoss(nn.Module):
-    """Noise-contrastive estimation of which of K + 1 samples a feature is of, for the student and for the teacher.
+    """Noise-contrastive estimation: which of K + 1 samples does a feature belong to? For student and teacher.
 
-    Both networks' features are embedded: a linear layer each, and L2 normalisation, give u_i and v_i of sample i. Two
-    memories keep an embedding of every sample of the training set, m^s of the student and m^t of the teacher. With the
-    score P(x, m) = exp(⟨x, m⟩ / τ) / Z and c = K/M, a side costs, averaged over the samples i,
+    A linear layer and L2 normalisation embed the features of each network: u_i (student) and v_i (teacher) of sample i.
+    Two memories keep an embedding of every sample of the training set, m^s of the student and m^t of the teacher. With
+    the score P(x, m) = exp(⟨x, m⟩ / τ) / Z and c = K/M, the loss of one side, averaged over the samples i, is
 
         −log[P(x, m_i) / (P(x, m_i) + c + 1e-7)] − Σ_j log[c / (P(x, m_j) + c + 1e-7)],
 
     where j runs over K negatives of i. The student's side compares x = u_i with m = m^t, the teacher's x = v_i with
     m = m^s. The loss is the sum of the two sides. The student and both embeddings learn from it, the teacher does not.
 
-    **Negatives** are drawn in each step, uniformly and with repetitions, from the samples other than i; with ``labels``
-    from the samples of other classes. The draws and the initial memories depend on ``seed`` and the number of steps,
-    and not on torch's global generator. ``forward`` takes given negatives too.
+    **Negatives** are drawn in each step, uniformly and with replacement, from the samples other than i, or with
+    ``labels`` from the samples of other classes. The draws and the initial memories depend on ``seed`` and the number
+    of steps, but not on torch's global generator. ``forward`` also accepts given negatives.
 
     **Memories.** After the loss, in training mode, m_i becomes momentum · m_i + (1 − momentum) · x_i, L2-normalised,
-    with the x of its own network. Z of a side is M times the mean score of the first step and stays.
+    with the x of the same network. Z of a side is M times the mean score of the first step; it does not change after
+    that.
 
     **State.** The state_dict holds the embeddings, both memories, log Z, and the number of steps (``_extra_state``), so
-    that training resumes with the negatives that it would have drawn.
+    that a resumed training draws the same negatives.
 
-    **Several processes.** Where torch.distributed is initialised, all processes must call this together: every
-    process updates its memories with the samples of all. Switch off the broadcasting of buffers in
-    DistributedDataParallel.
+    **Several processes.** If torch.distributed is initialised, all processes must call this together: each updates its
+    memories with the samples of all. Switch off the broadcasting of buffers in DistributedDataParallel.
 
-    **Cost.** The memories take 8 M F bytes (51 MB for 50,000 × 128). A side makes two products with a whole memory, one
-    of them for the gradient, and takes 4 B M bytes twice (13 MB for B = 64), which it frees before the call returns. At
-    the usual K that is much less memory than K rows for each sample are. For the backward pass it keeps (B, F).
+    **Cost.** The memories take 8 M F bytes (51 MB for 50,000 × 128). A side computes two products with a whole memory,
+    one of them for the gradient. It takes 4 B M bytes twice (13 MB for B = 64) and frees them before the call returns.
+    At the usual K this is much less memory than K rows per sample. For the backward pass it keeps (B, F).
 
     Source: Tian, Krishnan, Isola, "Contrastive Representation Distillation", ICLR 2020, with the constants of its
-    code. There the negatives are of other classes, and repeat only where K is more than there are. The weight on
+    code. There the negatives come from other classes, and repeat only if K exceeds their number. The weight on
     CIFAR-100 is 0.8.
 
     Args:
@@ -63,10 +63,10 @@ class CRDLoss(nn.Module):
         feature_dim: F, 1 or more.
         negatives: K, 1 or more.
         temperature: τ, from 1e-6 to 1e6.
-        momentum: the share of the old value in a memory, from 0 to 1, and below 1.
-        labels: the class of every sample of the training set (M,), int64, 0 or more, of two classes at least; None to
-            take every other sample for a negative.
-        seed: any whole number. All processes must have the same.
+        momentum: the share of the old value in a memory, 0 or more and below 1.
+        labels: the class of every sample of the training set (M,), int64, 0 or more, with at least two classes; None to
+            draw from all other samples.
+        seed: any whole number, the same in all processes.
 
     Raises:
         ValueError: a setting other than these.
@@ -75,7 +75,7 @@ class CRDLoss(nn.Module):
     student_memory: Tensor  # (M, F), float32
     teacher_memory: Tensor  # (M, F), float32
     log_normalizers: Tensor  # (2,) float32: log Z of student and teacher; inf before the first step
-    order: Tensor | None  # (M,) int64: the samples, class by class
+    order: Tensor | None  # (M,) int64: the samples, sorted by class
     first: Tensor | None  # (M,) int64: where the class of a sample starts in ``order``
     count: Tensor | None  # (M,) int64: how many samples the class of a sample has
 
@@ -121,7 +121,7 @@ class CRDLoss(nn.Module):
         Args:
             student_features: (B, D), such as the student's pooled features.
             teacher_features: (B, E).
-            indices: each sample's place in the training set (B,), int64, from 0 to M − 1.
+            indices: each sample's index in the training set (B,), int64, from 0 to M − 1.
             negatives: the samples to use as negatives (B, any K), int64, from 0 to M − 1; None to draw them.
 
         Returns:
@@ -142,7 +142,7 @@ class CRDLoss(nn.Module):
             with torch.no_grad():
                 scores = [(x / self.temperature @ memory.T).gather(1, chosen) for x, memory in pairs]
                 sums = torch.stack([score.logsumexp(1) for score in scores], 1)
-                batch = _gather_batch(torch.cat((student, teacher, sums), 1), indices, indices)
+                batch = gather_batch(torch.cat((student, teacher, sums), 1), indices, indices)
                 embeddings, sums = batch.logits[:, :-2], batch.logits[:, -2:]
                 log_z = self._log_normalizers(sums, chosen.shape[1])
             # With this factor the mean over the processes is the mean over the joined batch, however it is divided.
@@ -158,7 +158,7 @@ class CRDLoss(nn.Module):
         return loss
 
     def _log_normalizers(self, sums: Tensor, scores: int) -> Tensor:
-        """log Z (2,); in the first step from ``sums`` (A, 2), each the logsumexp of as many ``scores``."""
+        """log Z (2,). The first step computes it from ``sums`` (A, 2), each the logsumexp of ``scores`` scores."""
         first_step = sums.logsumexp(0) + math.log(len(self.student_memory) / (max(len(sums), 1) * scores))
         # Chosen on the device, so that the host does not wait.
         return torch.where(self.log_normalizers.isinf(), first_step, self.log_normalizers)
@@ -176,7 +176,7 @@ class CRDLoss(nn.Module):
         device = indices.device
         generator = torch.Generator(device).manual_seed(self._step_seed(self.steps))
         self.steps += self.training
-        # A sample and those that are no negatives of it are a range of ``order``, which is left out.
+        # A sample and the samples that are not its negatives are one range of ``order``, which is left out.
         if self.order is None or self.first is None or self.count is None:
             first, count = indices, torch.ones_like(indices)
         else:
@@ -215,10 +215,10 @@ class CRDLoss(nn.Module):
     def _check_indices(self, name: str, indices: Tensor, fits: bool, shape: str, device: torch.device) -> None:
         if not fits or indices.dtype != torch.int64 or indices.device != device:
             raise ValueError(
-                f"{name} must be int64 {shape} on {device}, places in the training set; "
+                f"{name} must be int64 {shape} on {device}, indices into the training set; "
                 f"got {indices.dtype} {tuple(indices.shape)} on {indices.device}."
             )
-        # Elsewhere the device's own assertion stops the run: a check would make the host wait.
+        # On other devices their own assertion stops the run: a check would make the host wait.
         samples = len(self.student_memory)
         if device.type == "cpu" and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < samples:
             raise ValueError(
@@ -230,8 +230,9 @@ class _NCE(ClosedFormLoss):
     """The cost of one side, times ``scale`` and summed over the samples.
 
     ``x`` (B, F) are the embeddings, ``memory`` (M, F) those of the other network, ``chosen`` (B, 1 + K) the sample and
-    its negatives, and ``log_p`` their scores log P. The gradient by log P is −c / (P + c) for the sample, c with its
-    eps, and P / (P + c) for a negative. The forward pass works it out, as the memory changes before the backward pass.
+    its negatives, and ``log_p`` their scores log P. The gradient with respect to log P is −c / (P + c) for the sample
+    and P / (P + c) for a negative, where c includes its eps. The forward pass computes it, because the memory changes
+    before the backward pass.
     """
 
     @staticmethod
@@ -239,7 +240,7 @@ class _NCE(ClosedFormLoss):
         ctx: Any, x: Tensor, memory: Tensor, chosen: Tensor, log_p: Tensor, temperature: float, scale: float
     ) -> Tensor:
         noise = (chosen.shape[1] - 1) / len(memory)
-        # No exponential can overflow, and no probability be 0.
+        # So no exponential overflows, and no probability is 0.
         log_odds = log_p - math.log(noise + EPS)
         weights = log_odds.sigmoid()
         weights[:, 0] = -(-log_odds[:, 0]).sigmoid()
@@ -259,7 +260,7 @@ def _class_tables(labels: Tensor, samples: int) -> tuple[Tensor, Tensor, Tensor]
         )
     if int(labels.min()) < 0 or int(labels.min()) == int(labels.max()):
         raise ValueError(
-            "labels must be 0 or more, and of two classes at least, as negatives are of another class; "
+            "labels must be 0 or more, with at least two classes, as negatives come from another class; "
             f"got {int(labels.min())} to {int(labels.max())}."
         )
     counts = labels.bincount()

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation, and its ablation that keeps plain KD's coupling (Zhao et al. 2022)."""
+"""Decoupled knowledge distillation, and its ablation with plain KD's coupled weight (Zhao et al. 2022)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from kd_det.losses._checks import (
 )
 from kd_det.losses._closed_form import LARGEST, ClosedFormLoss, softmax_pair_, stack_pair
 
-# Replaces the target's shifted logit where the target is left out. Its exponential is lost beside the greatest one, 1,
-# in float64 too, and is not subnormal: arithmetic on subnormal numbers is many times slower.
+# Replaces the target's shifted logit where the target is left out. Next to the largest exponential, 1, its exponential
+# is lost to rounding even in float64. It is not subnormal: arithmetic on subnormal numbers is many times slower.
 NEGLIGIBLE = -50.0
 
 
@@ -38,8 +38,8 @@ def dkd_loss(
 
     With p = softmax(teacher_logits / T), q = softmax(student_logits / T) and the target y, TCKD is the KL divergence
     between the two-way distributions of p and q (the target's probability, and the rest). NCKD is the KL divergence
-    between p and q renormalised over the C − 1 other classes; it is 0 where C = 2. Together they are plain KD:
-    KL(p ‖ q) = TCKD + (1 − p_y) NCKD.
+    between p and q renormalised over the C − 1 other classes; it is 0 for C = 2. Together they are plain KD: KL(p ‖ q)
+    = TCKD + (1 − p_y) NCKD.
 
     Source: Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, eq. 4 to 7. The paper
     takes T = 4, α = 1 and β from 2 to 8 for CIFAR-100, and T = 1, α = 1 and β = 0.25 for COCO, where the background
@@ -83,11 +83,11 @@ def coupled_dkd_loss(
 ) -> Tensor:
     """T² (α TCKD + (1 − p_y) NCKD) per sample, with p = softmax(teacher_logits / T).
 
-    This is ``dkd_loss`` with the weight that NCKD has in plain KD: a small one for samples of which the teacher is
+    This is ``dkd_loss`` with the weight that NCKD has in plain KD, which is small for samples where the teacher is
     sure. With α = 1 it equals ``kd_loss``.
 
-    Source: Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, eq. 6, and the ablation of β,
-    where it is the row "1 − p_t" in place of a number. The plain formula: ``textbook.coupled_dkd``.
+    Source: Zhao, Cui, Song, Qiu, Liang, "Decoupled Knowledge Distillation", CVPR 2022, eq. 6, and the row "1 − p_t" of
+    the ablation of β. The plain formula: ``textbook.coupled_dkd``.
 
     Args:
         student_logits: (B, C), C >= 2.
@@ -124,8 +124,9 @@ class _DKD(ClosedFormLoss):
     """``s``, ``t`` and ``y`` are the student's logits, the teacher's logits and the labels.
 
     With p̂ and q̂ renormalised over the other classes and δ = q_y − p_y, the gradient with respect to s is T α δ for
-    the target and T (β (q̂_c − p̂_c) − α δ q̂_c) for another class c. For δ is the derivative of TCKD by the target's
-    log-odds, s_y / T − logsumexp of the others' s_c / T, whose derivative is 1/T by s_y and −q̂_c/T by s_c.
+    the target and T (β (q̂_c − p̂_c) − α δ q̂_c) for another class c. The reason: δ is the derivative of TCKD with
+    respect to the target's log-odds, s_y / T − logsumexp of the others' s_c / T. The derivative of the log-odds is 1/T
+    with respect to s_y and −q̂_c/T with respect to s_c.
     """
 
     @staticmethod
@@ -144,12 +145,12 @@ class _DKD(ClosedFormLoss):
         index = y.unsqueeze(1).expand(2, -1, -1)
         target = gather_targets(pair, index)
         greatest_other = pair.scatter_(2, index, -math.inf).amax(2, keepdim=True)
-        # Shifted before the division rounds: logits in the thousands keep their small differences.
+        # Shifted before the division, whose rounding would lose small differences of logits in the thousands.
         pair.sub_(greatest_other).mul_(1 / temperature).scatter_(2, index, NEGLIGIBLE)
         target.sub_(greatest_other).mul_(1 / temperature)
         q_hat, p_hat, nckd, rest, gradient = softmax_pair_(pair)
 
-        # (2 ways, B, 1) each. The rest is the others' own logsumexp: 1 − p_y would round to 0.
+        # (2 ways, B, 1) each. The rest is the logsumexp of the others: 1 − p_y would round to 0.
         two_way = torch.stack((target, rest)).log_softmax(0)
         log_q, log_p = two_way.unbind(1)
         two_way_q, two_way_p = two_way.exp().unbind(1)

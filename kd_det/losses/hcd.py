@@ -16,33 +16,34 @@ from kd_det.losses.normalize import products, unit_rows
 
 
 class HCDLoss(nn.Module):
-    """KD with the teacher, and with n fusions of the teacher's logits with logits of both networks' features.
+    """KD with the teacher's logits, and with n fusions of them with logits made from both networks' features.
 
     The student's map goes through a projector (a 1 × 1 convolution) and is averaged over its positions. Concatenated
     with the teacher's penultimate feature, it goes through the complementary feature mapper, one linear layer that
-    gives n·C shared logits, or n sub-logits. Each sub-logit is added to the teacher's logits: fused_i. With s the
+    gives n·C shared logits: n sub-logits. Each sub-logit is added to the teacher's logits: fused_i. With s the
     student's logits, t the teacher's and y the labels, the terms are
 
     - **kd**: KD(s, t), as in ``kd_loss``;
     - **fused_kd**: Σ_i KD(s, fused_i);
     - **fused_ce**: ce_weight · Σ_i CE(fused_i, y), CE the cross-entropy with the labels;
-    - **orthogonality**: λ · OL, OL the mean squared cosine of every two of a sample's sub-logits: 0 where they are
-      orthogonal and for n = 1, 1 where they differ by a factor only.
+    - **orthogonality**: λ · OL, OL the mean squared cosine of every two of a sample's sub-logits: 0 if they are
+      orthogonal or n = 1, and 1 if they differ only by a factor.
 
     The cross-entropy of the student itself, CE(s, y), is left to the training loop. fused_i is a target in fused_kd
-    and gets no gradient there. So projector and mapper learn from fused_ce and OL; the student learns from the two KD
-    terms and, through the projector, from fused_ce and OL; the teacher learns from nothing.
+    and gets no gradient there. So projector and mapper learn from fused_ce and OL. The student learns from the two KD
+    terms and, through the projector, from fused_ce and OL. The teacher gets no gradient.
 
     Source: Xu, Zheng, Wang, Xu, Cheng, "Heterogeneous Complementary Distillation", 2025, arXiv 2511.10942. We know its
-    abstract, which names the parts and how they are connected. The rest is our reading: a projector of the convolution
-    alone, pooling by an average to 1 × 1, fusing by adding, OL as squared cosines, the sum over i, and every default.
+    abstract, which names the parts and how they are connected. The rest is our reading: a projector that is only the
+    convolution, average pooling to 1 × 1, fusing by addition, OL as squared cosines, the sum over i, and every default.
 
     Args:
         student_channels: D.
         teacher_channels: E.
         num_classes: C, 2 or more.
         n: the number of sub-logits, 1 or more.
-        projector_channels: the projector's output channels; 0 for E, so that the mapper gets as many from either side.
+        projector_channels: the projector's output channels; 0 for E, so that the mapper gets equally many from both
+            sides.
         temperature: T of both KD terms, from 1e-6 to 1e6.
         ce_weight: 0 or more.
         orthogonal_weight: λ, 0 or more.

@@ -44,7 +44,7 @@ class _KD(ClosedFormLoss):
     @staticmethod
     def forward(ctx: Any, s: Tensor, t: Tensor, temperature: float, scale: float, reduction: str) -> Tensor:
         pair = stack_pair(s, t)
-        # Shifted before the division rounds: logits in the thousands keep their small differences.
+        # Shifted before the division, whose rounding would lose small differences of logits in the thousands.
         pair.sub_(pair.amax(2, keepdim=True)).mul_(1 / temperature)
         q, p, divergence, _, gradient = softmax_pair_(pair)
         torch.sub(q, p, out=gradient).mul_(temperature * scale)

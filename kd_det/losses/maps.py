@@ -1,6 +1,6 @@
 """Losses on feature maps: FitNets, FGFI, PKD, attention transfer, and the hierarchical context loss of ReviewKD.
 
-Shape legend: B images, C channels, H and W height and width of a map; a list of maps has one a level, (B, C, H, W).
+Shape legend: B images, C channels, H and W height and width of a map; a list of maps has one (B, C, H, W) per level.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from kd_det.losses.normalize import z_score
 
 # Added to a channel's standard deviation in pkd_loss.
 PKD_EPS = 1e-6
-# A map whose greatest activation is this or less passes no gradient in at_loss: it would be divided by it.
+# A map whose largest activation is this or less passes no gradient in at_loss, which would divide by it.
 MIN_ACTIVATION = 1e-4
-# Side of the pooled map in hcl_loss, and its weight beside the 1 of the map itself.
+# Side of the pooled map in hcl_loss, and its weight; the map itself has weight 1.
 POOLINGS = ((4, 1 / 2), (2, 1 / 4), (1, 1 / 8))
 
 
 def fitnet_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
-    """The mean squared error of the maps of a level, averaged over the levels.
+    """The mean squared error of each level's maps, averaged over the levels.
 
     Source: Romero, Ballas, Kahou, Chassang, Gatta, Bengio, "FitNets: Hints for Thin Deep Nets", ICLR 2015, eq. 3, as a
     mean instead of half the sum.
@@ -39,7 +39,7 @@ def fitnet_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) 
     Raises:
         ValueError: no maps; or maps that differ in number, shape or device between the two sides.
     """
-    return torch.stack([_mean_squared_error(s, t) for s, t in _pair_levels(student_maps, teacher_maps)]).mean()
+    return torch.stack([_mean_squared_error(s, t) for s, t in _pair_equal_levels(student_maps, teacher_maps)]).mean()
 
 
 def fgfi_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], masks: Sequence[Tensor]) -> Tensor:
@@ -62,11 +62,11 @@ def fgfi_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], ma
     Raises:
         ValueError: no maps; maps that differ in number, shape or device between the two sides; masks that do not fit.
     """
-    levels = _pair_levels(student_maps, teacher_maps)
+    levels = _pair_equal_levels(student_maps, teacher_maps)
     _check_masks(masks, student_maps)
     errors = torch.stack([_masked_squares(s, t, mask) for (s, t), mask in zip(levels, masks, strict=True)])
     positions = torch.stack([mask.sum() for mask in masks]).sum()
-    # Divided on the device: reading the number of positions here would make every step wait.
+    # Divided on the device: reading the number of positions would make the host wait in every step.
     return errors.sum() / (2 * positions.clamp(min=1))
 
 
@@ -88,11 +88,12 @@ def _check_masks(masks: Sequence[Tensor], maps: Sequence[Tensor]) -> None:
 def pkd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     """Half the mean squared error of normalised maps, averaged over the levels: 1 − r, r the Pearson correlation.
 
-    Each channel of a map is brought to zero mean and unit standard deviation over the batch and the positions. So
-    neither its magnitude nor its offset counts, and half the mean squared error is 1 − r averaged over the channels.
+    Each channel of a map is brought to zero mean and unit standard deviation over the batch and the positions. So its
+    magnitude and offset do not matter, and half the mean squared error is 1 − r averaged over the channels.
 
-    A channel whose standard deviation is 1e-4 or less (a constant one, or a 1 × 1 map of one image) passes no
-    gradient, as its gradient would be 1 / std times that of the loss. Constant on one side, it costs 1/2; on both, 0.
+    A channel whose standard deviation is 1e-4 or less (a constant one, or a 1 × 1 map of one image) passes no gradient,
+    as its gradient would be 1 / std times that of the loss. A channel that is constant on one side costs 1/2; on both
+    sides, 0.
 
     Source: Cao, Zhang, Gao, Cheng, Cheng, Cheng, "PKD: General Distillation Framework for Object Detectors via Pearson
     Correlation Coefficient", NeurIPS 2022, section 3. There the levels are summed, with weight 6 each for a two-stage
@@ -108,7 +109,7 @@ def pkd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     Raises:
         ValueError: no maps; or maps that differ in number, shape or device between the two sides.
     """
-    levels = _pair_levels(student_maps, teacher_maps)
+    levels = _pair_equal_levels(student_maps, teacher_maps)
     return torch.stack([_mean_squared_error(_standardized(s), _standardized(t)) / 2 for s, t in levels]).mean()
 
 
@@ -119,8 +120,8 @@ def _standardized(feature_map: Tensor) -> Tensor:
 def at_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], *, power: float = 2) -> Tensor:
     """Σ over levels of the mean squared difference of two normalised attention maps.
 
-    The attention of a map A at a position is Σ_c |A_c|^p, divided by its Euclidean norm over the positions. So neither
-    the number of channels nor a map's magnitude counts. Where the two maps of a level differ in size, both are first
+    The attention of a map A at a position is Σ_c |A_c|^p, divided by its Euclidean norm over the positions. So the
+    number of channels and a map's magnitude do not matter. Where the two maps of a level differ in size, both are first
     brought to the smaller height and width by adaptive average pooling.
 
     The attention of a map of zeros is 0. A map without an activation above 1e-4 passes no gradient.
@@ -142,25 +143,17 @@ def at_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], *, p
     """
     if not 1 <= power < math.inf:
         raise ValueError(f"power must be a finite number, 1 or more; got {power!r}.")
-    check_maps("student_maps", student_maps)
-    check_maps("teacher_maps", teacher_maps)
-    if [len(m) for m in student_maps] != [len(m) for m in teacher_maps]:
-        raise ValueError(
-            "student_maps and teacher_maps must be equal in number, and of one batch; "
-            f"got {describe(student_maps)} and {describe(teacher_maps)} (teacher)."
-        )
-    levels = _on_one_device(student_maps, teacher_maps)
-    return torch.stack([_attention_error(s, t, power) for s, t in levels]).sum()
+    return torch.stack([_attention_error(s, t, power) for s, t in pair_levels(student_maps, teacher_maps)]).sum()
 
 
 def _attention_error(s: Tensor, t: Tensor, power: float) -> Tensor:
-    s, t = pool_to_common_size(*to_loss_dtype(s, t))
+    s, t = pool_to_common_size(s, t)
     return _mean_squared_error(_attention(s, power), _attention(t, power))
 
 
 def _attention(feature_map: Tensor, power: float) -> Tensor:
     """(B, C, H, W) to (B, H·W) of norm 1, or of 0 where the map is 0."""
-    # The norm removes the scale anyway: with a greatest activation of 1 no power overflows, and not all vanish.
+    # The norm removes the scale anyway. With a largest activation of 1, no power overflows and not all of them vanish.
     greatest = feature_map.detach().abs().amax((1, 2, 3), keepdim=True)
     scaled = feature_map / torch.where(greatest > 0, greatest, 1)
     raw = scaled.abs().pow(power).mean(1).flatten(1)
@@ -187,7 +180,7 @@ def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     Raises:
         ValueError: no maps; or maps that differ in number, shape or device between the two sides.
     """
-    return torch.stack([_context_error(s, t) for s, t in _pair_levels(student_maps, teacher_maps)]).sum()
+    return torch.stack([_context_error(s, t) for s, t in _pair_equal_levels(student_maps, teacher_maps)]).sum()
 
 
 def _context_error(s: Tensor, t: Tensor) -> Tensor:
@@ -211,7 +204,7 @@ def pool_to_common_size(student_map: Tensor, teacher_map: Tensor) -> tuple[Tenso
     return next(pooled), next(pooled)
 
 
-def _pair_levels(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+def _pair_equal_levels(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """The two maps of each level in the wider of their dtypes, at least float32; the teacher's detached.
 
     Raises:
@@ -225,16 +218,31 @@ def _pair_levels(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor])
             f"got {describe(student_maps)} and {describe(teacher_maps)} (teacher). "
             "Adapt the student's channels and sizes to the teacher's first."
         )
-    return [to_loss_dtype(s, t) for s, t in _on_one_device(student_maps, teacher_maps)]
+    return _pairs(student_maps, teacher_maps)
 
 
-def _on_one_device(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The levels as pairs. Raises ValueError unless the maps of each are on one device."""
+def pair_levels(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """As ``_pair_equal_levels``, for maps of one batch whose channels and sizes may differ.
+
+    Raises:
+        ValueError: no levels; or maps that differ in number, batch or device between the two sides.
+    """
+    check_maps("student_maps", student_maps)
+    check_maps("teacher_maps", teacher_maps)
+    if [len(m) for m in student_maps] != [len(m) for m in teacher_maps] or len({len(m) for m in student_maps}) > 1:
+        raise ValueError(
+            "student_maps and teacher_maps must be equal in number, and of one batch; "
+            f"got {describe(student_maps)} and {describe(teacher_maps)} (teacher)."
+        )
+    return _pairs(student_maps, teacher_maps)
+
+
+def _pairs(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     levels = list(zip(student_maps, teacher_maps, strict=True))
     for level, (s, t) in enumerate(levels):
         if s.device != t.device:
             raise ValueError(f"student_maps[{level}] is on {s.device}, teacher_maps[{level}] on {t.device}; move one.")
-    return levels
+    return [to_loss_dtype(s, t) for s, t in levels]
 
 
 def _mean_squared_error(s: Tensor, t: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ Shape legend: B samples of this process, A samples of all processes together, C 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from kd_det.losses._checks import check_labels, check_logits, check_temperature
 from kd_det.losses._closed_form import ClosedFormLoss
+from kd_det.losses._gather import GlobalBatch, gather_batch
 from kd_det.losses.normalize import products, unit_rows
 
 # The sample index of a queue entry that is not filled yet.
@@ -23,28 +23,29 @@ EMPTY = -1
 class MCLDLoss(nn.Module):
     """Three InfoNCE terms between L2-normalised logits, the student's u and the teacher's v, at temperature τ.
 
-    With cos(a, b) the product of two such rows, and averaged over the samples i:
+    cos(a, b) is the product of two such rows. Averaged over the samples i:
 
     - **instance**: −log of exp(cos(u_i, v_i)/τ) over itself plus the sum of exp(cos(u_i, q)/τ) over the queue of the
-      teacher's logits q of earlier steps. Entries of sample i itself are left out. It is 0 while there is no other.
+      teacher's logits q of earlier steps. Entries of sample i itself are left out. The term is 0 if there are no
+      others.
     - **sample**: the cross-entropy of row i of the matrix cos(u_i, v_j)/τ over the batch, with j = i as the target.
     - **category**: the mean, over the other samples p of the batch with the label of i, of −log of
       exp(cos(u_i, v_p)/τ) over the sum of exp(cos(u_i, v_j)/τ) over all j ≠ i. It is averaged over the samples that
-      have such a p, and 0 where none has.
+      have such a p, and 0 if none has.
 
-    **Queue.** It keeps normalised logits and their samples' indices. It is filled in order; once it is full, the
-    oldest entry is replaced. A batch enters after its loss, in training mode only. The queue is in the state_dict
+    **Queue.** It keeps normalised logits and the indices of their samples. Once it is full, new entries replace the
+    oldest. A batch enters after its loss is computed, in training mode only. The queue is in the state_dict
     (``logits``, ``indices`` and ``position``, the place of the next entry), so that training resumes with it.
 
-    **Several processes.** Where torch.distributed is initialised, all processes must call this together. Teacher
-    logits, labels and indices are gathered, and negatives and positives come from the joined batch. The queues of all
-    processes are the same, in the order of the joined batch. The mean over the processes of each term, and of its
-    gradients, is what one process gives for the joined batch. The queue itself is never sent: switch off the
-    broadcasting of buffers in DistributedDataParallel.
+    **Several processes.** If torch.distributed is initialised, all processes must call this together. Teacher logits,
+    labels and indices are gathered; negatives and positives come from the joined batch. The queues of all processes are
+    the same, in the order of the joined batch. The mean over the processes of each term, and of its gradients, is what
+    one process gives for the joined batch. The queue itself need not be sent: switch off the broadcasting of buffers in
+    DistributedDataParallel.
 
     **Cost.** The queue takes Q (4 C + 8) bytes (20.4 MB for 50,000 × 100). The call takes 5 B Q bytes (16 MB for
-    B = 64) and frees them before it returns. It makes two products of (B, C) by (C, Q), one of them for the gradient.
-    For the backward pass it keeps (B, C) for the instance term, and (B, A) for the other two.
+    B = 64) and frees them before it returns. It computes two products of (B, C) by (C, Q), one of them for the
+    gradient. For the backward pass it keeps (B, C) for the instance term, and (B, A) for the other two.
 
     Source: Wang, Zhou, "Multi-perspective Contrastive Logit Distillation", 2024, arXiv 2411.10693: the names of the
     three perspectives, the negatives of the instance term, and τ. We know its abstract and summaries of it. The rest
@@ -54,9 +55,9 @@ class MCLDLoss(nn.Module):
 
     Args:
         num_classes: C, 2 or more.
-        queue_size: Q, 1 or more, and A at least; the training set's size is usual. Unused without ``instance``.
+        queue_size: Q, 1 or more and at least A; usually the size of the training set. Unused without ``instance``.
         temperature: τ, from 1e-6 to 1e6.
-        instance: whether the instance term is computed. At least one of the three must be.
+        instance: whether the instance term is computed. At least one of the three terms must be.
         sample: whether the sample term is computed.
         category: whether the category term is computed.
 
@@ -101,7 +102,7 @@ class MCLDLoss(nn.Module):
             student_logits: (B, C).
             teacher_logits: (B, C).
             labels: the classes (B,), int64.
-            indices: each sample's place in the training set (B,), int64, 0 or more.
+            indices: each sample's index in the training set (B,), int64, 0 or more.
 
         Returns:
             Scalars by name, "instance", "sample" and "category", of the terms that are on; their sum is the loss. A
@@ -116,14 +117,14 @@ class MCLDLoss(nn.Module):
         dtype = torch.promote_types(student_logits.dtype, teacher_logits.dtype)
         with torch.autocast(student_logits.device.type, enabled=False):
             student, teacher = unit_rows(student_logits.to(dtype)), unit_rows(teacher_logits.detach().to(dtype))
-            batch = _gather_batch(teacher, labels, indices)
+            batch = gather_batch(teacher, labels, indices)
             terms = self._terms(student, teacher, labels, indices, batch)
             if self.instance and self.training:
                 self._enqueue(batch)
         return terms
 
     def _terms(
-        self, student: Tensor, teacher: Tensor, labels: Tensor, indices: Tensor, batch: _GlobalBatch
+        self, student: Tensor, teacher: Tensor, labels: Tensor, indices: Tensor, batch: GlobalBatch
     ) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         # With this scale the mean over the processes is the mean over the joined batch, however it is divided.
@@ -142,7 +143,7 @@ class MCLDLoss(nn.Module):
         return terms
 
     @torch.no_grad()
-    def _enqueue(self, batch: _GlobalBatch) -> None:
+    def _enqueue(self, batch: GlobalBatch) -> None:
         entered = torch.arange(batch.indices.shape[0], device=self.position.device)
         # Computed on the device, so that the host does not wait.
         slots = (self.position + entered) % self.logits.shape[0]
@@ -158,11 +159,11 @@ class MCLDLoss(nn.Module):
             raise ValueError(f"MCLDLoss was built for {self.num_classes} classes; got student_logits {shape}.")
         if indices.shape != labels.shape or indices.dtype != torch.int64 or indices.device != device:
             raise ValueError(
-                f"indices must be int64 ({shape[0]},) on {device}, each sample's place in the training set; "
+                f"indices must be int64 ({shape[0]},) on {device}, each sample's index in the training set; "
                 f"got {indices.dtype} {tuple(indices.shape)} on {indices.device}."
             )
 
-    def _check_room(self, batch: _GlobalBatch) -> None:
+    def _check_room(self, batch: GlobalBatch) -> None:
         samples, entries = batch.labels.shape[0], self.logits.shape[0]
         if samples > entries:
             raise ValueError(
@@ -171,11 +172,11 @@ class MCLDLoss(nn.Module):
             )
 
 
-def _category(similarity: Tensor, own: Tensor, labels: Tensor, batch: _GlobalBatch) -> Tensor:
-    """The category term of ``similarity`` (B, A), already over τ; ``own`` (B,) has the column of each row's sample."""
+def _category(similarity: Tensor, own: Tensor, labels: Tensor, batch: GlobalBatch) -> Tensor:
+    """The category term of ``similarity`` (B, A), already over τ; ``own`` (B,) is the column of each row's sample."""
     itself = own.unsqueeze(1) == torch.arange(batch.labels.shape[0], device=own.device)
     positive = (labels.unsqueeze(1) == batch.labels) & ~itself
-    # A finite value in place of −inf: a batch of one sample has no other column.
+    # A finite value, not −inf: a batch of one sample has no other column.
     log_p = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min).log_softmax(1)
     positives = positive.sum(1)
     rows = torch.where(positive, -log_p, 0).sum(1) / positives.clamp(min=1)
@@ -188,7 +189,7 @@ class _Instance(ClosedFormLoss):
     """``u`` and ``v`` are the student's and the teacher's normalised logits (B, C).
 
     With w_j = exp(cos(u, q_j)/τ) and w = exp(cos(u, v)/τ), the gradient with respect to u is
-    (Σ_j w_j q_j − Σ_j w_j v) / (τ (w + Σ_j w_j)). The forward pass works it out in the buffer of the similarities.
+    (Σ_j w_j q_j − Σ_j w_j v) / (τ (w + Σ_j w_j)). The forward pass computes it in the buffer of the similarities.
     """
 
     @staticmethod
@@ -206,7 +207,7 @@ class _Instance(ClosedFormLoss):
         weights = torch.addmm(empty, u / temperature, queue.T)
         weights.masked_fill_(queue_indices == indices.unsqueeze(1), -math.inf)
         own = (u * v).sum(1, keepdim=True) / temperature
-        # The greatest of all exponents, subtracted from each, so that the sum is finite and has a 1 in it.
+        # The largest exponent, which is subtracted from all of them, so that the sum is finite and includes a 1.
         greatest = torch.maximum(weights.amax(1, keepdim=True), own)
         weights.sub_(greatest).exp_()
         others = weights.sum(1, keepdim=True)
@@ -214,41 +215,3 @@ class _Instance(ClosedFormLoss):
         gradient = torch.addcmul(weights @ queue, others, v, value=-1).div_(total).mul_(scale / temperature)
         ctx.save_for_backward(u, gradient)
         return (greatest - own + total.log()).sum() * scale
-
-
-class _GlobalBatch(NamedTuple):
-    """The A samples of all processes, in the order of the processes; this process's start at ``first``."""
-
-    logits: Tensor  # (A, C)
-    labels: Tensor  # (A,) int64
-    indices: Tensor  # (A,) int64
-    first: int
-    processes: int
-
-
-def _gather_batch(logits: Tensor, labels: Tensor, indices: Tensor) -> _GlobalBatch:
-    """Joins (B, C), (B,) and (B,) of every process. B may differ from process to process, and may be 0.
-
-    Without torch.distributed, or with one process, they are returned unchanged. Otherwise every process must call
-    this. It waits for the device once, because it needs the sizes. No gradient passes.
-    """
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return _GlobalBatch(logits, labels, indices, 0, 1)
-    processes, rank = distributed.get_world_size(), distributed.get_rank()
-    size = torch.tensor([logits.shape[0]], device=logits.device)
-    sizes = [int(length) for length in _all_gather(size, processes)]
-    integers = _gather_rows(torch.stack((labels, indices), 1), sizes)
-    return _GlobalBatch(_gather_rows(logits, sizes), integers[:, 0], integers[:, 1], sum(sizes[:rank]), processes)
-
-
-def _gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
-    """Joins ``rows`` (sizes[rank], D) of the processes. Collectives need one length: they are padded, and cut again."""
-    padded = F.pad(rows.detach(), (0, 0, 0, max(sizes) - rows.shape[0])).contiguous()
-    parts = _all_gather(padded, len(sizes))
-    return torch.cat([part[:length] for part, length in zip(parts, sizes, strict=True)])
-
-
-def _all_gather(tensor: Tensor, processes: int) -> list[Tensor]:
-    parts = [torch.empty_like(tensor) for _ in range(processes)]
-    distributed.all_gather(parts, tensor)
-    return parts

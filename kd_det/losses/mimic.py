@@ -1,4 +1,4 @@
-"""Feature imitation beyond a mean squared error: SimKD (reused classifier), VID (variational), OFD (margins).
+"""Losses that imitate feature maps: SimKD (reused classifier), VID (variational), OFD (margins).
 
 Shape legend: B images, C and E channels of the student's and of the teacher's map, H and W height and width of a map.
 """
@@ -13,22 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kd_det.losses._checks import FLOATS, check_maps, check_one_device, describe, to_loss_dtype
-from kd_det.losses.maps import pool_to_common_size
-from kd_det.losses.relations import pair_levels
+from kd_det.losses.maps import pair_levels, pool_to_common_size
 from kd_det.losses.review_fusion import SafeBatchNorm2d
 
-# The share of a normal distribution below 0 under which ofd_margin takes −3 standard deviations.
+# If a smaller share of a normal distribution is below 0, ofd_margin takes −3 standard deviations.
 LEAST_NEGATIVE_SHARE = 0.001
 
 
 class SimKDLoss(nn.Module):
-    """The mean squared error between the student's projected map and the teacher's: the teacher's classifier reused.
+    """The mean squared error between the student's projected map and the teacher's, whose classifier is reused.
 
     The projector is a 1 × 1 convolution to E / reduction channels, a 3 × 3 one, and a 1 × 1 one to E channels, each
-    without bias and followed by batch normalisation and ReLU. Where the maps differ in size, the larger side is first
-    brought to the smaller height and width by adaptive average pooling. The student has no classifier of its own: its
-    logits are the teacher's classifier on the averaged projected map (``logits``). So it is trained by this loss alone,
-    without a cross-entropy, and needs the projector and the teacher's classifier wherever it is used.
+    without bias and followed by batch normalisation and ReLU. If the maps differ in size, both are first brought to the
+    smaller height and width by adaptive average pooling. The student has no classifier of its own: its logits are those
+    of the teacher's classifier on the averaged projected map (``logits``). So it is trained with this loss alone,
+    without a cross-entropy, and it needs the projector and the teacher's classifier for inference.
 
     Source: Chen, Mei, Zhang, Wang, Feng, Chen, "Knowledge Distillation with the Reused Teacher Classifier", CVPR 2022.
     Weight 1, cross-entropy 0.
@@ -36,7 +35,7 @@ class SimKDLoss(nn.Module):
     Args:
         student_channels: C, 1 or more.
         teacher_channels: E, 1 or more.
-        reduction: the factor by which the middle of the projector is narrower than E; 1 or more, E at most.
+        reduction: the factor by which the middle of the projector is narrower than E; from 1 to E.
 
     Raises:
         ValueError: a setting other than these.
@@ -76,7 +75,8 @@ class SimKDLoss(nn.Module):
     def logits(self, student_map: Tensor, classifier: nn.Module, size: tuple[int, int]) -> Tensor:
         """The student's logits, by the teacher's ``classifier`` on (B, E).
 
-        ``size`` is the height and width of the teacher's map: the projector sees the maps that it is trained on.
+        ``size`` is the height and width of the teacher's map, so that the projector sees maps of the size that it is
+        trained on.
         """
         height, width = (min(sides) for sides in zip(student_map.shape[2:], size, strict=True))
         projected = self.projector(_resized(student_map, (height, width)))
@@ -96,13 +96,13 @@ class VIDLoss(nn.Module):
     """The mean of ½ [(r − t)² / v + log v]: the student's map as the mean of a normal distribution of the teacher's.
 
     r (B, E, H, W) is the regressor of the student's map: three 1 × 1 convolutions without bias to E channels, with ReLU
-    between them. The variance v of a channel is a learned parameter, softplus(a) + eps. This is minus the logarithm of
-    the density of t, less a constant; it may be negative. Where the maps differ in size, both are first brought to the
-    smaller height and width by adaptive average pooling. It is for one level; the losses of several are added.
+    between them. The variance v of a channel is a learned parameter, softplus(a) + eps. This is the negative
+    log-density of t, less a constant; it may be negative. If the maps differ in size, both are first brought to the
+    smaller height and width by adaptive average pooling. The module is for one level; add the losses of several levels.
 
     Source: Ahn, Hu, Damianou, Lawrence, Dai, "Variational Information Distillation for Knowledge Transfer", CVPR 2019.
-    Weight 1. In some published code no optimiser gets the variances, which then stay at their initial value; here they
-    are parameters of the module.
+    Weight 1. In some published code the variances are not given to the optimiser and keep their initial value; here
+    they are parameters of the module.
 
     Args:
         student_channels: C, 1 or more.
@@ -131,7 +131,7 @@ class VIDLoss(nn.Module):
             nn.ReLU(),
             nn.Conv2d(teacher_channels, teacher_channels, 1, bias=False),
         )
-        # The inverse of softplus, for variances of any size.
+        # The inverse of softplus, stable for variances of any size.
         softplus = init_variance - eps
         self.log_scale = nn.Parameter(torch.full((teacher_channels,), softplus + math.log(-math.expm1(-softplus))))
 
@@ -156,17 +156,17 @@ class VIDLoss(nn.Module):
 
 
 def ofd_margin(bn_weight: Tensor, bn_bias: Tensor) -> Tensor:
-    """The mean of the negative values of each channel behind a batch normalisation: the margins of ``ofd_loss``.
+    """The mean of the negative values of each channel after a batch normalisation: the margins of ``ofd_loss``.
 
-    A channel is taken for normal, with mean m = bias and standard deviation s = |weight|. The margin is
-    m − s φ(m/s) / Φ(−m/s), φ and Φ the density and the distribution function of the standard normal, and −3 s where
-    less than a thousandth of the values, Φ(−m/s), are negative. With s = 0 it is min(m, 0).
+    A channel is assumed to be normal, with mean m = bias and standard deviation s = |weight|. The margin is m − s
+    φ(m/s) / Φ(−m/s), φ and Φ the density and the distribution function of the standard normal, and −3 s if the negative
+    share Φ(−m/s) is less than a thousandth. With s = 0 it is min(m, 0).
 
     Source: Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019.
 
     Args:
-        bn_weight: of the teacher's last batch normalisation before the ReLU (C,), floating-point.
-        bn_bias: of the same (C,).
+        bn_weight: the weight of the teacher's last batch normalisation before the ReLU (C,), floating-point.
+        bn_bias: its bias (C,).
 
     Returns:
         (C,), 0 or less, float32 at least, without a graph.
@@ -185,7 +185,7 @@ def ofd_margin(bn_weight: Tensor, bn_bias: Tensor) -> Tensor:
         )
     mean, std = to_loss_dtype(bn_bias.detach(), bn_weight)
     std = std.abs()
-    # For std = 0 the quotient is infinite or 0, and what follows from it right.
+    # For std = 0 the quotient is infinite or 0, and the result is still right.
     quotient = mean / std.clamp_min(torch.finfo(std.dtype).tiny)
     share = torch.special.ndtr(-quotient)
     density = (-quotient.square() / 2).exp() / math.sqrt(2 * math.pi)
@@ -196,9 +196,9 @@ def ofd_margin(bn_weight: Tensor, bn_bias: Tensor) -> Tensor:
 def ofd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], margins: Sequence[Tensor]) -> Tensor:
     """Σ over n levels l = 0, 1, ... of Σ (s − t̂)² / B / 2^(n−1−l): overhaul of feature distillation.
 
-    t̂ is the margin ReLU of the teacher's map, max(t, margin of the channel). Where t <= 0, a value of the student's of
-    t̂ or less costs nothing (the partial L2 distance): either is removed by the ReLU behind it. The teacher's map is
-    brought to the student's size by adaptive average pooling.
+    t̂ is the margin ReLU of the teacher's map, max(t, margin of the channel). Where t <= 0, a student's value of t̂ or
+    less costs nothing (the partial L2 distance): the ReLU after it removes both. The teacher's map is brought to the
+    student's size by adaptive average pooling.
 
     Source: Heo, Kim, Yun, Park, Kwak, Choi, "A Comprehensive Overhaul of Feature Distillation", ICCV 2019. The weight
     is 0.001 on CIFAR-100. There the student's map goes through a 1 × 1 convolution and batch normalisation first. In
@@ -251,7 +251,7 @@ def _check_channels(student_channels: int, teacher_channels: int) -> None:
 def _imitated(
     loss: SimKDLoss | VIDLoss, layers: nn.Sequential, student_map: Tensor, teacher_map: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What ``layers`` make of the student's map, and the teacher's map without a graph: one shape, one dtype."""
+    """The output of ``layers`` for the student's map, and the detached teacher's map, in the same shape and dtype."""
     check_maps("student_map", [student_map])
     check_maps("teacher_map", [teacher_map])
     channels = student_map.shape[1], teacher_map.shape[1]

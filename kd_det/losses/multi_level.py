@@ -27,7 +27,7 @@ from kd_det.losses.normalize import products, unit_rows
 
 # Added to a product of norms in dist_loss, as the authors do.
 DIST_EPS = 1e-8
-# A row or column of the student whose deviation from its mean is this share of its size or less passes no gradient.
+# A student's row or column passes no gradient if its deviation from its mean is this share of its size or less.
 MIN_SPREAD = 1e-4
 
 
@@ -42,15 +42,15 @@ def dist_loss(
     """T² [inter_weight (1 − r_inter) + intra_weight (1 − r_intra)], with Pearson correlations of probabilities.
 
     With p = softmax(teacher_logits / T) and q = softmax(student_logits / T), both (B, C), r_inter is the correlation of
-    a row of q with that of p, averaged over the B samples, and r_intra that of a column, averaged over the C classes.
-    1e-8 is added to the product of the two norms that a correlation divides by. So a column of small probabilities has
-    a correlation near 0, also where student and teacher agree, and so has every column for B = 1.
+    a row of q with the same row of p, averaged over the B samples. r_intra is that of a column, averaged over the C
+    classes. 1e-8 is added to the product of the two norms in the denominator of a correlation. So a column of small
+    probabilities has a correlation near 0, even if student and teacher agree, and so has every column for B = 1.
 
-    A row or column of q that is constant to 1e-4 of its size passes no gradient, as its gradient would be 1e4 times
-    that of others and more. So nearly equal logits pass no gradient, as in ``standardize_logits``.
+    A row or column of q that is constant up to 1e-4 of its size passes no gradient, as its gradient would be at least
+    1e4 times that of others. So nearly equal logits pass no gradient, as in ``standardize_logits``.
 
-    Source: Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. Its code
-    takes weight 2 for the whole, both inner weights 1, and T = 1 on ImageNet, 4 on CIFAR-100.
+    Source: Huang, You, Wang, Qian, Xu, "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. Its code has
+    weight 2 for the sum, 1 for both parts, and T = 1 on ImageNet, 4 on CIFAR-100.
 
     Args:
         student_logits: (B, C), C >= 2.
@@ -82,10 +82,10 @@ def probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _shifted(logits: Tensor) -> Tensor:
-    """``logits`` less the greatest of each row, and none beyond LARGEST."""
+    """``logits`` less the largest of each row, clamped to LARGEST."""
     largest = LARGEST[logits.dtype]
     clamped = logits.clamp(-largest, largest)
-    # Before a division rounds: logits in the thousands keep their small differences.
+    # Before any division, whose rounding would lose small differences of logits in the thousands.
     return clamped - clamped.detach().amax(1, keepdim=True)
 
 
@@ -115,8 +115,8 @@ def mlkd_loss(
 
     Source: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023. The weights are 0.9 on CIFAR-100 and 0.5 on
     ImageNet, and the loss is taken on a weakly and a strongly augmented view of each image. The published code also
-    multiplies the means of the weak view by a mask of the samples or classes of which the teacher is less sure. As they
-    are means already, that only halves them. This loss has no mask.
+    multiplies the weak view's means by a mask of the samples or classes where the teacher is less sure. Since they are
+    means already, this only halves them. This loss has no mask.
 
     Args:
         student_logits: (B, C), C >= 2.
@@ -134,7 +134,7 @@ def mlkd_loss(
         raise ValueError("temperatures must have one entry or more; got none.")
     # Widened here, so that the gradients of all parts are added up in one wide dtype.
     s, t = to_loss_dtype(student_logits, teacher_logits)
-    # Checks each temperature, too.
+    # It also checks each temperature.
     instance = [kd_loss(s, t, temperature=temperature) for temperature in temperatures]
     relations = [_relation_errors(*(probabilities(z, temperature) for z in (s, t))) for temperature in temperatures]
     return torch.stack(instance + relations).sum()
@@ -157,7 +157,8 @@ def ctkd_loss(
     """KD at the learned temperature T = start + span σ(θ), where θ learns to make the loss larger: curriculum KD.
 
     The student's gradient is that of ``kd_loss`` at this T. θ gets the gradient of the loss, T² included, times
-    −reversal. So the optimiser that lowers the loss by the student raises it by θ. ``ctkd_reversal`` is the curriculum.
+    −reversal. So the same optimiser step lowers the loss through the student and raises it through θ. ``ctkd_reversal``
+    is the curriculum.
 
     Source: Li, Li, Yang, Zhao, Song, Luo, Li, Yang, "Curriculum Temperature for Knowledge Distillation", AAAI 2023,
     the global temperature; T is between 1 and 21, and θ starts at 1.
@@ -166,7 +167,7 @@ def ctkd_loss(
         student_logits: (B, C), C >= 2.
         teacher_logits: (B, C).
         theta: θ, one floating-point number, of any shape; usually an ``nn.Parameter``.
-        reversal: 0 or more; 0 leaves θ as it is.
+        reversal: 0 or more; 0 leaves θ unchanged.
         start: the lowest temperature, from 1e-6 to 1e6.
         span: the difference to the highest one, 0 or more; their sum is at most 1e6.
 
@@ -199,7 +200,7 @@ def ctkd_loss(
 def ctkd_reversal(epoch: float, *, epochs: float = 10.0, maximum: float = 1.0) -> float:
     """maximum (1 − cos(π epoch / epochs)) / 2: from 0 to ``maximum`` along a half cosine, and constant after it.
 
-    The ``reversal`` of ``ctkd_loss``. Source: as there. The published runs count epochs from 1.
+    The ``reversal`` of ``ctkd_loss``. Source: see ``ctkd_loss``. The published runs count epochs from 1.
 
     Args:
         epoch: 0 or more.
@@ -218,9 +219,9 @@ def ctkd_reversal(epoch: float, *, epochs: float = 10.0, maximum: float = 1.0) -
 
 
 def class_activation_maps(feature_map: Tensor, classifier: nn.Linear) -> Tensor:
-    """Σ_d w_cd F_d: how much each position of a map speaks for each class, without the classifier's bias.
+    """Σ_d w_cd F_d: how much each position of a map supports each class, without the classifier's bias.
 
-    The mean over the positions is the logit less the bias, in models that average the map before their classifier.
+    In models that average the map before their classifier, the mean over the positions is the logit less the bias.
 
     Source: Zhou, Khosla, Lapedriza, Oliva, Torralba, "Learning Deep Features for Discriminative Localization", CVPR
     2016. In CAT-KD's code the classifier is a 1 × 1 convolution without bias, which is the same.
@@ -250,8 +251,8 @@ def catkd_loss(student_cams: Tensor, teacher_cams: Tensor, *, resolution: int = 
     """The mean squared error of class activation maps: class attention transfer.
 
     Each map is brought to ``resolution`` × ``resolution`` by adaptive average pooling. With ``normalize`` each class's
-    map is then divided by its L2 norm over the positions. So its magnitude, the class's score, does not count. A map
-    of norm 1e-4 or less passes no gradient then; one of zeros stays 0.
+    map is then divided by its L2 norm over the positions. So its magnitude, the class's score, does not matter. A map
+    of norm 1e-4 or less then passes no gradient; a map of zeros stays 0.
 
     Source: Guo, Yan, Li, Lin, "Class Attention Transfer Based Knowledge Distillation", CVPR 2023. Its code
     takes weight 400 and a resolution of 2 on CIFAR-100. It uses the maps of all classes, as here.

@@ -32,10 +32,10 @@ def nkd_loss(
 ) -> Tensor:
     """−p¹_y log q¹_y − γ T² Σ_{c≠y} p̂_c log q̂_c per sample, y being the target.
 
-    p¹ = softmax(teacher_logits) and q¹ = softmax(student_logits), at T = 1 whatever T is. p̂ and q̂ are the softmax
-    of teacher_logits / T and student_logits / T, renormalised over the C − 1 classes other than the target; the
-    second part is 0 where C = 2. Both parts are cross-entropies, not divergences: where the student equals the
-    teacher, the loss is not 0, and the first part still pulls the target up.
+    p¹ = softmax(teacher_logits) and q¹ = softmax(student_logits), always without a temperature. p̂ and q̂ are the
+    softmax of teacher_logits / T and student_logits / T, renormalised over the C − 1 classes other than the target; the
+    second part is 0 for C = 2. Both parts are cross-entropies, not divergences: if the student equals the teacher, the
+    loss is not 0, and the first part still raises the target's probability.
 
     Source: Yang, Zeng, Li, Zhang, Yuan, Li, "From Knowledge Distillation to Self-Knowledge Distillation: A Unified
     Approach with Normalized Loss and Customized Soft Labels", ICCV 2023, section 3. It takes γ = 1.5 and T = 1 on
@@ -101,7 +101,7 @@ class _NKD(ClosedFormLoss):
             rest, q_rest = log_normalizer, q_hat
         others = log_normalizer[0] - buffer.mul_(p_hat).sum(1, keepdim=True)
 
-        # (2 ways, B, 1) each. The rest is the others' own logsumexp: 1 − p_y would round to 0.
+        # (2 ways, B, 1) each. The rest is the logsumexp of the others: 1 − p_y would round to 0.
         log_q, log_p = torch.stack((target, rest)).log_softmax(0).unbind(1)
         p_y = log_p[0].exp()
         pull = p_y * log_q[1].exp() * scale

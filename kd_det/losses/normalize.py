@@ -1,7 +1,7 @@
 """Standardisation and L2 normalisation, with gradients that stay within bounds.
 
-Both divide by a length. Where that is next to nothing, the true gradient, 1 / length, would swamp every other: there
-no gradient flows.
+Both divide by a length. If the length is almost 0, the true gradient, 1 / length, would dominate all others: then no
+gradient flows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kd_det.losses._checks import FLOATS
 MIN_STD = MIN_NORM = 1e-4
 # The squares of these, summed over the classes, stay within float32.
 LARGEST = 1e15
-# The least norm that a row is divided by.
+# A row is divided by at least this norm.
 EPS = 1e-12
 
 
@@ -26,7 +26,7 @@ def standardize_logits(logits: Tensor, eps: float = 1e-7) -> Tensor:
     """(z − mean) / (std + eps) over the classes, with the unbiased standard deviation.
 
     Apply it to student and teacher logits before any loss on logits, and before its temperature. The student then
-    matches the order and the relative gaps of the teacher's logits, and not their range.
+    matches the order and the relative gaps of the teacher's logits, but not their range.
 
     Equal logits give exactly 0. A row whose standard deviation is 1e-4 or less passes no gradient, as its gradient
     would be 1 / std times that of the loss. Of two classes only the sign of their difference is left, ±1/√2, with a
@@ -61,7 +61,7 @@ def z_score(values: Tensor, dims: tuple[int, ...], *, eps: float, unbiased: bool
     """
     if not values.numel():
         return values
-    # Shifted, equal values leave no rounding to be divided by eps, and large ones keep their small differences.
+    # The shift leaves exact zeros for equal values, and keeps the small differences of large values.
     first = values[tuple(slice(1) if dim in dims else slice(None) for dim in range(values.ndim))]
     shifted = values - first.detach()
     std, mean = torch.std_mean(shifted, dim=dims, correction=int(unbiased), keepdim=True)
@@ -70,9 +70,9 @@ def z_score(values: Tensor, dims: tuple[int, ...], *, eps: float, unbiased: bool
 
 
 def unit_rows(logits: Tensor) -> Tensor:
-    """``logits`` (..., C) over their L2 norm, at least float32. A row of zeros stays 0.
+    """``logits`` (..., C) divided by their L2 norm, at least float32. A row of zeros stays 0.
 
-    Logits beyond LARGEST count as that. Where the norm is MIN_NORM or less, no gradient flows.
+    Logits are clamped to ±LARGEST. Where the norm is MIN_NORM or less, no gradient flows.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).clamp(-LARGEST, LARGEST)
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
@@ -83,7 +83,7 @@ def unit_rows(logits: Tensor) -> Tensor:
 def products(a: Tensor, b: Tensor) -> Tensor:
     """``a`` (..., M, C) times ``b`` (..., N, C) transposed: (..., M, N). Its gradients keep the dtype too.
 
-    A plain product's would be in half precision where the backward pass runs under autocast.
+    Those of a plain product would be in half precision if the backward pass runs under autocast.
     """
     result: Tensor = _Products.apply(a, b)
     return result

@@ -1,7 +1,7 @@
 """Losses on relations: between samples (SP, PKT), between channels (NST), and between levels (KDSVD).
 
 Shape legend: B samples, C channels, D features of a sample, H and W height and width of a map, k and n singular
-vectors. A list of maps has one a level, (B, C, H, W).
+vectors. A list of maps has one (B, C, H, W) per level.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from kd_det.losses._checks import check_features, check_maps, describe, to_loss_dtype
-from kd_det.losses.maps import pool_to_common_size
+from kd_det.losses._checks import check_features, describe, to_loss_dtype
+from kd_det.losses.maps import pair_levels, pool_to_common_size
 from kd_det.losses.normalize import LARGEST, MIN_NORM, products, unit_rows
 
 # Added to norms and probabilities in pkt_loss, as the authors do.
@@ -29,8 +29,8 @@ EXTRA_VECTORS = 3
 def sp_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     """Σ over levels of the mean squared difference of two B × B similarity matrices: similarity-preserving KD.
 
-    With X (B, C·H·W) the flattened map, a matrix is X Xᵀ with each row divided by its L2 norm. So neither the sizes of
-    the maps nor their magnitude counts. The row of a sample of zeros is 0. The row of a student's sample whose norm is
+    With X (B, C·H·W) the flattened map, a matrix is X Xᵀ with each row divided by its L2 norm. So the sizes and the
+    magnitude of the maps do not matter. The row of a sample of zeros is 0. The row of a student's sample whose norm is
     1e-4 or less passes no gradient.
 
     Source: Tung, Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019. The weight of 3000, usual on
@@ -59,7 +59,7 @@ def _similarities(feature_map: Tensor) -> Tensor:
     rows = feature_map.flatten(1).clamp(-LARGEST, LARGEST)
     if not len(rows):
         return rows.sum(1, keepdim=True).mT
-    # The rows are normalised at the end, so a factor on a row or on all of them is free: these keep squares in range.
+    # The rows are normalised at the end, so factors on rows do not matter: these keep the squares in range.
     gram = products(unit_rows(rows), rows / _or_one(rows.detach().abs().amax()))
     gram = gram / _or_one(gram.detach().abs().amax(1, keepdim=True))
     similarities = unit_rows(gram)
@@ -68,15 +68,15 @@ def _similarities(feature_map: Tensor) -> Tensor:
 
 
 def _or_one(scale: Tensor) -> Tensor:
-    """``scale``, and 1 where it is 0: a divisor."""
+    """``scale`` as a divisor: 1 where it is 0."""
     return torch.where(scale == 0, 1, scale)
 
 
 def nst_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
     """Σ over levels of the squared MMD between the channels of two maps: neuron selectivity transfer.
 
-    A channel, as a vector of H·W positions, is divided by its L2 norm. With the kernel k(a, b) = ⟨a, b⟩², a level
-    costs mean k(s, s') + mean k(t, t') − 2 mean k(s, t), each mean over the samples and over all pairs of channels.
+    A channel, as a vector of H·W positions, is divided by its L2 norm. With the kernel k(a, b) = ⟨a, b⟩², the loss of a
+    level is mean k(s, s') + mean k(t, t') − 2 mean k(s, t), each mean over the samples and over all pairs of channels.
     Where the two maps differ in size, both are first brought to the smaller height and width by adaptive average
     pooling. A channel of norm 1e-4 or less passes no gradient; one of zeros counts as a vector of zeros.
 
@@ -145,14 +145,14 @@ def kdsvd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], k
     """1/B Σ over consecutive levels of Σ (g_s − g_t)², g the relations of singular vectors: KD by SVD.
 
     A map, as a matrix (H·W, C), is compressed to right singular vectors of C entries: the teacher's to its first k, the
-    student's to the first k + 3. The sign of a vector is arbitrary: the greatest entry of the teacher's is made
-    positive, so that the loss is the same on every machine. To each vector of the teacher belongs that of the student
-    with the greatest absolute cosine, with its sign turned to fit. The k vectors of either side are multiplied by the
-    teacher's first k singular values, which are first divided by their norm. g_ij = exp(−(u_i − v_j)² / 8) for the
-    entries of a vector u of a level and of the vector v of the same number, of the level before: (B, C, C', k).
+    student's to the first k + 3. The sign of a vector is arbitrary: the largest entry of the teacher's is made
+    positive, so that the loss is the same on every machine. Each vector of the teacher is paired with the student's
+    vector of the largest absolute cosine, whose sign is changed to match. The k vectors of either side are multiplied
+    by the teacher's first k singular values, which are first divided by their norm. g_ij = exp(−(u_i − v_j)² / 8) for
+    the entries of a vector u of a level and of the same-numbered vector v of the level before: (B, C, C', k).
 
-    Singular values nearer to each other than 1e-4 (or than 100 times the rounding of the greatest) have no vectors of
-    their own: there the part of the gradient that turns one into the other is left out.
+    Singular values closer to each other than 1e-4 (or than 100 times the rounding of the largest) do not determine
+    their vectors: the part of the gradient that rotates one into the other is left out.
 
     Source: Lee, Kim, Song, "Self-supervised Knowledge Distillation Using Singular Value Decomposition", ECCV 2018,
     with k = 1 and weight 1. One published version takes the rows of a map, (C·H, W), in place of its channels.
@@ -200,7 +200,7 @@ def _aligned_vectors(s: Tensor, t: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _with_fixed_signs(vectors: Tensor) -> Tensor:
-    """(B, C, k), the greatest entry of each vector by absolute value made positive."""
+    """(B, C, k), with the sign of each vector such that its largest entry by absolute value is positive."""
     greatest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     return torch.where(greatest < 0, -vectors, vectors)
 
@@ -220,8 +220,9 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class _FirstVectors(torch.autograd.Function):
     """The first n right singular vectors (B, N, n) of X (B, M, N).
 
-    With X = U S Vᵀ, the vectors' gradient G and A = VᵀG, the gradient of X is U S (F∘A + (F∘A)ᵀ) Vᵀ +
-    U S⁻¹ Gᵀ (1 − V Vᵀ), F_ij = 1 / (s_j² − s_i²). Where s_i and s_j are too near, F_ij is 0, and so is S⁻¹ near 0.
+    With X = U S Vᵀ, G the gradient of the vectors and A = VᵀG, the gradient of X is U S (F∘A + (F∘A)ᵀ) Vᵀ + U S⁻¹ Gᵀ (1
+    − V Vᵀ), F_ij = 1 / (s_j² − s_i²). F_ij is 0 where s_i and s_j are too close, and S⁻¹ is 0 for singular values near
+    0.
     """
 
     @staticmethod
@@ -247,23 +248,3 @@ class _FirstVectors(torch.autograd.Function):
             inside = every * (turns + turns.mT) @ v.mT
             outside = (gradient - v @ along) / lengths
             return u @ inside + u[..., :n] @ outside.mT, None
-
-
-def pair_levels(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The two maps of each level in the wider of their dtypes, at least float32; the teacher's detached.
-
-    Raises:
-        ValueError: no levels; or maps that differ in number, batch or device between the two sides.
-    """
-    check_maps("student_maps", student_maps)
-    check_maps("teacher_maps", teacher_maps)
-    if [len(m) for m in student_maps] != [len(m) for m in teacher_maps] or len({len(m) for m in student_maps}) > 1:
-        raise ValueError(
-            "student_maps and teacher_maps must be equal in number, and of one batch; "
-            f"got {describe(student_maps)} and {describe(teacher_maps)} (teacher)."
-        )
-    levels = list(zip(student_maps, teacher_maps, strict=True))
-    for level, (s, t) in enumerate(levels):
-        if s.device != t.device:
-            raise ValueError(f"student_maps[{level}] is on {s.device}, teacher_maps[{level}] on {t.device}; move one.")
-    return [to_loss_dtype(s, t) for s, t in levels]

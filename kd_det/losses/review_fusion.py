@@ -22,7 +22,7 @@ class ReviewKDFusion(nn.Module):
     Source: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3.
 
     Args:
-        in_channels: the channels of the student's maps, largest map first.
+        in_channels: the channels of the student's maps, from the largest map to the smallest.
         out_channels: the channels of the teacher's maps, one for each of the student's.
         mid_channels: the channels in which the levels are blended; the paper takes 256 in detection.
 
@@ -60,7 +60,7 @@ class ReviewKDFusion(nn.Module):
             (B, out_channels[l], H_l, W_l) for each level l.
 
         Raises:
-            ValueError: maps that are not these.
+            ValueError: maps of other numbers, shapes or order.
         """
         self._check(student_maps)
         fused: Tensor | None = None
@@ -105,7 +105,7 @@ class FusionBlock(nn.Module):
 
     @staticmethod
     def _blend(own: Tensor, deeper: Tensor, attention: nn.Conv2d) -> Tensor:
-        """``own`` and the upsampled ``deeper``, each times its weight at every pixel.
+        """The sum of ``own`` and the upsampled ``deeper``, each times its weight at every pixel.
 
         The weights are the sigmoid of ``attention`` on the two concatenated.
         """
@@ -120,9 +120,9 @@ class FusionBlock(nn.Module):
 
 
 class SafeBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d that takes an empty batch, and one value per channel (a 1 × 1 map of one image), in training too.
+    """BatchNorm2d that also accepts, in training, an empty batch and one value per channel (a 1 × 1 map of one image).
 
-    Those have no variance. They are normalised by the running statistics, as in evaluation, and do not change them.
+    These have no variance. They are normalised by the running statistics, as in evaluation, and do not change them.
     """
 
     def forward(self, input: Tensor) -> Tensor:

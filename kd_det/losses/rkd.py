@@ -13,16 +13,15 @@ from kd_det.losses._checks import check_features, to_loss_dtype
 
 # The squares of these, summed over the features, stay within float32.
 LARGEST = 1e15
-# A shorter length is replaced by this one as a divisor: a gradient is multiplied by 1e4 at most.
+# A length is divided by at least this, so a gradient grows by at most 1e4.
 MIN_DISTANCE = 1e-4
 
 
 def rkd_distance_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """The mean over the B² pairs of the Huber loss between the two networks' relative distances.
 
-    The relative distance of a pair is ‖x_i − x_j‖ / μ, where μ is the mean of the B (B − 1) distances between
-    different samples, 1e-4 at the least. The Huber loss has δ = 1. Equal samples have a distance of 0, which passes
-    no gradient.
+    The relative distance of a pair is ‖x_i − x_j‖ / μ, where μ is the mean of the B (B − 1) distances between different
+    samples, at least 1e-4. The Huber loss has δ = 1. Equal samples have a distance of 0, which passes no gradient.
 
     Source: Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, eq. 5 to 8, as a mean over all ordered
     pairs. A sample paired with itself is among them and costs 0; the usual weight of 25 belongs to that mean.
@@ -44,13 +43,13 @@ def rkd_distance_loss(student_features: Tensor, teacher_features: Tensor) -> Ten
 def rkd_angle_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     """The mean over the B³ triples of the Huber loss between the two networks' cosines of an angle.
 
-    The cosine of the triple (i, j, k) is that of the angle at j: ⟨e_ij, e_kj⟩ with e_ij = (x_i − x_j) / ‖x_i − x_j‖. A
-    difference shorter than 1e-4 is divided by 1e-4. The Huber loss has δ = 1.
+    The cosine of the triple (i, j, k) is the cosine of the angle at j: ⟨e_ij, e_kj⟩ with e_ij = (x_i − x_j) / ‖x_i −
+    x_j‖. A difference shorter than 1e-4 is divided by 1e-4. The Huber loss has δ = 1.
 
     Source: Park, Kim, Lu, Cho, "Relational Knowledge Distillation", CVPR 2019, eq. 9 and 10, as a mean over all
     ordered triples. Those with one sample twice are among them; the usual weight of 50 belongs to that mean.
 
-    Memory: some multiples of B² (B + D) numbers.
+    Memory: a few times B² (B + D) numbers.
 
     Args:
         student_features: (B, D).
@@ -74,12 +73,12 @@ def _prepared(student_features: Tensor, teacher_features: Tensor) -> tuple[Tenso
 
 
 def _differences(features: Tensor) -> Tensor:
-    """(B, B, D): [j, i] is x_i − x_j. Near samples keep their difference, which scalar products would cancel."""
+    """(B, B, D): [j, i] is x_i − x_j. Close samples keep their difference, which scalar products would lose."""
     return features.unsqueeze(0) - features.unsqueeze(1)
 
 
 def _relative_distances(features: Tensor) -> Tensor:
-    """(B, B). ``vector_norm`` has the subgradient 0 where a norm is 0."""
+    """(B, B). The subgradient of ``vector_norm`` is 0 where a norm is 0."""
     distances = torch.linalg.vector_norm(_differences(features), dim=2)
     pairs = max(len(features) * (len(features) - 1), 1)
     relative: Tensor = distances / (distances.sum() / pairs).clamp_min(MIN_DISTANCE)

@@ -17,17 +17,17 @@ from kd_det.losses.dkd import dkd_loss
 def multi_scale_logits(feature_map: Tensor, classifier: nn.Linear, scales: Sequence[int] = (1, 2, 4)) -> Tensor:
     """The logits of every region of a map: of the whole, of its 2 × 2 parts, and so on.
 
-    A linear classifier commutes with average pooling. So the regions are pooled first, as there are mostly fewer
-    regions than positions (21 and 49 for a 7 × 7 map), and then classified in one matrix product. Each scale is
-    pooled from the map itself: region 0 is exactly what the model says about the image.
+    A linear classifier commutes with average pooling. So the regions are pooled first and then classified in one matrix
+    product: there are usually fewer regions than positions (21 and 49 for a 7 × 7 map). Each scale is pooled from the
+    map itself: region 0 gives exactly the model's own logits.
 
     Source: Wei, Luo, Luo, "Scaled Decoupled Distillation", CVPR 2024, section 3.
 
     Args:
         feature_map: the map that the model averages before its classifier (B, D, H, W).
         classifier: the model's last layer, D features to C classes.
-        scales: different whole numbers, the first of them 1, none larger than H or W. m stands for m × m regions by
-            adaptive average pooling: where m does not divide the map's side, neighbouring regions overlap.
+        scales: different whole numbers, the first of them 1, none larger than H or W. Scale m gives m × m regions by
+            adaptive average pooling. If m does not divide the map's side, neighbouring regions overlap.
 
     Returns:
         (B, C, N) with N = Σ m², scale after scale and row after row, in the dtype of the classifier's output. Both the
@@ -69,11 +69,11 @@ def sdd_loss(
     complementary_weight: float = 2.0,
     **base_settings: Any,
 ) -> Tensor:
-    """1 / (B N) Σ_bn w_bn ℓ_bn: a loss on the logits of the whole and of each of its regions.
+    """1 / (B N) Σ_bn w_bn ℓ_bn: a loss on the logits of the whole image and of each of its regions.
 
     ℓ_bn is ``base`` on region n of sample b, with the sample's label. The teacher is right about a region if its
-    greatest logit there is the label's. w_bn is ``complementary_weight`` where the teacher is right about the region
-    and wrong about the whole, or the reverse, and 1 otherwise. So it is always 1 for region 0, the whole.
+    largest logit there is the label's. w_bn is ``complementary_weight`` where the teacher is right about the region and
+    wrong about the whole, or the reverse, and 1 otherwise. So it is always 1 for region 0, the whole.
 
     Source: Wei, Luo, Luo, "Scaled Decoupled Distillation", CVPR 2024, section 3: D_con + β D_com, averaged over the
     regions. The paper takes β = 2. The plain formula: ``textbook.sdd``.
@@ -84,10 +84,10 @@ def sdd_loss(
         teacher_logits: (B, C, N).
         labels: the target classes (B,), int64, from 0 to C − 1.
         base: a loss on logits (B·N, C), called as ``base(student_logits, teacher_logits, labels, reduction="none",
-            **base_settings)``. If it needs no third argument beside those named, as ``kd_loss``, it is called without
-            the labels. It returns (B·N,).
+            **base_settings)``. If it requires only two arguments, as ``kd_loss`` does, it is called without the labels.
+            It returns (B·N,).
         complementary_weight: β, 0 or more.
-        **base_settings: what else ``base`` takes, such as ``temperature``.
+        **base_settings: other arguments of ``base``, such as ``temperature``.
 
     Returns:
         A scalar in the dtype that ``base`` computes in; 0 with a graph for an empty batch.
@@ -132,7 +132,7 @@ def _rows(logits: Tensor) -> Tensor:
 
 
 def _takes_labels(base: Callable[..., Tensor], keywords: set[str]) -> bool:
-    """Whether ``base`` needs a third argument by position, ``keywords`` being given by name, or takes any number."""
+    """Whether ``base`` requires a third positional argument besides ``keywords``, or has ``*args``."""
     kinds = inspect.Parameter
     parameters = inspect.signature(base).parameters.values()
     by_position = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
@@ -142,7 +142,7 @@ def _takes_labels(base: Callable[..., Tensor], keywords: set[str]) -> bool:
 
 def _complementary(teacher_logits: Tensor, labels: Tensor) -> Tensor:
     """(B, N): whether the teacher is right about only one of the region and the whole."""
-    # Raises for a label out of range, which a base without labels would not notice.
+    # Raises for a label out of range, which a base without labels would not detect.
     gather_targets(teacher_logits[:, :, 0], labels.unsqueeze(1))
     right = teacher_logits.argmax(1) == labels.unsqueeze(1)
     return right != right[:, :1]

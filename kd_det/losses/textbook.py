@@ -1,12 +1,12 @@
-"""The losses on logits as their plain formulas, to be read beside the papers.
+"""The plain formulas of the losses on logits, for reading next to the papers.
 
-They are right for moderate logits, and no more than that: each docstring says where its formula gives out. For
-training use the losses of ``kd_det.losses``, which give the same values and gradients for any finite logits, in every
-dtype, with less time and memory. Tests compare the two; ``kd-det bench losses`` times them.
+They are right for moderate logits only: each docstring says where its formula fails. For training use the losses of
+``kd_det.losses``, which give the same values and gradients for any finite logits, in every dtype, with less time and
+memory. Tests compare the two; ``kd-det bench losses`` times them.
 
 Each function takes student and teacher logits (B, C), and labels (B,) where it needs them, and returns one loss for
-each sample (B,): call ``.mean()`` for the mean. Pass the teacher's logits without a graph. T is the temperature, p
-the softmax of the teacher's logits over T and q that of the student's; the target is the class of the label.
+each sample (B,): call ``.mean()`` for the mean. Detach the teacher's logits before the call. T is the temperature, p
+and q are the softmax of the teacher's and the student's logits divided by T, and the target is the class of the label.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 4
 def tckd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float = 4.0) -> Tensor:
     """T² KL between the two-way distributions (p_target, 1 − p_target) (Zhao et al. 2022, eq. 5 to 7, first part).
 
-    Limits: it takes the log of a softmax. Once a logit gap exceeds about 100 T in float32 (740 T in float64), a
-    probability is 0, and the loss infinite or nan.
+    Limits: the formula takes the log of a softmax. Once a logit gap exceeds about 100 T in float32 (740 T in float64),
+    a probability is 0, and the loss infinite or nan.
     """
     two_way_q = two_way(F.softmax(student_logits / temperature, dim=1), labels)
     two_way_p = two_way(F.softmax(teacher_logits / temperature, dim=1), labels)
@@ -111,11 +111,11 @@ def sdd(
     w is ``complementary_weight`` where the teacher is right about the region and wrong about the whole, or the
     reverse, and 1 otherwise.
 
-    Limits: those of ``base``; one call of ``base`` for each region.
+    Limits: those of ``base``. It calls ``base`` once for each region.
 
     Args:
         student_logits: (B, C, N), and the teacher's too.
-        base: any loss above that takes labels. ``lambda s, t, y: kd(s, t)`` makes one of ``kd``.
+        base: any loss above that takes labels. For ``kd``, use ``lambda s, t, y: kd(s, t)``.
     """
     regions = zip(student_logits.unbind(2), teacher_logits.unbind(2), strict=True)
     losses = torch.stack([base(s, t, labels, **base_settings) for s, t in regions], dim=1)
@@ -141,5 +141,5 @@ def two_way(probabilities: Tensor, labels: Tensor) -> Tensor:
 def others(values: Tensor, labels: Tensor) -> Tensor:
     """(B, C) to (B, C − 1): the values of all classes but the target."""
     classes = torch.arange(values.shape[1] - 1, device=values.device)
-    # From the target on, every class is one further.
+    # From the target on, every class is shifted by one.
     return values.gather(1, classes + (classes >= labels.unsqueeze(1)))

@@ -1,6 +1,6 @@
-"""The command lines suggest-beta, demo and the benchmark on digits scenes.
+"""The commands suggest-beta and demo, and the benchmark on digits scenes.
 
-Detectron2 is imported in the functions alone: for a classifier, suggest-beta does without it.
+Detectron2 is imported only inside the functions, because suggest-beta does not need it for a classifier.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from kd_det.common.command_line import add_config_file, command_parser, output_f
 from kd_det.common.errors import SetupError, one_line_errors
 
 DETECTION_IMAGES = 500
-GO_ON = "interrupted; the same command goes on from the last checkpoint"
+GO_ON = "interrupted; run the same command again to continue from the last checkpoint"
 
 
 def suggest_beta(arguments: Sequence[str] | None = None) -> None:
-    """Measures how confident the teacher is, and prints the beta of DKD that goes with it."""
+    """Measures how confident the teacher is, and suggests DKD's beta for it."""
     parser = command_parser(
         "kd-det suggest-beta",
-        "Measures how confident the teacher is of its targets, and prints the beta of DKD that goes with it.\n\nFor a "
-        "detector the targets are the objects of a data set, for a classifier its validation images.\nThe figures and "
-        "a histogram go into --output-dir: gaps.json, gaps.png, gaps.svg.",
+        "Measures how confident the teacher is of its targets, and suggests DKD's beta for it.\n\nFor a "
+        "detector the targets are the objects of a data set, for a classifier its validation images.\nWrites gaps.json "
+        "and a histogram, gaps.png and gaps.svg, to --output-dir.",
         "kd-det suggest-beta --config-file coco/dkd_r101_r18.yaml --on coco_2017_val --images 500",
         "kd-det suggest-beta --config-file digits/pairs/resnet20_resnet8.yaml     (in a clone)",
         "(after kd-det demo:)",
@@ -37,13 +37,13 @@ def suggest_beta(arguments: Sequence[str] | None = None) -> None:
         "    KD.TEACHER.WEIGHTS output/demo/teacher/seed1/model_final.pth",
     )
     add_config_file(parser, required=True, help="the student's configuration, with its teacher")
-    spread = f"how many images, evenly spread (default {DETECTION_IMAGES} for a detector, all for a classifier)"
+    spread = f"number of images, evenly spread (default {DETECTION_IMAGES} for a detector, all for a classifier)"
     parser.add_argument("--images", type=int, help=spread)
     parser.add_argument("--output-dir", type=Path, default=Path("output/analysis/beta"), metavar="DIR")
     detection = parser.add_argument_group("detection")
     data_set = "the data set (default: the first of DATASETS.TRAIN)"
     detection.add_argument("--on", default="", metavar="NAME", help=data_set)
-    own = "a data set of your own in COCO format, as one entry of DATASETS.COCO_JSON; may be given several times"
+    own = "your own data set in COCO format, as an entry of DATASETS.COCO_JSON; may be given several times"
     detection.add_argument("--dataset", action="append", default=[], metavar="NAME=JSON,FOLDER", help=own)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configuration")
     with one_line_errors():
@@ -60,7 +60,7 @@ def _measure(args: argparse.Namespace) -> MeasuredGaps:
     if classifiers is not None and classifiers.is_classification(args.config_file):
         for option, value in (("--on", args.on), ("--dataset", args.dataset)):
             if value:
-                raise SetupError(f"{option} {value}: it is for detectors; a classifier's data set is DATA.NAME.")
+                raise SetupError(f"{option} {value}: it is for detectors only; a classifier's data set is DATA.NAME.")
         cfg = import_module("classification.config").load_config(args.config_file, args.opts)
         return classifiers.classifier_gaps(cfg, args.images)
 
@@ -75,8 +75,8 @@ def demo(arguments: Sequence[str] | None = None) -> None:
     """Trains a teacher and two students, alone and with DKD, on the digits scenes."""
     parser = command_parser(
         "kd-det demo",
-        "Trains a teacher and two students, alone and with DKD, on digits scenes, within minutes on two CPU cores and\n"
-        "without a download: a table and pictures in output/demo. The same command goes on where it was interrupted.",
+        "Trains a teacher and two students, alone and with DKD, on digits scenes, in minutes on two CPU cores and\n"
+        "without a download. Writes a table and pictures to output/demo. Run it again after an interruption to go on.",
         "kd-det demo",
     )
     _add_run_options(parser, "output/demo")
@@ -93,7 +93,7 @@ def benchmark_digits(arguments: Sequence[str] | None = None) -> None:
         return
     parser = command_parser(
         "python tools/run_digits_det.py",
-        "Compares methods on the digits scenes. --demo is kd-det demo: one seed, DKD alone, into output/demo.",
+        "Compares methods on the digits scenes. --demo is kd-det demo: one seed, DKD alone, output in output/demo.",
         "python tools/run_digits_det.py --seeds 3",
         "python tools/run_digits_det.py --seeds 3 --methods dkd reviewkd --schedule long",
     )
@@ -107,7 +107,7 @@ def _add_run_options(parser: argparse.ArgumentParser, folder: str) -> None:
     from kd_det.studies.digits_det import SCHEDULES
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--schedule", choices=SCHEDULES, default="demo", help="how long (default demo)")
+    parser.add_argument("--schedule", choices=SCHEDULES, default="demo", help="the length of training (default demo)")
     parser.add_argument("--output-dir", type=Path, help=f"default {folder}")
     parser.add_argument("--jobs", type=int, default=1, help="student runs at a time, sharing the cores (default 1)")
     parser.add_argument("--device", default=device, help=f"cpu or cuda (default here {device})")
@@ -116,7 +116,7 @@ def _add_run_options(parser: argparse.ArgumentParser, folder: str) -> None:
 def _run_benchmark(
     name: str, parser: argparse.ArgumentParser, arguments: Sequence[str] | None, **fixed: object
 ) -> None:
-    """Runs it with the parser's options; ``fixed`` gives those that the parser does not have."""
+    """Runs the benchmark with the parser's options; ``fixed`` has those that the parser does not offer."""
     from kd_det.studies.digits_det import Benchmark, arms_of, seeds_of
 
     arguments = sys.argv[1:] if arguments is None else arguments

@@ -1,6 +1,6 @@
 """Times kd_loss, dkd_loss and nkd_loss, forward and backward, against ``kd_det.losses.textbook``, their plain formulas.
 
-dkd_masks is dkd_loss against the formulation of the published code, by masks.
+dkd_masks compares dkd_loss with the published code's formulation by masks.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ ALPHA, BETA, TEMPERATURE = 1.0, 8.0, 4.0
 GAMMA, NKD_TEMPERATURE = 1.5, 1.0
 
 HOW = """
-Time: in every round each contender in turn makes --repeats forward and backward passes in a row. The figure is the
-median over --rounds rounds of their mean, so that both meet the same load from other processes. "ratio" divides our
-median by the textbook's: below 1 is faster. "cold" is the same ratio when the two alternate pass by pass, so that
-each finds the processor's caches filled by the other. --threads is 1 unless given: on a busy machine, more threads
-measure how long they wait for one another.
+Time: in every round, each contender makes --repeats forward and backward passes in a row. The figure is the median over
+--rounds rounds of their mean. The contenders alternate, so that both see the same load from other processes. "ratio"
+divides our median by the textbook's: below 1 is faster. "cold" is the same ratio when the two alternate pass by pass,
+so that each finds the processor's caches filled by the other. --threads is 1 by default: on a busy machine, more
+threads mostly measure how long they wait for one another.
 
 Memory: the highest sum of what is allocated and not yet freed during one forward and backward pass, over the size of
-the student's logits. The gradient that stays in student.grad counts, the arguments do not. On the CPU it comes from
-the allocator's events in a torch.profiler trace, which include the temporaries inside operators; on CUDA from
-torch.cuda.max_memory_allocated.
+the student's logits. student.grad counts, the arguments do not. On the CPU it comes from the allocator's events in a
+torch.profiler trace, which include the temporaries inside operators; on CUDA from torch.cuda.max_memory_allocated.
 """
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -57,7 +56,7 @@ def textbook_nkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
 
 
 def masked_dkd(s: Tensor, t: Tensor, y: Tensor) -> Tensor:
-    """Probabilities summed over target and others by masks, and -1000 added to the target's logit."""
+    """DKD by masks: they sum the probabilities of target and others, and add -1000 to the target's logit."""
     target = torch.zeros_like(s).scatter_(1, y.unsqueeze(1), 1).bool()
     others = torch.ones_like(s).scatter_(1, y.unsqueeze(1), 0).bool()
     q, p = F.softmax(s / TEMPERATURE, 1), F.softmax(t / TEMPERATURE, 1)
@@ -201,7 +200,7 @@ def environment(options: argparse.Namespace) -> dict[str, object]:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of ``kd-det bench losses``; wrong ones end the process with argparse's message."""
+    """The options of ``kd-det bench losses``; a wrong one ends the process with argparse's message."""
     parser = command_parser(
         "kd-det bench losses", f"{__doc__}{HOW}", "kd-det bench losses --shapes 64x100 --rounds 5 --json losses.json"
     )
@@ -210,10 +209,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--rounds", type=positive, default=20, help="rounds to take the median of (default: 20)")
     parser.add_argument("--repeats", type=positive, default=50, help="passes in a row (default: 50)")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads of torch (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no CUDA device here; use --device cpu")
+        parser.error("--device cuda: torch finds no CUDA device; use --device cpu")
     return options
 
 
@@ -221,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """``kd-det bench losses``: prints the table, and writes the figures to --json."""
     options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
-    # The profiler's own reports would go between the lines of the table.
+    # The profiler's own reports would appear between the lines of the table.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     setting = environment(options)
     print(", ".join(f"{key} {value}" for key, value in setting.items()))

@@ -29,7 +29,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "kd-det bench step --all",
     )
     add_config_file(parser, help="default coco/dkd_r101_r18.yaml")
-    parser.add_argument("--all", action="store_true", help="every method, each beside the least it could take")
+    parser.add_argument("--all", action="store_true", help="every method, each with the least time it could take")
     parser.add_argument("--sizes", type=int, nargs="+", help="image height and width, pixels (320 512; 320 with --all)")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7, help="measured steps of each kind")
@@ -68,7 +68,7 @@ def _measure(args: argparse.Namespace) -> None:
 
 
 def for_memory(args: argparse.Namespace, dtype: str, size: int) -> list[str]:
-    """The command line of a process of its own, without what it measures the memory of."""
+    """The command line of a separate process, except for what it measures the memory of."""
     again = ["-m", "kd_det", "bench", "step", *import_options(), "--config-file", *args.config_file]
     again += ["--sizes", str(size), "--images", str(args.images)]
     return [*again, "--device", args.device, "--teacher-dtype", dtype]

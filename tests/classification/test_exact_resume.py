@@ -29,7 +29,8 @@ KILLS = {
 @pytest.fixture(scope="module")
 def settings(distil):
     # The adapter is state of the distiller's own; the policies draw many random numbers for each image.
-    extras = ["DATA.AUTO_AUGMENT", "True", "DATA.LABEL_NOISE", "0.1", "WARMUP_EPOCHS", "2", "DATA.EVAL_BATCH_SIZE", "20"]
+    extras = ["DATA.AUTO_AUGMENT", "True", "DATA.LABEL_NOISE", "0.1", "WARMUP_EPOCHS", "2"]
+    extras += ["DATA.EVAL_BATCH_SIZE", "20"]
     return [*distil, "DISTILLER", "fitnet", *extras]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kd_det.losses import CRDLoss, contrast
-from kd_det.losses.mcld import _GlobalBatch
+from kd_det.losses._gather import GlobalBatch
 
 SAMPLES, STUDENT, TEACHER, FEATURES = 12, 4, 7, 5
 
@@ -251,7 +251,7 @@ def test_two_processes_are_as_one_on_the_joined_batch(monkeypatch):
         barrier.wait()
         rows, numbers = (torch.cat(both) for both in zip(parts[0], parts[1], strict=True))
         barrier.wait()
-        return _GlobalBatch(rows, numbers, numbers, rank * len(parts[0][1]), 2)
+        return GlobalBatch(rows, numbers, numbers, rank * len(parts[0][1]), 2)
 
     def one_process(rank):
         for step, shares in enumerate(SHARES):
@@ -260,7 +260,7 @@ def test_two_processes_are_as_one_on_the_joined_batch(monkeypatch):
             results[rank].append((value.detach(), torch.autograd.grad(value, s)[0]))
 
     with monkeypatch.context() as patched:
-        patched.setattr(contrast, "_gather_batch", gather)
+        patched.setattr(contrast, "gather_batch", gather)
         threads = [threading.Thread(target=one_process, args=(rank,), name=str(rank)) for rank in range(2)]
         for thread in threads:
             thread.start()
