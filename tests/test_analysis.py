@@ -1,4 +1,4 @@
-"""The gap between the target's logit and the others', and the beta made of it, by hand-worked numbers."""
+"""The gap between the target's logit and the others', and the beta from it, with values by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved, that it is whole, that plain Detectron2 takes it, and that reading runs no code."""
+"""Checkpoints: they are complete, plain Detectron2 loads them, and reading one runs no code."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_logits_and_labels_go_to_the_pairs():
         (["*"], ["bus", "car"], "no class name in common"),
     ],
 )
-def test_maps_that_cannot_be(entries, teacher, message):
+def test_invalid_class_maps(entries, teacher, message):
     with pytest.raises(SetupError, match=f"KD.TEACHER.CLASS_MAP.*{message}"):
         class_map(entries, STUDENT, teacher)
 

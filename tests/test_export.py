@@ -1,4 +1,4 @@
-"""What an export is compared by, and what is refused."""
+"""How exports are compared, and what is refused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_every_image_comes_at_two_sizes_in_the_detectors_channel_order(tmp_path)
     assert len(list(inputs(cfg))) == 4  # scikit-learn's two photographs
 
 
-def test_a_file_that_is_no_image(tmp_path):
+def test_a_file_that_is_not_an_image(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(SetupError, match="--image"):
         list(inputs(load_config("", SMALL), [str(tmp_path / "text.png")]))
@@ -180,7 +180,7 @@ def refuse(*args, **kwargs):
 
 
 def fake_onnx(monkeypatch, exported=None):
-    """Stands in for onnx and onnxruntime: ``exported`` is torch's exporter, the runtime refuses every image."""
+    """Replaces onnx and onnxruntime: ``exported`` is torch's exporter, the runtime refuses every image."""
     session = types.SimpleNamespace(run=refuse)
     runtime = types.SimpleNamespace(InferenceSession=lambda *args, **kwargs: session)
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_no_half_export(tmp_path, monkeypatch):
 def test_folders_that_cannot_be_written_to(tmp_path, monkeypatch):
     cfg = load_config("", [*TINY, *SMALL])
     weights = saved(cfg, tmp_path / "model.pth")
-    with pytest.raises(SetupError, match=r"--output '.*model\.pth' cannot be made: .*exists"):
+    with pytest.raises(SetupError, match=r"--output '.*model\.pth' cannot be created: .*exists"):
         next(export_student(cfg, weights, weights))
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(SetupError, match=r"--output '.*out' cannot be written to"):

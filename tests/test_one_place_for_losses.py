@@ -30,7 +30,7 @@ INGREDIENTS = {
 # Torch's operators without the functions around them: "_softmax", "aten._log_softmax".
 INGREDIENTS |= {f"_{name}" for name in INGREDIENTS}
 
-# File, function and ingredient of what is no distillation.
+# File, function and ingredient of code that is not distillation.
 ALLOWED = {
     # The task's own loss, with the labels.
     ("classification/step.py", "TrainingStep.forward", "cross_entropy"),

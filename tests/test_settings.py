@@ -10,7 +10,7 @@ from kd_det.config.model_keys import MODEL
 from kd_det.config.other_keys import OTHER
 from kd_det.modeling.terms import TERMS
 
-# What is free, or is checked where it is used.
+# Keys whose values are free, or are checked where they are used.
 UNCHECKED = {"GLOBAL.HACK", "DATASETS.COCO_JSON"}
 
 
@@ -41,7 +41,7 @@ def test_a_section_that_was_replaced():
         check_settings(cfg)
 
 
-def test_whole_numbers_stand_for_floats():
+def test_floats_may_be_whole_numbers():
     cfg = load_config("")
     cfg.SOLVER.BASE_LR = 1
     check_settings(cfg)

@@ -1,4 +1,4 @@
-"""The frozen teacher: what it is given, what it answers, in which precision."""
+"""The frozen teacher: its inputs, outputs and precision."""
 
 from __future__ import annotations
 

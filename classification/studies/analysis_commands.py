@@ -76,9 +76,10 @@ def linear_probe(arguments: Sequence[str] | None = None) -> None:
         "linear_probe",
         probes.NAME,
         "+",
-        "Trains a linear classifier on frozen student features, on other data: top-1, one row per run.\n\nWrites "
-        "linear_probe.json, .csv, .png and .svg. digits_rotated_inverted needs no files. stl10 and tiny_imagenet are\n"
-        "read from --data-root as published (stl10_binary/, tiny-imagenet-200/), and resized to the images of the run.",
+        "Trains a linear classifier on frozen student features, on other data: top-1, one row per run.\n\n"
+        "Writes linear_probe.json, .csv, .png and .svg. digits_rotated_inverted needs no files. stl10 and\n"
+        "tiny_imagenet are read from --data-root as published (stl10_binary/, tiny-imagenet-200/), and resized to\n"
+        "the images of the run.",
         "cifar100/kd_res32x4_res8x4 cifar100/dkd_res32x4_res8x4 --on stl10 tiny_imagenet",
         "digits/vanilla_resnet8 digits/dkd_resnet20_resnet8",
     )
@@ -103,10 +104,11 @@ def correlation(arguments: Sequence[str] | None = None) -> None:
         correlations.NAME,
         2,
         "Compares the logit correlations of two students with their teacher's: |difference| of the C x C matrices,\n"
-        "side by side. An entry is the Pearson correlation of the logits of two classes over the validation samples.\n\n"
-        "Prints each matrix's mean: the lower, the closer to the teacher. Writes correlation.json, difference_1.csv,\n"
-        "difference_2.csv, correlation.png and .svg. To compare with a run that had no teacher, name one for both:\n"
-        "--opts TEACHER.NAME resnet20 TEACHER.WEIGHTS digits/vanilla_resnet20.",
+        "side by side. An entry is the Pearson correlation of the logits of two classes over the validation\n"
+        "samples.\n\n"
+        "Prints each matrix's mean: the lower, the closer to the teacher. Writes correlation.json,\n"
+        "difference_1.csv, difference_2.csv, correlation.png and .svg. To compare with a run that had no teacher,\n"
+        "name one for both: --opts TEACHER.NAME resnet20 TEACHER.WEIGHTS digits/vanilla_resnet20.",
         "digits/kd_resnet20_resnet8 digits/dkd_resnet20_resnet8",
     )
     with one_line_errors():
@@ -125,10 +127,11 @@ def tsne(arguments: Sequence[str] | None = None) -> None:
         "plot_tsne",
         embeddings.NAME,
         2,
-        "Draws the penultimate features of two runs on the validation samples, side by side in two\n"
-        "dimensions, by scikit-learn's t-SNE.\n\nPrints how well the classes are separated (silhouette, and accuracy of "
-        "the 10 nearest neighbours) in the embedding\nand, since t-SNE distorts, in the features themselves. Writes tsne.json, "
-        "tsne.csv, tsne.png and .svg.",
+        "Draws the penultimate features of two runs on the validation samples, side by side in two dimensions, by\n"
+        "scikit-learn's t-SNE.\n\n"
+        "Prints how well the classes are separated (silhouette, and accuracy of the 10 nearest neighbours) in the\n"
+        "embedding and, since t-SNE distorts, in the features themselves. Writes tsne.json, tsne.csv, tsne.png and\n"
+        ".svg.",
         "cifar100/kd_res32x4_res8x4 cifar100/dkd_res32x4_res8x4 --classes 20",
         "digits/vanilla_resnet8 digits/dkd_resnet20_resnet8",
     )
@@ -154,11 +157,12 @@ def efficiency(arguments: Sequence[str] | None = None) -> None:
     command = "python tools/efficiency.py"
     parser = command_parser(
         command,
-        "Measures what every distiller costs: step time, memory and parameters in one interleaved run, next to its "
-        "accuracy.\n\nThe steps run on noise of CIFAR-100's shape: 50,000 samples, which is the size of MCLD's queue, "
-        "of 100 classes.\nAll methods are in memory at once, about 1 GiB each; --methods chooses fewer. The accuracies "
-        "come from a\nresults file of tools/run_classification.py. Writes efficiency.json, and efficiency.png and .svg: "
-        "accuracy\nagainst time.",
+        "Measures what every distiller costs: step time, memory and parameters in one interleaved run, next to its\n"
+        "accuracy.\n\n"
+        "The steps run on noise of CIFAR-100's shape: 50,000 samples, which is the size of MCLD's queue, of 100\n"
+        "classes. All methods are in memory at once, about 1 GiB each; --methods chooses fewer. The accuracies come\n"
+        "from a results file of tools/run_classification.py. Writes efficiency.json, and efficiency.png and .svg:\n"
+        "accuracy against time.",
         command,
         f"{command} --methods mcld hcd --rounds 9                  (and DKD, which they are compared with)",
         f"{command} --data digits --teacher resnet20 --student resnet8",

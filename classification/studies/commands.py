@@ -42,8 +42,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
         command,
         "Runs configurations over seeds and writes one results file and table. Each method is run with each pair.\n"
         "--config-file adds one more run: files merged from left to right and KEY VALUE pairs, as for\n"
-        "classification.train. It may be given several times.\n\nA missing teacher is trained first if TEACHER.AUTO_TRAIN is on. Finished "
-        "runs are reused, interrupted ones are\nresumed.",
+        "classification.train. It may be given several times.\n\n"
+        "A missing teacher is trained first if TEACHER.AUTO_TRAIN is on. Finished runs are reused, interrupted ones\n"
+        "are resumed.",
         f"{command} --methods cifar100/methods/kd.yaml cifar100/methods/dkd.yaml \\",
         "    --pairs digits/pairs/resnet20_resnet8.yaml --config-file digits/base.yaml STUDENT.NAME resnet8 --seeds 3",
         f"{command} --methods configs/cifar100/methods/*.yaml \\",
@@ -93,10 +94,10 @@ def ablate(arguments: Sequence[str] | None = None) -> None:
     command = "python tools/ablate.py"
     parser = command_parser(
         command,
-        "Sweeps keys of a configuration over values and seeds.\n\nEvery combination is checked before the first run. "
-        "Run the same command again after an interruption: finished runs\nare reused, interrupted ones are resumed. "
-        "Writes ablation.csv, ablation.json and, for one or two keys, a heat map,\nablation.png and .svg. The runs are in the "
-        'folder "runs" of --output-dir.',
+        "Sweeps keys of a configuration over values and seeds.\n\n"
+        "Every combination is checked before the first run. Run the same command again after an interruption:\n"
+        "finished runs are reused, interrupted ones are resumed. Writes ablation.csv, ablation.json and, for one or\n"
+        'two keys, a heat map, ablation.png and .svg. The runs are in the folder "runs" of --output-dir.',
         f"{command} --config-file cifar100/methods/dkd.yaml digits/pairs/resnet20_resnet8.yaml \\",
         "    --grid DKD.ALPHA 0.5 1.0 2.0 --grid DKD.BETA 1.0 2.0 8.0 --seeds 2 --jobs 2 --memory-gib 4",
     )
@@ -157,7 +158,8 @@ def bench(arguments: Sequence[str] | None = None) -> None:
     """``kd-det bench classification``: speed of the data pipeline and of a training step."""
     parser = command_parser(
         "kd-det bench classification",
-        "Times classification training: the data pipeline, and a step. All arms take turns in one run; figures are medians.",
+        "Times classification training: the data pipeline, and a step. All arms take turns in one run; figures are\n"
+        "medians.",
         "kd-det bench classification",
         "kd-det bench classification --rounds 9 --compile",
     )

@@ -1,4 +1,4 @@
-"""What a user can get wrong: each ends before the first step with one line that names key, value and remedy."""
+"""User errors: each ends before the first step with one line that names key, value and remedy."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_truncated_teacher(refused, teacher_file, tmp_path):
 
 
 def test_teacher_of_another_model(refused, teacher_file, tmp_path):
-    """A file that does not say what it is: the first entries that differ are named."""
+    """A file without a description of its model: the message names the first entries that differ."""
     content = torch.load(teacher_file, weights_only=True)
     torch.save({"model": content["model"]}, tmp_path / "bare.pth")
     line = refused("TEACHER.WEIGHTS", "bare.pth", "TEACHER.NAME", "resnet20")

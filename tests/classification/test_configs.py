@@ -1,4 +1,4 @@
-"""Every classification run that the configurations are for: what it is, and that networks and distiller build."""
+"""Every classification run of the shipped configurations: its settings, and that its networks and distiller build."""
 
 from __future__ import annotations
 
@@ -375,6 +375,6 @@ def test_a_value_that_the_methods_section_replaces_is_logged(written, caplog):
         ("METHODS: {dkd: 5}", "METHODS.dkd is 5; it must be a section"),
     ],
 )
-def test_what_methods_cannot_be(written, text, message):
+def test_invalid_methods_sections(written, text, message):
     with pytest.raises(SetupError, match=message):
         load_config(written(pair=text))

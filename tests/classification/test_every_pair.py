@@ -1,4 +1,4 @@
-"""Every method takes a step on every family of models: finite losses, and gradients wherever there should be some."""
+"""Every method takes a step on every family of models: finite losses, and gradients wherever they are expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killed anywhere and resumed, a run on the CPU ends with the very same bits."""
+"""A run on the CPU that is killed at any point and resumed ends with the same bits."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_sigterm_in_the_evaluation_saves_before_its_end(settings, uninterrupted,
     assert_same(outcome(tmp_path / "run"), uninterrupted, "SIGTERM in the evaluation")
 
 
-def test_another_configuration_is_no_resumption(settings, tmp_path):
+def test_another_configuration_cannot_be_resumed(settings, tmp_path):
     stopped = train(tmp_path, settings, "run", kill="classification.trainer:Trainer._take_step:after:7:SIGTERM")
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr[-3000:]
     resumed = train(tmp_path, [*settings, "SOLVER.LR", "0.01"], "run", flags=("--resume",))

@@ -1,4 +1,4 @@
-"""The classification tables: the papers' numbers, ours beside them."""
+"""The classification tables: the papers' numbers next to ours."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_models_alone_have_a_table_of_their_own():
     ]
 
 
-def test_ours_stand_below_the_papers_numbers():
+def test_our_numbers_are_below_the_papers():
     runs = ours(
         run(alone("small"), "", [60.0], [61.0], "none"),
         run(arguments("dkd"), "big", [72.0, 76.0], [74.0, 78.0]),

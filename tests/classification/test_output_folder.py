@@ -1,4 +1,5 @@
-"""OUTPUT_DIR: no run deletes another's results, runs beside another, or is stopped by what a killed one left."""
+"""OUTPUT_DIR: no run deletes another's results, shares a folder with a running one, or is stopped by a killed one's
+files."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ runpy.run_module("classification.{module}", run_name="__main__")
 
 
 @pytest.mark.parametrize(("module", "sent"), [("train", "SIGINT"), ("train", "SIGTERM"), ("evaluate", "SIGINT")])
-def test_a_signal_during_start_up_is_no_traceback(module, sent, tmp_path):
+def test_a_signal_during_start_up_gives_no_traceback(module, sent, tmp_path):
     result = command([sys.executable, "-c", WHILE_IMPORTING.format(module=module, signal=sent)], tmp_path)
     assert result.returncode == 128 + signal.Signals[sent]
     assert result.stderr == ("Interrupted.\n" if sent == "SIGINT" else "")

@@ -1,4 +1,4 @@
-"""Teachers see images as they saw them in their own training, whatever the student's data are normalised by."""
+"""Teachers see images normalised as in their own training, whatever the normalisation of the student's data."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def random_weights(monkeypatch):
     "settings",
     [["DISTILLER", "dkd"], ["DISTILLER", "hcd"], ["DISTILLER", "fitnet", "DATA.CONFIDENCE_RANGE", "(0.0, 0.5)"]],
 )
-def test_logits_of_a_classifier_that_was_made_anew_are_refused(settings, random_weights):
+def test_logits_of_a_reinitialised_classifier_are_refused(settings, random_weights):
     with pytest.raises(
         SetupError, match=r"TEACHER\.PRETRAINED True: .*resnet18' was not trained on the classes of the data.*WEIGHTS"
     ):
         networks.build_teacher(load_config("", [*PRETRAINED, *settings]), DATA)
 
 
-def test_features_of_one_are_not_and_the_log_says_so(random_weights, caplog):
+def test_features_under_a_reinitialised_classifier_are_allowed_and_logged(random_weights, caplog):
     cfg = load_config("", [*PRETRAINED, "DISTILLER", "reviewkd"])
     networks.build_teacher(cfg, DATA)
     assert "was not trained on the classes of the data; DISTILLER 'reviewkd' uses only its features" in caplog.text
@@ -86,7 +86,7 @@ def test_a_training_that_failed_or_was_stopped(code, expected, tmp_path, monkeyp
         assert raised.value.code == 128 + abs(code) % 128
 
 
-def test_a_file_that_no_run_left_is_taken_as_it_is(tmp_path, monkeypatch):
+def test_a_file_without_a_run_is_used_unchanged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(auto_train, "stream", lambda *args, **kwargs: pytest.fail("a training began"))
     folder = tmp_path / "output" / "digits" / "mine"
@@ -96,7 +96,7 @@ def test_a_file_that_no_run_left_is_taken_as_it_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["timm/test_vit", "torchvision/resnet18"])
-def test_one_that_we_trained_answers_as_it_did_as_a_student(name, tmp_path):
+def test_our_own_teacher_gives_the_outputs_of_its_training(name, tmp_path):
     # Fine-tuned from the library's weights or not: a student sees the data's own normalisation.
     student = create_model(name, 3, image_size=64).eval()
     resize_inputs(student, 64)

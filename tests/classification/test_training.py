@@ -1,4 +1,4 @@
-"""The command line on the embedded digits: what a run leaves, and that it learns."""
+"""The command line on the embedded digits: what a run writes, and that it learns."""
 
 from __future__ import annotations
 

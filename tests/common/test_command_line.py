@@ -1,4 +1,4 @@
-"""Options of several values in front of overrides, and the folders that tools write to."""
+"""Options with several values before overrides, and the folders that tools write to."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_key_ends_the_values_of_an_option(arguments, images, opts):
     assert parsed(*arguments)[::2] == (images, opts)
 
 
-def test_a_file_is_no_key(tmp_path, monkeypatch):
+def test_a_file_is_not_a_key(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "MODEL.PNG").touch()
     assert parsed("--image", "MODEL.PNG", *OVERRIDES)[::2] == (["MODEL.PNG"], OVERRIDES)
@@ -55,7 +55,7 @@ def test_output_folders(tmp_path, monkeypatch):
     assert output_folder("--output", tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(SetupError, match=r"--output '.*' cannot be made"):
+        with pytest.raises(SetupError, match=r"--output '.*' cannot be created"):
             output_folder("--output", path)
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(SetupError, match=r"--output-dir '.*a' cannot be written to"):

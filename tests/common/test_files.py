@@ -1,4 +1,4 @@
-"""Files are whole or not there, and a folder belongs to one run."""
+"""Files are complete or absent, and a folder belongs to one run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals are noted where there is something to save, and data workers outlive those that are not from their parent."""
+"""Signals are noted while there is something to save. Data workers ignore signals that are not from their parent."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def legacy(count: int, shape: int) -> bytes:
 
 ARRAY = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR"
 FLOATS = b"cnumpy\ndtype\n(X\x02\x00\x00\x00f4\x89\x88tR"
-# Two objects at addresses out of the file, in fields of a kind that says of itself that it holds none.
+# Two objects at addresses from the file, in fields of a dtype that claims to hold no objects.
 HIDDEN = (
     b"cnumpy\ndtype\nq\x01(X\x03\x00\x00\x00V16\x89\x88tR(K\x03X\x01\x00\x00\x00|NX\x01\x00\x00\x00aX\x01\x00\x00\x00b\x86"
     b"}(X\x01\x00\x00\x00ah\x01(X\x02\x00\x00\x00O8\x89\x88tRK\x00\x86"
@@ -185,12 +185,12 @@ def test_the_message_does_not_advise_to_run_code(tmp_path):
         ([1, 2], "the weights are a list, not a dict"),
         ({"weight": 3}, "entry 'weight' is a int, not a tensor"),
         ({"weight": torch.ones(2), "other": "text"}, "entry 'other' is a str, not a tensor"),
-        ({3: torch.ones(2)}, "3 is no name of an entry"),
+        ({3: torch.ones(2)}, "3 is not a valid name of an entry"),
         ({"weight": torch.tensor([1.0, float("nan"), 2.0])}, "1 of 3 values of the entry 'weight' are non-finite"),
         ({"weight": torch.tensor([float("-inf")]).half()}, "1 of 1 values of the entry 'weight' are non-finite"),
     ],
 )
-def test_weights_that_are_none(tmp_path, model, fault):
+def test_values_that_are_not_weights(tmp_path, model, fault):
     path = tmp_path / "x.pth"
     torch.save({"model": model}, path)
     for read in (

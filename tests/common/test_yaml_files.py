@@ -1,4 +1,4 @@
-"""Configurations as YAML: that no file runs code, and that what is none ends in one line that says where."""
+"""YAML configurations: no file runs code, and a bad file ends in one line that says where."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LAUGHS = "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 BROKEN = {
-    "OUTPUT_DIR: x\nMODEL: [a\n": "line 3: this is no YAML: expected ',' or ']'",
-    "MODEL:\n\tMASK_ON: True": "line 2: this is no YAML: found character '\\t'",
-    "SEED: \x01": "line 1: this is no YAML: special characters",
-    "SEED: *b": "line 1: this is no YAML: found undefined alias 'b'",
-    "--- {}\n--- {}\n": "line 2: this is no YAML: but found another document",
+    "OUTPUT_DIR: x\nMODEL: [a\n": "line 3: this is not valid YAML: expected ',' or ']'",
+    "MODEL:\n\tMASK_ON: True": "line 2: this is not valid YAML: found character '\\t'",
+    "SEED: \x01": "line 1: this is not valid YAML: special characters",
+    "SEED: *b": "line 1: this is not valid YAML: found undefined alias 'b'",
+    "--- {}\n--- {}\n": "line 2: this is not valid YAML: but found another document",
     "": "is empty; give a YAML file",
     "- a\n": "is a list; give a YAML file",
     "some text": "is plain text; give a YAML file",
@@ -42,7 +42,7 @@ BROKEN = {
     "MODEL: 3": "MODEL is 3, but it is a section",
     "VERSION: 3": "VERSION is 3; Detectron2 reads 1 to 2",
     "VERSION: x": "VERSION is 'x'; Detectron2 reads 1 to 2",
-    "_BASE_: nowhere.yaml": "its _BASE_ '{folder}/nowhere.yaml' is no file",
+    "_BASE_: nowhere.yaml": "its _BASE_ '{folder}/nowhere.yaml' does not exist",
     "_BASE_: case.yaml": "is its own _BASE_: {folder}/case.yaml -> {folder}/case.yaml",
     "_BASE_: loop.yaml": "is its own _BASE_: {folder}/case.yaml -> {folder}/loop.yaml -> {folder}/case.yaml",
     "_BASE_: [value.yaml, section.yaml]": "'SEED' is a section here and a value in its _BASE_",
@@ -60,7 +60,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
-def test_what_is_no_configuration_is_one_line(folder, text):
+def test_a_bad_configuration_is_one_line(folder, text):
     path = folder / "case.yaml"
     path.write_text(text)
     with pytest.raises(SetupError) as caught:
@@ -72,9 +72,9 @@ def test_what_is_no_configuration_is_one_line(folder, text):
             classification.config.load_config(str(path), [])
 
 
-def test_a_file_that_is_no_text(tmp_path):
+def test_a_file_that_is_not_text(tmp_path):
     (tmp_path / "case.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SetupError, match=r"case\.yaml' is no text"):
+    with pytest.raises(SetupError, match=r"case\.yaml' is not text"):
         load_config(str(tmp_path / "case.yaml"))
 
 
@@ -118,7 +118,7 @@ def test_python_configurations_are_refused_by_name(tmp_path, capsys, name):
     ("overrides", "fault"),
     [
         ([1, 2], "got 1 as a key; keys are text"),
-        (["SEED"], "one has no partner"),
+        (["SEED"], "one key has no value"),
         (["MODEL", 3], "MODEL is a section. Give a key of it"),
         (["SOLVER.BASE_LR.X", 3], "there is no key 'SOLVER.BASE_LR.X'"),
         (["SEED", "-" * 90_000 + "1"], "nested too deeply"),
@@ -128,7 +128,7 @@ def test_python_configurations_are_refused_by_name(tmp_path, capsys, name):
         (["MODEL.", 1], "there is no key 'MODEL.'"),
     ],
 )
-def test_overrides_that_are_none(overrides, fault):
+def test_bad_overrides(overrides, fault):
     with pytest.raises(SetupError) as caught:
         load_config("", overrides)
     assert fault in str(caught.value) and len(str(caught.value)) < 1000 and len(str(caught.value).splitlines()) == 1

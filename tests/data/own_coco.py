@@ -1,4 +1,4 @@
-"""Data sets of one's own with what COCO's evaluation looks at: crowds, masks of every form, keypoints."""
+"""Users' own data sets with everything that COCO's evaluation uses: crowds, masks of every form, keypoints."""
 
 from __future__ import annotations
 

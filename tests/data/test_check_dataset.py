@@ -1,4 +1,4 @@
-"""What the report on a COCO file says, by hand-worked files with one thing wrong in each."""
+"""The report on a COCO file, for hand-made files with one fault each."""
 
 from __future__ import annotations
 

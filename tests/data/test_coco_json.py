@@ -1,4 +1,4 @@
-"""Users' own COCO files: registered from the configuration or the command line, refused by name where wrong."""
+"""Users' own COCO files: registered from the configuration or the command line; faulty ones are refused by name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_configuration_and_option_name_sets(own, tmp_path, monkeypatch):
     assert len(DatasetCatalog.get("from_file")) == len(DatasetCatalog.get("from_option")) == 2
 
 
-def test_the_same_set_again_is_no_error_and_another_under_its_name_is(own, tmp_path):
+def test_the_same_set_may_be_registered_again_but_no_other_of_its_name(own, tmp_path):
     register_coco_json([["mine", *own]])
     register_coco_json([["mine", *own], ["mine", os.path.relpath(own[0]), own[1] + "/"]])
     other = make_mini_coco(tmp_path / "other", images=1)
@@ -138,7 +138,7 @@ def test_missing_and_damaged_files(own):
         ),
     ],
 )
-def test_files_that_are_no_coco_instances(own, content, message):
+def test_files_that_are_not_coco_instances(own, content, message):
     Path(own[0]).write_text(json.dumps(content))
     with pytest.raises(SetupError, match=f"'mine': .*{message}"):
         register_coco_json([["mine", *own]])

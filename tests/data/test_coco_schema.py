@@ -147,7 +147,7 @@ def test_the_first_of_many_are_listed(write):
         ({**own_coco(), "categories": [{"id": 1, "name": "a"}, {"id": "b", "name": "b"}]}, "numbers and .* with text"),
     ],
 )
-def test_files_that_are_no_coco_json(write, content, expected):
+def test_files_that_are_not_coco_json(write, content, expected):
     path = write(content)
     for look in (lambda: check_coco_json(path, "mine"), lambda: examine("mine", path, "")):
         with pytest.raises(SetupError, match=f"^mine: .*{expected}"):

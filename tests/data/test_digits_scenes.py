@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(made, tmp_p
     assert all(other[name] != data for name, data in contents(made).items())
 
 
-def test_a_whole_set_is_left_alone(made):
+def test_a_complete_set_is_kept(made):
     before = times(made)
     make_digits_det(made, SMALL)
     assert times(made) == before
@@ -103,7 +103,7 @@ def test_a_users_own_folder_of_that_name_is_left_alone(tmp_path):
     assert own.read_bytes() == b"mine"
 
 
-def test_a_killed_removal_is_gone_on_with(made, monkeypatch):
+def test_a_killed_removal_is_continued(made, monkeypatch):
     folder = made / "digits_det"
     removed = []
     original = Path.unlink
@@ -127,7 +127,7 @@ def test_other_settings_replace_the_set(made):
     assert len(list(image_root(made, "train").iterdir())) == 5
 
 
-def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
+def test_leftovers_of_a_killed_process_do_no_harm(tmp_path):
     (tmp_path / ".digits_det.partial" / "train").mkdir(parents=True)
     (tmp_path / ".digits_det.partial" / "train" / "stray.png").write_bytes(b"")
     make_digits_det(tmp_path, SMALL)

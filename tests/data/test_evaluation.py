@@ -34,7 +34,7 @@ def register(tmp_path):
 
 
 def detections(content, seed=3):
-    """Inputs and outputs of a detector that finds the objects, displaced, and others that are not there."""
+    """Inputs and outputs of a detector that finds the objects, slightly displaced, and some that do not exist."""
     rng = np.random.default_rng(seed)
     classes = sorted(category["id"] for category in content["categories"])
     for image in content["images"]:

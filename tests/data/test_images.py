@@ -86,7 +86,7 @@ def test_half_a_file_is_refused(picture, tmp_path, suffix):
         read_image(str(path), upright=True)
 
 
-def test_what_is_no_image_is_refused_by_name(tmp_path):
+def test_a_file_that_is_not_an_image_is_refused_by_name(tmp_path):
     (tmp_path / "text.png").write_text("no\nimage")
     postscript = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"  # Pillow starts Ghostscript for it
     (tmp_path / "drawing.png").write_text(postscript)

@@ -1,4 +1,4 @@
-"""Several processes end together: an error of the user's is one error, and none is ended while it saves."""
+"""Several processes end together: a user error is shown once, and no process is ended while it saves."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_error_of_one_process_ends_both_and_is_the_only_one():
         ({"num_gpus": 2, "dist_url": "tcp://127.0.0.1:99999"}, "--dist-url is 'tcp://127.0.0.1:99999'"),
     ],
 )
-def test_arguments_that_make_no_sense(changed, key):
+def test_invalid_arguments(changed, key):
     with pytest.raises(SetupError, match=key):
         launch(print, arguments(**changed))
 
@@ -138,7 +138,7 @@ def what_happened(reports=(), failed=None, stopped=0):
     launching._raise_what_happened(reports, failed or {}, [Ended(), Ended()], stopped)
 
 
-def test_what_is_told_of_several_failures():
+def test_the_error_shown_after_several_failures():
     crash = Report(0, None, "Traceback: connection closed by peer")
     stop, error = Report(0, StopRequested(signal.SIGTERM), ""), Report(1, NonFiniteLossError("loss_dkd"), "")
     with pytest.raises(NonFiniteLossError):  # the user's error before what it led to

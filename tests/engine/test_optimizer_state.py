@@ -1,4 +1,4 @@
-"""A resumed training goes on with the momentum that it had, on every version of Detectron2."""
+"""A resumed training keeps its momentum, on every version of Detectron2."""
 
 from __future__ import annotations
 

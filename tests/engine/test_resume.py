@@ -1,4 +1,4 @@
-"""What --resume goes on with and what it refuses, and what a new run does with an old one's folder."""
+"""What --resume restores and what it refuses, and what a new run does with the folder of an old one."""
 
 from __future__ import annotations
 
@@ -227,6 +227,6 @@ def test_divergence_saves_the_last_good_state(train, tmp_path):
 
 
 @pytest.mark.parametrize("flag, value", [("--num-gpus", 0), ("--num-gpus", -1), ("--machine-rank", 1)])
-def test_processes_that_cannot_be(train, flag, value):
+def test_invalid_numbers_of_processes(train, flag, value):
     ended = train(f"{flag}={value}")
     assert ended.code == 2 and ended.error.startswith(f"error: {flag} is {value}; it must be")

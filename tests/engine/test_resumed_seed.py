@@ -1,4 +1,4 @@
-"""A resumed run draws other images than its first iterations did, and the same ones each time."""
+"""A resumed run draws different images from its first iterations, and the same ones each time it is resumed."""
 
 from __future__ import annotations
 

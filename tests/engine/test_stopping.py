@@ -33,7 +33,7 @@ def saved(output):
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.3])
-def test_the_death_of_a_data_worker_by_the_same_signal_is_no_error(train, tmp_path, in_the_third_step, delay):
+def test_the_death_of_a_data_worker_by_the_same_signal_is_not_an_error(train, tmp_path, in_the_third_step, delay):
     def die(trainer):  # as when a batch system signals one process after the other
         threading.Timer(delay, os.kill, (os.getpid(), signal.SIGTERM)).start()
         raise DEAD

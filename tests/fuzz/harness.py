@@ -75,7 +75,7 @@ class Outcome:
 
 
 def run(target: Target, cases: int, first: int = 0) -> Outcome:
-    """Runs ``cases`` cases from the number ``first``, in a process of its own that is started anew after a crash."""
+    """Runs ``cases`` cases from the number ``first``, in a separate process that is restarted after a crash."""
     outcome = Outcome()
     number, last = first, first + cases
     context = multiprocessing.get_context("fork")

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-# Each example has up to four samples, and tests of other kinds stand beside every one with examples.
+# Few examples are enough: each has up to four samples, and other tests accompany every test with examples.
 examples = settings(deadline=None, max_examples=40)
 temperatures = st.floats(0.25, 20)
 weights = st.floats(0, 20, width=16)

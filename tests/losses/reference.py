@@ -1,4 +1,4 @@
-"""The losses on logits once more, by plain loops over Python's floats."""
+"""The losses on logits again, as plain loops over Python floats."""
 
 from __future__ import annotations
 

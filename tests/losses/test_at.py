@@ -1,4 +1,4 @@
-"""Attention transfer: numbers by hand, an independent formula, and what must not count."""
+"""Attention transfer: values by hand, an independent formula, and invariances."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_any_magnitude_in_float32(scale):
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-5, 1e-30])
-def test_a_map_of_next_to_nothing_passes_no_gradient(value):
+def test_an_almost_zero_map_passes_no_gradient(value):
     (s,), (t,) = random_maps((4, 4)), random_maps((4, 4), seed=1)
     still = (value * s).requires_grad_()
     loss = at_loss([still], [t])

@@ -1,4 +1,4 @@
-"""What the losses of the baselines have in common, one test for all; what is a loss's own is in its own file."""
+"""Properties that the losses of the baselines share, one test for all of them. Each loss also has its own file."""
 
 from __future__ import annotations
 

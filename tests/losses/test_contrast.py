@@ -212,7 +212,7 @@ def test_bad_settings_are_named():
         ({"momentum": 1.0}, "momentum must be 0 or more and below 1; got 1.0"),
         ({"labels": one_class[1:]}, "labels must be int64 (12,), one for each sample; got torch.int64 (11,)"),
         ({"labels": one_class.int()}, "got torch.int32 (12,)"),
-        ({"labels": one_class}, "of two classes at least"),
+        ({"labels": one_class}, "with at least two classes"),
         ({"labels": torch.arange(SAMPLES) - 1}, "labels must be 0 or more"),
     ]
     usual = {"student_dim": 4, "teacher_dim": 7, "num_samples": SAMPLES, "feature_dim": 5, "negatives": 6}
@@ -242,7 +242,7 @@ SHARES = [((0, 3), (3, 4)), ((0, 2), (2, 4)), ((0, 0), (0, 4)), ((0, 1), (1, 4))
 
 
 def test_two_processes_are_as_one_on_the_joined_batch(monkeypatch):
-    """As threads that meet where processes would gather; test_mcld.py gathers in processes."""
+    """Two threads stand in for processes and meet at the gathering; test_mcld.py uses real processes."""
     modules, results, parts, barrier = (crd(), crd()), ([], []), {}, threading.Barrier(2, timeout=60)
 
     def gather(logits, labels, indices):

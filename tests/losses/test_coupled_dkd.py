@@ -1,4 +1,4 @@
-"""The coupled weight of the non-target part: plain KD where α = 1, and TCKD beside it otherwise."""
+"""The coupled weight of the non-target part: plain KD for α = 1, with reweighted TCKD otherwise."""
 
 from __future__ import annotations
 

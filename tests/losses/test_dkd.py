@@ -133,6 +133,6 @@ def test_a_student_sure_against_the_target_is_told_so():
 
 @pytest.mark.parametrize("name", ["alpha", "beta"])
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
-def test_weights_that_make_no_sense(name, weight):
+def test_invalid_weights(name, weight):
     with pytest.raises(ValueError, match=f"{name} must be a finite number, 0 or more; got {weight}"):
         dkd_loss(torch.zeros(4, 5), torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64), **{name: weight})

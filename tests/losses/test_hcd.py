@@ -223,12 +223,12 @@ def test_nan_is_not_hidden(field):
         ({"orthogonal_weight": math.nan}, "orthogonal_weight must be a finite number, 0 or more; got nan"),
     ],
 )
-def test_settings_that_make_no_sense(settings, message):
+def test_invalid_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         HCDLoss(**{"student_channels": STUDENT, "teacher_channels": TEACHER, "num_classes": CLASSES} | settings)
 
 
-def test_arguments_that_make_no_sense():
+def test_invalid_arguments():
     module, (s, t, y, student_map, feature) = loss_module(), batch()
     for arguments, message in (
         ((s, t[:, :4], y, student_map, feature), "must both be"),

@@ -1,4 +1,4 @@
-"""What the losses on logits have in common, one test for all; what is a loss's own is in its own file."""
+"""Properties that the losses on logits share, one test for all of them. Each loss also has its own file."""
 
 from __future__ import annotations
 
@@ -345,7 +345,7 @@ def test_compiled(loss):
 
 
 @LOSSES
-def test_shapes_that_make_no_sense(loss):
+def test_invalid_shapes(loss):
     pairs = [((4, 5), (4, 6)), ((4, 5), (3, 5)), ((4, 5), (5,)), ((4,), (4,)), ((2, 4, 5),) * 2, ((4, 1),) * 2]
     for s_shape, t_shape in pairs:
         assert_refused(loss, s_shape, t_shape)
@@ -367,10 +367,10 @@ def assert_refused(loss, s_shape, t_shape):
         ((2, 3), (2, 3, 4), "Give both the same layout"),
         ((2, 3), (4, 3), "Give both the same samples"),
         ((2, 3), (2, 4), "Give both models the same classes"),
-        ((2, 1), (2, 1), "as a class of its own"),
+        ((2, 1), (2, 1), "as a separate class"),
     ],
 )
-def test_shapes_that_make_no_sense_come_with_a_remedy_that_fits(loss, s_shape, t_shape, remedy):
+def test_invalid_shapes_come_with_a_fitting_remedy(loss, s_shape, t_shape, remedy):
     with pytest.raises(ValueError, match=remedy):
         loss(torch.randn(s_shape), torch.randn(t_shape), torch.zeros(2, dtype=torch.int64))
 
@@ -399,7 +399,7 @@ def test_logits_on_two_devices(loss):
 
 
 @LOSSES
-def test_temperatures_that_make_no_sense(loss):
+def test_invalid_temperatures(loss):
     s, t, y = batch()
     for temperature in (0, -1.0, float("nan"), float("inf"), -float("inf"), 1e-7, 1e7):
         with pytest.raises(ValueError, match=f"temperature must be from 1e-06 to 1e\\+06; got {temperature}"):

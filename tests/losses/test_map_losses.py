@@ -1,4 +1,4 @@
-"""What the losses on feature maps have in common, one test for all; what is a loss's own is in its own file."""
+"""Properties that the losses on feature maps share, one test for all of them. Each loss also has its own file."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_other_channels_or_images_than_the_teachers(loss, settings):
 
 @LOSSES
 @pytest.mark.parametrize("side", ["student", "teacher"])
-def test_arguments_that_are_no_lists_of_maps(loss, side):
+def test_arguments_that_are_not_lists_of_maps(loss, side):
     good = random_maps((8, 8))
     bad = [
         ([], "got 0 maps"),

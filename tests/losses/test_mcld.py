@@ -18,7 +18,7 @@ CLASSES, BATCH, QUEUE, SAMPLES = 5, 6, 16, 9
 
 
 def batch(step=0, size=BATCH, classes=CLASSES, dtype=torch.float64):
-    """s, t, y and indices; of the 9 samples, which come again and again, each has its own label."""
+    """s, t, y and indices of 9 recurring samples; each sample has its own label."""
     generator = torch.Generator().manual_seed(step)
     s, t = 3 * torch.randn(2, size, classes, dtype=torch.float64, generator=generator)
     indices = torch.randperm(max(SAMPLES, size), generator=generator)[:size]
@@ -94,7 +94,7 @@ def test_by_hand():
     assert gradient(terms["instance"], s).tolist()[0] == pytest.approx([0, 2 / 3 / (1 + math.exp(2))], rel=1e-12)
 
 
-def test_entries_of_the_same_sample_are_no_negatives():
+def test_entries_of_the_same_sample_are_not_negatives():
     module = loss_module(queue=BATCH)
     s, t, y, indices = batch()
     module(s, t, y, indices.fill_(4))
@@ -105,7 +105,7 @@ def test_entries_of_the_same_sample_are_no_negatives():
 
 
 @pytest.mark.parametrize("entered", [0, BATCH])
-def test_what_is_empty_is_no_negative(entered):
+def test_empty_entries_are_not_negatives(entered):
     """A queue with room to spare gives what one without gives."""
     wide, narrow = loss_module(queue=1000), loss_module(queue=BATCH)
     for module in (wide, narrow):
@@ -301,7 +301,7 @@ def test_autocast_changes_nothing():
         (dict.fromkeys(TERMS, False), "at least one of instance, sample and category must be on"),
     ],
 )
-def test_settings_that_make_no_sense(settings, message):
+def test_invalid_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         MCLDLoss(**{"num_classes": 5, "queue_size": 6} | settings)
 
@@ -314,7 +314,7 @@ def test_a_queue_smaller_than_a_batch():
     assert set(loss_module(queue=1, instance=False)(*batch())) == {"sample", "category"}
 
 
-def test_arguments_that_make_no_sense():
+def test_invalid_arguments():
     module, (s, t, y, indices) = loss_module(), batch()
     for arguments, message in (
         ((s, t[:, :4], y, indices), "must both be"),

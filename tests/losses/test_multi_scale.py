@@ -104,7 +104,7 @@ def test_autocast_gives_what_the_model_itself_gives():
 
 
 @pytest.mark.parametrize("scales", [(), (2, 4), (2, 1), (1, 0), (1, -2), (1, 2, 2), (1, 1), (1, 2.0), (True, 2)])
-def test_scales_that_make_no_sense(scales):
+def test_invalid_scales(scales):
     with pytest.raises(ValueError, match="scales must be different whole numbers, the first of them 1; got"):
         multi_scale_logits(random_maps((8, 8))[0], classifier_of(), scales)
 

@@ -143,6 +143,6 @@ def test_a_teacher_sure_of_the_target_makes_it_cross_entropy():
 
 
 @pytest.mark.parametrize("gamma", [-0.1, float("nan"), float("inf")])
-def test_weights_that_make_no_sense(gamma):
+def test_invalid_weights(gamma):
     with pytest.raises(ValueError, match=f"gamma must be a finite number, 0 or more; got {gamma}"):
         nkd_loss(torch.zeros(4, 5), torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64), gamma=gamma)

@@ -291,5 +291,5 @@ def test_what_kdsvd_needs_besides():
 
 def test_pkt_names_bad_features():
     s = features()
-    with pytest.raises(ValueError, match=re.escape("must both be (B, D), with one B and D of 1 or more; got (5, 4)")):
+    with pytest.raises(ValueError, match=re.escape("with the same B and D of 1 or more; got (5, 4)")):
         pkt_loss(s, s.view(5, 4, 1, 1))

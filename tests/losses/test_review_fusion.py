@@ -173,7 +173,7 @@ def test_autocast_runs_in_half_precision():
         (((3, 5), (6, 2), 0), "mid_channels 0"),
     ],
 )
-def test_channels_that_make_no_sense(arguments, words):
+def test_invalid_channels(arguments, words):
     with pytest.raises(ValueError, match=words):
         ReviewKDFusion(*arguments)
 
@@ -200,6 +200,6 @@ def test_maps_that_do_not_come_largest_first(sizes):
 
 
 @pytest.mark.parametrize("maps", [[], maps_of()[0], [m[0] for m in maps_of()], [m.long() for m in maps_of()]])
-def test_arguments_that_are_no_lists_of_maps(maps):
+def test_arguments_that_are_not_lists_of_maps(maps):
     with pytest.raises(ValueError, match="student_maps must be"):
         fusion_of()(maps)

@@ -158,7 +158,7 @@ def test_the_teacher_gets_no_gradient(loss):
 def test_bad_arguments_are_named(loss):
     s = features()
     cases = [
-        (s, features(4), "must both be (B, D), with one B and D of 1 or more; got (5, 4) and (4, 4)"),
+        (s, features(4), "must both be (B, D), with the same B and D of 1 or more; got (5, 4) and (4, 4)"),
         (s, s[:, :0], "got (5, 4) and (5, 0)"),
         (s.view(5, 4, 1, 1), s, "got (5, 4, 1, 1) and (5, 4)"),
         (s, s.long(), "got torch.float64 and torch.int64 (teacher)"),

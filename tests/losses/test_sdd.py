@@ -173,7 +173,7 @@ def test_an_empty_batch_gives_a_zero_that_keeps_the_graph(base, by_loops, settin
     ("s_shape", "t_shape"),
     [((6, 4, 5), (6, 4, 4)), ((6, 4, 5), (5, 4, 5)), ((6, 4), (6, 4)), ((6, 1, 5), (6, 1, 5)), ((6, 4, 0), (6, 4, 0))],
 )
-def test_shapes_that_make_no_sense(s_shape, t_shape):
+def test_invalid_shapes(s_shape, t_shape):
     with pytest.raises(ValueError, match=r"must both be \(B, C, N\)") as caught:
         sdd_loss(torch.zeros(s_shape), torch.zeros(t_shape), torch.zeros(6, dtype=torch.int64))
     assert str(s_shape) in str(caught.value)
@@ -204,7 +204,7 @@ def test_labels_of_another_kind(base, by_loops, settings, y):
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_weights_that_make_no_sense(weight):
+def test_invalid_weights(weight):
     s, t, y = batch()
     with pytest.raises(ValueError, match=f"complementary_weight must be a finite number, 0 or more; got {weight}"):
         sdd_loss(s, t, y, complementary_weight=weight)

@@ -120,7 +120,7 @@ def test_an_empty_batch():
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 1), ()])
-def test_shapes_that_make_no_sense(shape):
+def test_invalid_shapes(shape):
     with pytest.raises(ValueError, match=r"logits must be \(B, C\)"):
         standardize_logits(torch.zeros(shape))
 
@@ -131,6 +131,6 @@ def test_logits_that_are_not_floats():
 
 
 @pytest.mark.parametrize("eps", [0.0, -1e-7, float("nan"), float("inf")])
-def test_eps_that_makes_no_sense(eps):
+def test_invalid_eps(eps):
     with pytest.raises(ValueError, match=f"eps must be a finite number above 0; got {eps}"):
         standardize_logits(torch.zeros(4, 5), eps=eps)

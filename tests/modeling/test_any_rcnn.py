@@ -1,4 +1,4 @@
-"""Cascade, C4, mask and keypoint heads: what distilling leaves as it is, and teachers of another kind."""
+"""Cascade, C4, mask and keypoint heads: what distillation leaves unchanged, and teachers of another kind."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def test_one_warning_names_key_and_remedy(caplog):
 @pytest.mark.parametrize(
     "losses", [[41.0] * (ITERATIONS - 1), [9.9] * ITERATIONS, [100.0] + [5.0] * (ITERATIONS - 1), [1.0] * 30 + [99.0]]
 )
-def test_a_term_that_is_not_too_large_on_average_is_not_spoken_of(caplog, losses):
+def test_a_term_that_is_not_too_large_on_average_is_not_reported(caplog, losses):
     watched(losses)
     assert not caplog.records
 

@@ -81,7 +81,7 @@ def test_every_cell_comes_from_the_level_of_the_whole_box(kind):
 
 
 @pytest.mark.parametrize("kind", ["grid", "interleaved"])
-def test_several_scales_stand_one_after_the_other(kind):
+def test_scales_are_concatenated_in_order(kind):
     values = random_maps()
     both, two, three = (
         pool_cells(pooler(), values, GIVEN, Cells(sides, kind)).unflatten(0, (6, -1)) for sides in ((2, 3), (2,), (3,))

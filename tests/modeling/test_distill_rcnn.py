@@ -1,4 +1,4 @@
-"""The distilling detector: shared proposals, one pass of each head, the plain detector's losses beside the terms."""
+"""The distilling detector: shared proposals, one pass of each head, the plain detector's losses plus the terms."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_what_terms_learn_is_trained_but_not_part_of_the_student(teacher):
         del TERMS["learns"]
 
 
-def test_a_loss_that_is_no_number_names_term_and_images(teacher):
+def test_a_non_finite_loss_names_term_and_images(teacher):
     model = build(student_config(teacher))
     model.load_teacher()
     nn.init.constant_(model.teacher.model.roi_heads.box_predictor.cls_score.bias, float("nan"))

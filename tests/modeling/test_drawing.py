@@ -1,4 +1,4 @@
-"""The picture of proposals with both networks' top classes: what it shows, and that it changes nothing else."""
+"""The picture of proposals with both networks' top classes: what it shows, and that drawing has no side effects."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_each_network_names_its_top_class(panels):
     assert np.array_equal(theirs.boxes, ours.boxes) and theirs.colours == ours.colours
 
 
-def test_numbers_stand_for_unknown_names(panels):
+def test_unknown_names_are_shown_as_numbers(panels):
     draw_teacher_and_student(IMAGE, regions(APART, [0, 0, 0], [2, 2, 2]))
     assert panels[0].labels == ["2 100%"] * 3
 

@@ -65,7 +65,7 @@ def c4_teacher(tmp_path_factory):
 # Which maps
 
 
-def test_all_common_names_stand_for_nothing_named():
+def test_without_names_all_common_maps_are_used():
     known = maps(pyramid(16, (5, 3, 4, 7)), pyramid(24, (2, 3, 4, 5)))
     pairs = feature_pairs(KEY, (), known)
     assert [(pair.student, pair.teacher) for pair in pairs] == [("p3", "p3"), ("p4", "p4"), ("p5", "p5")]
@@ -109,7 +109,7 @@ def test_a_student_without_common_levels_is_refused_before_training(c4_teacher):
 @pytest.mark.parametrize(
     "name, key, value", [("fgfi", "THRESHOLD", 1.0), ("fgfi", "THRESHOLD", -0.1), ("reviewkd", "MID_CHANNELS", 0)]
 )
-def test_settings_that_make_no_sense(name, key, value):
+def test_invalid_settings(name, key, value):
     with pytest.raises(SetupError, match=re.escape(f"KD.{name.upper()}.{key} is {value}; it must be")):
         term(name, maps(pyramid(16), pyramid(16)), f"KD.{name.upper()}.{key}", value)
 

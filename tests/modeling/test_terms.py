@@ -354,19 +354,19 @@ def test_a_cascades_cells_give_the_backbone_the_gradient_of_a_mean_over_stages(c
         ("KD.DKD.TEMPERATURE", 0.0, r"KD\.DKD\.TEMPERATURE is 0\.0"),
     ],
 )
-def test_settings_of_sdd_that_make_no_sense(teacher, key, value, message):
+def test_invalid_settings_of_sdd(teacher, key, value, message):
     with pytest.raises(SetupError, match=message):
         build(student_config(teacher, key, value, terms=("sdd",)))
 
 
 @pytest.mark.parametrize("key, value", [("GAMMA", -0.5), ("GAMMA", float("nan")), ("TEMPERATURE", 0.0)])
-def test_settings_of_nkd_that_make_no_sense(teacher, key, value):
+def test_invalid_settings_of_nkd(teacher, key, value):
     with pytest.raises(SetupError, match=re.escape(f"KD.NKD.{key} is {value}; it must be a")):
         build(student_config(teacher, f"KD.NKD.{key}", value, terms=("nkd",)))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_weights_that_make_no_sense(teacher, name):
+def test_invalid_weights(teacher, name):
     with pytest.raises(SetupError, match=rf"KD\.{name.upper()}\.WEIGHT is -1\.0; it must be a finite number"):
         build(student_config(teacher, *weights(-1.0), terms=(name,)))
 

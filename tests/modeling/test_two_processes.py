@@ -81,7 +81,7 @@ def test_gradients_are_those_of_the_joined_batch(teacher, tmp_path):
         torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4 * value.abs().max().item(), msg=name)
 
 
-def test_a_loss_that_is_no_number_in_one_process_stops_both(teacher, tmp_path):
+def test_a_non_finite_loss_in_one_process_stops_both(teacher, tmp_path):
     multiprocessing.spawn(one_process_fails, (teacher, free_port(), str(tmp_path)), nprocs=2)
     told = [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)]
     assert told[0] == told[1]

@@ -1,4 +1,4 @@
-"""kd-det train with a witness: the number of the last finished step stands in the file that FINISHED names.
+"""kd-det train with a witness, which writes the number of the last finished step to the file that FINISHED names.
 
 The witness is a hook right after the step of the learning rate, so it never names a step that is not finished.
 """

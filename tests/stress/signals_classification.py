@@ -1,4 +1,5 @@
-"""SIGTERM and SIGINT at random moments of classification runs: what is saved, and whether it goes on to the same bits.
+"""SIGTERM and SIGINT at random moments of classification runs: what is saved, and whether the resumed run ends with the
+same bits.
 
 python tests/stress/signals_classification.py --moments 20
 

@@ -54,7 +54,7 @@ def test_bars_are_means_over_seeds():
     assert heights == pytest.approx([50, 80, 60, 32, 62, 42])
 
 
-def test_detections_stand_beside_the_ground_truth(tmp_path, monkeypatch):
+def test_detections_are_next_to_the_ground_truth(tmp_path, monkeypatch):
     """A row for each scene: ground truth, then a model that finds one object of the scene and invents another."""
     make_digits_det(tmp_path, DigitsDetSettings(train_images=1, val_images=8))
     register_coco_instances(

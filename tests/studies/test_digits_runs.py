@@ -37,7 +37,7 @@ def test_a_fingerprint_tells_recipes_apart_and_not_their_order():
         ({"run.json": '{"fingerprint": "y"}', "last_checkpoint": "model_0000009.pth"}, "start"),
     ],
 )
-def test_what_is_done_about_a_folder(tmp_path, monkeypatch, files, decision):
+def test_a_folder_is_kept_resumed_or_emptied(tmp_path, monkeypatch, files, decision):
     for name, text in files.items():
         (tmp_path / name).write_text(text.replace('"x"', f'"{fingerprint(RECIPE)}"'))
     monkeypatch.setattr(run_steps, "stream", lambda line, threads, progress: decided.extend(line))

@@ -1,4 +1,4 @@
-"""kd-det bench losses: that it runs, that both sides compute one loss, and the memory, which is no timing."""
+"""kd-det bench losses: it runs, both sides compute the same loss, and the peak memory is right."""
 
 from __future__ import annotations
 

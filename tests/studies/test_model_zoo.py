@@ -40,7 +40,7 @@ def cells(page):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_ours_stand_beside_the_papers_and_are_blank_where_not_run():
+def test_our_numbers_are_next_to_the_papers_and_blank_if_not_run():
     published = paper(
         {"method": "KD", "teacher_AP": [42.0], "student_AP": [33.26], "AP": [33.97]},
         {"method": "DKD", "teacher_AP": [42.0], "student_AP": [33.26], "AP": [35.05]},

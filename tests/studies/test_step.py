@@ -1,4 +1,4 @@
-"""The step benchmarks on a tiny pair: what is timed is what is said."""
+"""The step benchmarks on a tiny pair: they time what they report."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_parts_add_up_to_the_step(config_file):
     assert sum(times.parts.values()) == pytest.approx(times.distilled, rel=0.5)
 
 
-def test_every_method_stands_beside_its_own_floor(config_file):
+def test_every_method_has_its_own_floor(config_file):
     methods = {"DKD": ("dkd",), "FitNet": ("fitnet",), "SDD-DKD": ("sdd",), "both": ("dkd", "reviewkd")}
     times = measure_methods(config_file, methods, "cpu", "float32", size=64, images=2, rounds=2)
     assert list(times) == [PLAIN, *methods]

@@ -74,13 +74,13 @@ def coco_at(root: Path) -> Iterator[None]:
 
 
 def run_door(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """What ``tools/<name>.py`` does, in this process."""
+    """Runs ``tools/<name>.py`` in this process."""
     (command,) = re.findall(r'run\("(.+)"\)', (ROOT / "tools" / f"{name}.py").read_text())
     return run_here(command, *arguments)
 
 
 def error_of(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line that a command refused by its user's error ends with."""
+    """The one error line of a command that ends with a user error."""
     assert result.returncode == 2 and "Traceback" not in result.stderr, (result.returncode, result.stderr[-2000:])
     line = result.stderr.splitlines()[-1]
     assert line.startswith("error: ")

@@ -1,4 +1,4 @@
-"""What a user can get wrong, on the real command line: each ends at start-up with one line that names the remedy."""
+"""User errors on the real command line: each ends at start-up with one line that names the remedy."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Settings that cannot be meant, through the command line's own parser and entry function: each ends with one line that
-names key, value and remedy, before data sets and weights are looked at (none of those named here exists)."""
+"""Invalid settings, through the command line's own parser and entry function. Each ends with one line that names key,
+value and remedy, before data sets and weights are read (none of those named here exists)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ CASCADE = ("MODEL.ROI_HEADS.NAME", "DistillCascadeROIHeads", "MODEL.ROI_BOX_HEAD
         (["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", -1.0], "SOLVER.CLIP_GRADIENTS.CLIP_VALUE is -1.0"),
         (["SOLVER.WEIGHT_DECAY_BIAS", "x"], "SOLVER.WEIGHT_DECAY_BIAS is 'x'"),
         (["SOLVER.STEPS", "(3, 2)"], "SOLVER.STEPS is (3, 2)"),
-        (["SOLVER.STEPS", "(40000,)"], "and none the last"),
+        (["SOLVER.STEPS", "(40000,)"], "all before the last"),
         (["SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0.0], "SOLVER.NESTEROV is True with SOLVER.MOMENTUM 0.0"),
         (["MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 0], "POOLER_RESOLUTION is 0; it must be a whole number from 1 to"),
         (["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 0], "BATCH_SIZE_PER_IMAGE is 0; it must be a whole number, 1 or"),
@@ -91,7 +91,7 @@ CASCADE = ("MODEL.ROI_HEADS.NAME", "DistillCascadeROIHeads", "MODEL.ROI_BOX_HEAD
         (["INPUT.CROP.SIZE", "[2.0, 2.0]", *RELATIVE], "shares of the image's sides"),
         (["INPUT.CROP.SIZE", "[0.5, 0.5]", "INPUT.CROP.TYPE", "absolute", *RELATIVE], "whole numbers of pixels"),
         (["INPUT.MIN_SIZE_TRAIN", "(-1,)"], "INPUT.MIN_SIZE_TRAIN[0] is -1"),
-        (["INPUT.MIN_SIZE_TRAIN", "(9,)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "the least and the greatest size"),
+        (["INPUT.MIN_SIZE_TRAIN", "(9,)", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"], "smallest and the largest size"),
         (["SEED", 2**40], "SEED is 1099511627776"),
         (["TEST.EXPECTED_RESULTS", "['AP']"], "TEST.EXPECTED_RESULTS[0] is 'AP'"),
         (["VERSION", 1], "VERSION is 1; this Detectron2 has the keys of version 2"),
@@ -166,16 +166,16 @@ CASCADE = ("MODEL.ROI_HEADS.NAME", "DistillCascadeROIHeads", "MODEL.ROI_BOX_HEAD
         (["KD.KD.TEMPERATURE", -4.0], "KD.KD.TEMPERATURE is -4.0"),
         (["KD.SDD.SCALES", "(1, 100)"], "KD.SDD.SCALES is (1, 100); it must be 1, the whole proposal, and then"),
         (["KD.FGFI.THRESHOLD", 1.0], "KD.FGFI.THRESHOLD is 1.0; it must be a number, 0 or more and below 1"),
-        (["KD.REVIEWKD.FEATURES", "['p3=']"], "KD.REVIEWKD.FEATURES: 'p3=' names nothing on one side; write"),
+        (["KD.REVIEWKD.FEATURES", "['p3=']"], "KD.REVIEWKD.FEATURES: 'p3=' lacks a name on one side; write"),
         (["KD.REVIEWKD.FEATURES", "['p9']", "KD.TERMS", "('reviewkd',)"], "the student has no map 'p9'"),
         (
             ["KD.REVIEWKD.FEATURES", "['p3=res4']", "KD.TERMS", "('reviewkd',)"],
             "KD.REVIEWKD.FEATURES: the teacher has no map 'res4'. The student's maps: p2 (16 channels, stride 4)",
         ),
-        (["KD.TEACHER.CLASS_MAP", "['0=']"], "KD.TEACHER.CLASS_MAP: '0=' names nothing on one side; write"),
-        (["KD.TEACHER.CLASS_MAP", "[0]"], "KD.TEACHER.CLASS_MAP: 0 names nothing on one side; write"),
-        (["KD.TEACHER.OPTS", "[1, 2]"], "KD.TEACHER.OPTS is [1, 2]; it must be keys and values by turns"),
-        (["KD.TEACHER.OPTS", "['SEED']"], "KD.TEACHER.OPTS is ['SEED']; it must be keys and values by turns"),
+        (["KD.TEACHER.CLASS_MAP", "['0=']"], "KD.TEACHER.CLASS_MAP: '0=' lacks a name on one side; write"),
+        (["KD.TEACHER.CLASS_MAP", "[0]"], "KD.TEACHER.CLASS_MAP: 0 lacks a name on one side; write"),
+        (["KD.TEACHER.OPTS", "[1, 2]"], "KD.TEACHER.OPTS is [1, 2]; it must be keys and values in turn"),
+        (["KD.TEACHER.OPTS", "['SEED']"], "KD.TEACHER.OPTS is ['SEED']; it must be keys and values in turn"),
         (["KD.TEACHER.OPTS", "['MODEL.RPN.NMS_THRESH', 2.0]"], "with KD.TEACHER.OPTS: MODEL.RPN.NMS_THRESH is 2.0"),
         (["KD.TEACHER.OPTS", "['MODEL.ROI_HEADS.IN_FEATURES', ['p9']]"], "MODEL.ROI_HEADS.IN_FEATURES names 'p9'"),
         (["KD.TEACHER.DTYPE", "half"], "KD.TEACHER.DTYPE is 'half'; it must be one of float32"),
@@ -184,12 +184,12 @@ CASCADE = ("MODEL.ROI_HEADS.NAME", "DistillCascadeROIHeads", "MODEL.ROI_BOX_HEAD
         (["KD.TEACHER.WEIGHTS", "''"], "KD.TEACHER.WEIGHTS is empty"),
     ],
 )
-def test_a_setting_that_cannot_be_meant(refused, overrides, named):
+def test_an_invalid_setting(refused, overrides, named):
     assert named in refused(*overrides)
 
 
 @pytest.mark.parametrize("number", [-1, -8])
-def test_fewer_than_no_gpus(refused, number):
+def test_a_negative_number_of_gpus(refused, number):
     assert f"--num-gpus is {number}" in refused(flags=("--num-gpus", number))
 
 

@@ -135,7 +135,7 @@ def test_a_file_without_weights():
         module.load_published("resnet8", file.getvalue(), "file")
 
 
-def test_archives_that_are_none(folder, tmp_path):
+def test_files_that_are_not_archives(folder, tmp_path):
     text = tmp_path / "notes.txt"
     text.write_text("no archive")
     with pytest.raises(SetupError, match=r"notes.txt is not a .tar or .zip archive"):

@@ -114,7 +114,7 @@ def test_wrong_hash_stops_before_anything_is_installed(tmp_path, no_pip, capsys)
 
 def test_missing_sdist_is_named(tmp_path, no_pip, capsys):
     assert install_detectron2.main(["--sdist", str(tmp_path / "absent.tar.gz")]) == 1
-    assert "absent.tar.gz is no file" in capsys.readouterr().err
+    assert "absent.tar.gz is not a file" in capsys.readouterr().err
     assert no_pip == []
 
 

@@ -1,4 +1,4 @@
-"""``kd-det``: its verbs, their help, and what it cannot do without."""
+"""``kd-det``: its verbs, their help, and missing packages."""
 
 from __future__ import annotations
 

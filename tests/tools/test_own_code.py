@@ -1,4 +1,4 @@
-"""--import: a term of one's own with its keys, and what is refused."""
+"""--import: a user's own term with its keys, and what is refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CODE = read_recipes("extend.md")["A term"].files["my_terms.py"]
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    """What a test imports is not there for the next one."""
+    """Removes what a test has imported."""
     modules, entries = set(sys.modules), [(each, set(each)) for each in (TERMS, DISTILLERS)]
     monkeypatch.setattr(registry, "_imported", [])
     yield
@@ -99,8 +99,8 @@ def test_wrong_values_are_one_line(refused, overrides, expected):
 def test_without_the_import(refused):
     line = refused(imported=False)
     assert "there is no KD term 'p3'" in line and "--import FILE_OR_MODULE" in line
-    assert "exist once its code is imported, by --import" in refused("KD.P3.WEIGHT", 1.0, imported=False)
-    with pytest.raises(SetupError, match=r"there is no key 'MINE\.WEIGHT'.* by --import"):
+    assert "exist once its code is imported with --import" in refused("KD.P3.WEIGHT", 1.0, imported=False)
+    with pytest.raises(SetupError, match=r"there is no key 'MINE\.WEIGHT'.* with --import"):
         load_classification((), ["MINE.WEIGHT", "1.0"])
     with pytest.raises(SetupError) as raised:
         load_config("", ["SOLVER.MAX_ITR", "1"])
@@ -143,7 +143,7 @@ def test_a_file_or_module_that_is_not_there(tmp_path, monkeypatch):
 def test_a_section_that_exists_is_refused(tmp_path):
     (tmp_path / "own_terms.py").write_text(CODE.replace('"p3"', '"teacher"').replace("P3", "TEACHER"))
     import_code(str(tmp_path / "own_terms.py"))
-    with pytest.raises(SetupError, match=r"'teacher' has keys, but there is a key KD\.TEACHER already"):
+    with pytest.raises(SetupError, match=r"'teacher' has keys, but the key KD\.TEACHER exists already"):
         load_config("")
 
 

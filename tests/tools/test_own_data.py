@@ -1,4 +1,4 @@
-"""Training on data of one's own with nothing but the command line, in one process and in two."""
+"""Training on a user's own data with the command line alone, in one process and in two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kd-det suggest-beta: the mean gap of a teacher on a data set, and the beta that goes with it."""
+"""kd-det suggest-beta: the mean gap of a teacher on a data set, and the suggested beta."""
 
 from __future__ import annotations
 

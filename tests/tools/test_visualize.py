@@ -1,4 +1,4 @@
-"""kd-det visualize: one picture an image, with the panels that there is something for."""
+"""kd-det visualize: one picture per image, with the panels that have content."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_refused_requests(student, coco, tmp_path, changed, message):
     ("arguments", "message"),
     [
         (["--input", "nowhere.jpg", "MODEL.DEVICE", "cpu"], "there is no 'nowhere.jpg'"),  # the override is no image
-        (["--input", "setup.py", "--output", "setup.py"], "--output 'setup.py' cannot be made: File exists"),
+        (["--input", "setup.py", "--output", "setup.py"], "--output 'setup.py' cannot be created: File exists"),
     ],
 )
 def test_user_errors_are_one_line(student, tmp_path, capsys, arguments, message):
@@ -116,7 +116,7 @@ def test_images_of_folders(tmp_path):
         image_files([str(tmp_path / "empty.png")])
 
 
-def test_pictures_of_sub_folders_stand_in_sub_folders_and_are_no_inputs_of_the_next_call(student, tmp_path):
+def test_pictures_of_sub_folders_go_to_sub_folders_and_are_not_inputs_of_the_next_call(student, tmp_path):
     folder, out = tmp_path / "images", tmp_path / "images" / "pictures"
     images_in(folder, "a.png", "a.jpg", "a_2.jpg", "sub/a.png")
     cfg = load_config(str(student / "student.yaml"), ["KD.TEACHER.CONFIG_FILE", ""])

@@ -16,7 +16,7 @@ def config(*overrides: object):
 
 
 def picture(seed: int, height: int = 40, width: int = 48) -> Image.Image:
-    """Smooth colours that differ from seed to seed and from place to place."""
+    """Smooth colours that depend on the seed and the position."""
     numbers = np.random.default_rng(seed)
     coarse = Image.fromarray(numbers.integers(0, 256, (5, 6, 3), dtype=np.uint8))
     return coarse.resize((width, height), Image.Resampling.BILINEAR)
@@ -36,7 +36,7 @@ def write_folders(root: Path, classes=("ant", "bee", "cow"), train: int = 5, val
 
 
 CUB_CLASSES = ("001.Black_footed_Albatross", "002.Laysan_Albatross")
-# id, class from 1, 1 for training: out of order, and a class's images not together.
+# id, class from 1, 1 for training. The ids are out of order and the classes are mixed.
 CUB_IMAGES = ((3, 1, 0), (1, 2, 1), (2, 1, 1), (4, 2, 0), (6, 1, 1), (5, 2, 1))
 
 

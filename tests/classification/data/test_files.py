@@ -1,4 +1,4 @@
-"""Data sets of image files: what is listed, how it looks, and files that are damaged."""
+"""Data sets of image files: listing, preprocessing, and damaged files."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_grey_and_palette_images_become_rgb(folders):
 
 @pytest.fixture
 def damaged(folders):
-    """Two damaged images, one of each split: half a file and no image at all."""
+    """Two damaged images, one in each split: half a file, and a file that is not an image."""
     half = folders / "train" / "bee" / "3.png"
     half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
     text = folders / "val" / "cow" / "0.png"

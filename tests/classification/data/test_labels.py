@@ -13,7 +13,7 @@ from tests.classification.data.layouts import config
 
 @pytest.mark.parametrize(("rate", "changed"), [(0.0, 0), (0.1, 100), (0.3, 301), (0.999, 1002)])
 @pytest.mark.parametrize("classes", [2, 10])
-def test_so_many_labels_become_another_class(rate, changed, classes):
+def test_the_given_share_of_labels_changes_class(rate, changed, classes):
     labels = torch.arange(1003) % classes
     noisy = add_label_noise(labels, rate, classes, seed=0)
     assert (noisy != labels).sum() == changed
@@ -29,7 +29,7 @@ def test_noise_is_uniform_over_the_other_classes():
     assert ((others - 900) ** 2 / 900).sum() < 30  # chi squared, 8 degrees of freedom: 26 is one in a thousand
 
 
-def test_noise_is_of_the_seed_and_of_training_only():
+def test_noise_depends_on_the_seed_and_is_only_in_training():
     clean, noisy, other = (
         build_data(config("DATA.LABEL_NOISE", rate, "SEED", seed), "cpu")
         for rate, seed in ((0.0, 0), (0.2, 0), (0.2, 1))
@@ -60,7 +60,7 @@ def test_ranges_that_join_share_nothing(count):
     assert torch.equal(torch.stack(parts).sum(0), torch.ones(count, dtype=torch.int64))
 
 
-def test_ranges_and_probabilities_that_make_no_sense():
+def test_invalid_ranges_and_probabilities():
     for wrong in ((0.5, 0.5), (-0.1, 0.5), (0.5, 1.5), (float("nan"), 1.0)):
         with pytest.raises(SetupError, match=r"DATA\.CONFIDENCE_RANGE"):
             rank_by_confidence(torch.rand(4), wrong)

@@ -1,4 +1,4 @@
-"""The batched crop and mirroring beside one image at a time, and the two data sets that are kept in memory."""
+"""The batched crop and mirroring against one image at a time, and the two data sets that are kept in memory."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_cifar_is_the_files_content(cifar_root):
     assert (data.num_classes, data.train.samples, data.val.samples) == (100, 21, 7)
 
 
-def test_cifar_that_cannot_be_had(tmp_path, monkeypatch):
+def test_cifar_that_cannot_be_downloaded(tmp_path, monkeypatch):
     monkeypatch.setattr(small_images.CIFAR100, "url", "file:///nowhere/cifar-100-python.tar.gz")
     with pytest.raises(SetupError, match=r"DATA\.ROOT .*cifar-100-python.*cannot be downloaded.*Download"):
         build_data(config("DATA.NAME", "cifar100", "DATA.ROOT", tmp_path / "new"), "cpu")

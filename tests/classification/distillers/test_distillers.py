@@ -1,4 +1,4 @@
-"""What every distiller has in common, and that each is the function of kd_det.losses by that name."""
+"""Properties of all distillers. Each one is the function of that name in kd_det.losses."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def test_no_parameter_of_the_two_networks_is_the_distillers(name):
 
 @NAMES
 def test_a_batch_without_samples_to_distil(name):
-    """DATA.CONFIDENCE_RANGE may leave none: a zero with a graph, and gradients for all that other processes have."""
+    """DATA.CONFIDENCE_RANGE may leave no sample: the loss is a zero with a graph, and every parameter gets a
+    gradient."""
     case = Case(name, size=0)
     total = sum(case.losses().values())
     assert total == 0

@@ -1,4 +1,4 @@
-"""sdd: the regions' logits by one application of each classifier, the base's settings, and models that cannot."""
+"""sdd: the regions' logits from one call of each classifier, the base's settings, and models that do not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""create_model: what it refuses, and names."""
+"""create_model: what it refuses, and short names."""
 
 from __future__ import annotations
 

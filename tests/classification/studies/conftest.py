@@ -24,7 +24,7 @@ def outputs(tmp_path_factory, teacher_file):
 
 @pytest.fixture
 def tool(monkeypatch):
-    """``tool(folder, name, *arguments)`` does what ``tools/<name>.py`` does in ``folder``."""
+    """``tool(folder, name, *arguments)`` runs ``tools/<name>.py`` in ``folder``."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the processes that it starts
 
     def run(folder: Path, name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -36,5 +36,5 @@ def tool(monkeypatch):
 
 @pytest.fixture
 def analyse(tool, outputs):
-    """``analyse(name, *arguments)`` does what ``tools/<name>.py`` does in the folder of ``outputs``."""
+    """``analyse(name, *arguments)`` runs ``tools/<name>.py`` in the folder of ``outputs``."""
     return partial(tool, outputs)

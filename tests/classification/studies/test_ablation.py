@@ -31,7 +31,7 @@ GRID = (("DKD.ALPHA", "0.5", "1.0"), ("DKD.BETA", "2.0", "8.0"))
 
 
 class Runner:
-    """Stands in for training: notes what starts and how many run at a time, and waits to be told to end."""
+    """Replaces training: records which runs start and how many run at a time, and waits until it is told to end."""
 
     def __init__(self, peaks: dict[int, float | None]) -> None:
         self.peaks, self.started, self.most = peaks, [], 0
@@ -137,7 +137,7 @@ def test_combinations():
         ([("DKD.BETA", "1.0"), ("DKD.BETA", "2.0")], "--grid DKD.BETA is given twice"),
     ],
 )
-def test_grids_that_cannot_be(grid, message):
+def test_invalid_grids(grid, message):
     with pytest.raises(SetupError, match=message):
         combinations(grid)
 
@@ -177,7 +177,7 @@ def test_every_combination_is_checked_before_the_first_run(tmp_path, monkeypatch
     ("settings", "message"),
     [({"seeds": 0}, "--seeds 0"), ({"jobs": 0}, "--jobs 0"), ({"memory_gib": math.nan}, "--memory-gib nan")],
 )
-def test_settings_that_cannot_be(tmp_path, settings, message):
+def test_invalid_settings(tmp_path, settings, message):
     with pytest.raises(SetupError, match=message):
         sweep(tmp_path, GRID, **settings).run()
 

@@ -29,7 +29,7 @@ from tests.classification.conftest import ROOT, command
         ("configs/digits_det/dkd.yaml", False),
     ],
 )
-def test_whose_configuration_it_is(config, expected, monkeypatch):
+def test_the_package_of_a_configuration(config, expected, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert is_classification(config) is expected
 
@@ -37,7 +37,7 @@ def test_whose_configuration_it_is(config, expected, monkeypatch):
 def test_no_configuration(tmp_path):
     with pytest.raises(SetupError, match="--config-file: no file"):
         is_classification(str(tmp_path / "a.yaml"))
-    for text, expected in (("a: [", "line 1: this is no YAML"), ("", "is empty; give a YAML file")):
+    for text, expected in (("a: [", "line 1: this is not valid YAML"), ("", "is empty; give a YAML file")):
         (tmp_path / "a.yaml").write_text(text)
         with pytest.raises(SetupError, match=expected):
             is_classification(str(tmp_path / "a.yaml"))

@@ -1,4 +1,4 @@
-"""What methods cost: arms and tables by hand-made results, and the command line once."""
+"""The cost of the methods: arms and tables from hand-made results, and the command line once."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_chosen_arms():
         choose_arms(["mcdl"])
 
 
-def test_which_arm_a_run_was_of():
+def test_the_arm_of_a_run():
     assert [arm_name(row) for row in RUNS] == ["none", "none", "dkd", "sdd_kd", None, "kd"]
 
 
@@ -81,7 +81,7 @@ def test_no_results_file(tmp_path, content):
         read_accuracies(path, "a", "b")
 
 
-def test_results_of_no_student(tmp_path):
+def test_results_without_a_student(tmp_path):
     path = tmp_path / "results.json"
     path.write_text(json.dumps({"kind": "classification", "runs": RUNS[:2]}))
     with pytest.raises(SetupError, match="has no distilled student"):

@@ -1,4 +1,4 @@
-"""The probe on features whose accuracy is known, and what a run's row and picture say."""
+"""The probe on features whose accuracy is known, and the row and the picture of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def answers(features: torch.Tensor, labels: torch.Tensor) -> Answers:
 
 
 def gaussians(samples: int, distance: float, seed: int, classes: int = 4) -> Answers:
-    """Features of ``classes`` classes, each about a point of its own, ``distance`` from the origin."""
+    """Features of ``classes`` classes, each around its own point at ``distance`` from the origin."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(samples) % classes
     noise = torch.randn(samples, 6, generator=generator)
@@ -53,7 +53,7 @@ def test_units_of_the_features_do_not_matter():
 
 
 def test_standardised_by_the_training_split():
-    """All of the test split lies beyond class 1: it would not, standardised by itself."""
+    """The whole test split lies beyond class 1. Standardised by its own statistics, it would not."""
     train = answers(torch.tensor([[-1.0], [-2.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1]))
     test = answers(torch.tensor([[10.0], [11.0], [12.0], [13.0]]), torch.ones(4, dtype=torch.int64))
     assert probe(train, test).top1 == 100.0

@@ -1,4 +1,4 @@
-"""A run as it was left is the run as it is loaded."""
+"""A loaded run equals the run that was saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other domains' images as a student gets them: the right pixels, labels and split, at its size and normalisation."""
+"""Images of other domains for a student: the right pixels, labels and split, at its size and normalisation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WNIDS = ("n01443537", "n01629819", "n01641577")
 
 @pytest.fixture
 def run():
-    """What of a run the readers look at."""
+    """The part of a run that the readers use."""
     cfg = load_config("", ["DATA.EVAL_BATCH_SIZE", "4", "DATA.WORKERS", "0"])
     data = SimpleNamespace(mean=MEAN, std=STD, image_size=32)
     return SimpleNamespace(name="run", cfg=cfg, data=data, device=torch.device("cpu"), result={"last_top1": 0.0})

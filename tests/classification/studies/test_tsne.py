@@ -1,4 +1,4 @@
-"""The embedding is seeded, its figures are those of naive loops, and both runs show the same samples."""
+"""The embedding is seeded, its figures equal those of naive loops, and both runs show the same samples."""
 
 from __future__ import annotations
 
