@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -15,19 +16,21 @@ from kd_det.common.errors import SetupError
 from kd_det.common.files import remove_temporary_files, run_lock, write_atomically
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """As on a full disk, no file can grow beyond 1000 bytes."""
+    """As on a full disk, no file can grow beyond 1000 bytes; not even the log of the tests."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_write_on_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, full_disk):
+def test_a_write_on_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     write_atomically(tmp_path / "model.pth", b"old")
-    with pytest.raises(OSError) as raised:
+    with full_disk(), pytest.raises(OSError) as raised:
         write_atomically(tmp_path / "model.pth", bytes(100_000))
     assert raised.value.filename == str(tmp_path / "model.pth")
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
