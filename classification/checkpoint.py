@@ -1,4 +1,4 @@
-"""What OUTPUT_DIR has: ``model.pth``, the student alone, and the states from which ``--resume`` goes on.
+"""What OUTPUT_DIR has: ``model.pth``, the student alone, and the states that ``--resume`` continues from.
 
 The files of a state are written and read in ``states``.
 """
@@ -80,13 +80,13 @@ def check_folder(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
     found = describe_folder(output)
     if found and not (resume or overwrite):
         raise SetupError(
-            f"OUTPUT_DIR {str(output)!r} has {found}. Give --resume to go on with it, --overwrite to delete it and "
+            f"OUTPUT_DIR {str(output)!r} has {found}. Give --resume to continue it, --overwrite to delete it and "
             "start again, or another OUTPUT_DIR."
         )
     if found and resume and last_state(output) is None:
         raise SetupError(
-            f"--resume: OUTPUT_DIR {str(output)!r} has {found}, but no state to go on from. Give --overwrite to delete "
-            "it and start again, or another OUTPUT_DIR."
+            f"--resume: OUTPUT_DIR {str(output)!r} has {found}, but no state to resume from. Give --overwrite to "
+            "delete it and start again, or another OUTPUT_DIR."
         )
     for key in ("TEACHER", "STUDENT"):
         weights = cfg[key].WEIGHTS
@@ -117,7 +117,7 @@ def remove_leftovers(output: Path) -> None:
 
 
 def find_state(cfg: CfgNode, accelerator: Accelerator, *, resume: bool, overwrite: bool = False) -> Path | None:
-    """The state to go on from; None for a new run. ``overwrite`` deletes the old run."""
+    """The state to resume from; None for a new run. ``overwrite`` deletes the old run."""
     check_folder(cfg, resume=resume, overwrite=overwrite)
     accelerator.wait_for_everyone()  # every process has looked
     output = Path(cfg.OUTPUT_DIR)

@@ -215,7 +215,7 @@ def _unusable(path: Path, what: str) -> SetupError:
     older = [other for other in whole_states(state.parent.parent) if place_of(other) < place_of(state)]
     remedy = "There is no older state: start again with --overwrite, or in another OUTPUT_DIR"
     if older:
-        remedy = f"Remove the folder {str(state)!r} to go on from the older {older[-1].name}"
+        remedy = f"Remove the folder {str(state)!r} to resume from the older {older[-1].name}"
     return SetupError(f"--resume: {str(path)!r} {what}. {remedy}.")
 
 

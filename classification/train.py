@@ -32,7 +32,7 @@ def parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=as_written)
     add_config_file(parser)
     used = parser.add_mutually_exclusive_group()
-    used.add_argument("--resume", action="store_true", help="go on from OUTPUT_DIR's last state, if it has a run")
+    used.add_argument("--resume", action="store_true", help="continue from OUTPUT_DIR's last state, if it has a run")
     used.add_argument("--overwrite", action="store_true", help="delete the run that OUTPUT_DIR has, and start again")
     parser.add_argument("--eval-only", action="store_true", help="evaluate OUTPUT_DIR's model.pth or STUDENT.WEIGHTS")
     parser.add_argument("--check-data", action="store_true", help="first read every image; stop at unreadable ones")

@@ -46,7 +46,7 @@ class Trainer:
     Args:
         cfg: the configuration, checked by ``check_config``.
         accelerator: device, precision and processes.
-        resume: go on from OUTPUT_DIR's last state, if there is one.
+        resume: continue from OUTPUT_DIR's last state, if there is one.
         overwrite: delete the run that OUTPUT_DIR has.
 
     Raises:
@@ -144,11 +144,11 @@ class Trainer:
             return
         self._save_state()
         if reason == NO_DATA:
-            remedy = " The state is saved; go on with --resume." if self._saved != (0, 0) else ""
+            remedy = " The state is saved; continue with --resume." if self._saved != (0, 0) else ""
             raise SetupError(f"{error or 'another process has no further data: see its error.'}{remedy}") from error
         if self.accelerator.is_main_process:
             place = f"in epoch {self.progress.epoch + 1} after {self.progress.step} steps"
-            print(f"stopped by {signal.Signals(reason).name} {place}; --resume goes on from there", flush=True)
+            print(f"stopped by {signal.Signals(reason).name} {place}; --resume continues from there", flush=True)
         raise StopRequested(reason)
 
     def _groups(self) -> Iterator[list[Batch]]:

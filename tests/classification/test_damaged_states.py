@@ -95,7 +95,7 @@ def test_without_digests_what_cannot_be_used_is_named_as_well(state, resume, nam
 def test_the_command_refuses_and_names_the_older_state(state, resume):
     shutil.copytree(state, state.with_name("0-3"))
     damage(state / "random_states_0.pkl", "a byte changed")
-    assert "Remove the folder 'run/states/0-7' to go on from the older 0-3." in resume()
+    assert "Remove the folder 'run/states/0-7' to resume from the older 0-3." in resume()
     shutil.rmtree(state)
     assert resume() == ""
 

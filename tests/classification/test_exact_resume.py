@@ -71,7 +71,7 @@ def test_sigterm_saves_at_once_and_loses_no_step(settings, uninterrupted, tmp_pa
 def test_sigterm_in_the_evaluation_saves_before_its_end(settings, uninterrupted, tmp_path):
     stopped = train(tmp_path, settings, "run", kill="torchmetrics:MetricCollection.update:before:1:SIGTERM")
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr[-3000:]
-    assert "stopped by SIGTERM in epoch 1 after 12 steps; --resume goes on from there" in stopped.stdout
+    assert "stopped by SIGTERM in epoch 1 after 12 steps; --resume continues from there" in stopped.stdout
     assert [path.name for path in (tmp_path / "run" / "states").iterdir()] == ["0-12"]
     assert not (tmp_path / "run" / "model.pth").exists()
     resumed = train(tmp_path, settings, "run", flags=("--resume",))

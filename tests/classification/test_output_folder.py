@@ -57,12 +57,12 @@ def files(folder):
 @pytest.mark.parametrize(
     ("flags", "kept", "expected"),
     [
-        ([], None, "OUTPUT_DIR 'run' has a finished run. Give --resume to go on with it, --overwrite to delete it"),
+        ([], None, "OUTPUT_DIR 'run' has a finished run. Give --resume to continue it, --overwrite to delete it"),
         ([], {"states"}, "OUTPUT_DIR 'run' has an unfinished run, in epoch 3 after 0 steps. Give --resume"),
         ([], {"model.pth"}, "OUTPUT_DIR 'run' has a model.pth without a run's state. Give --resume"),
         ([], {"history.json"}, "OUTPUT_DIR 'run' has a history.json without a run's state"),
-        (["--resume"], {"model.pth"}, "has a model.pth without a run's state, but no state to go on from. Give --over"),
-        (["--resume"], {"model.pth", "result.json"}, "has a finished run, but no state to go on from"),
+        (["--resume"], {"model.pth"}, "has a model.pth without a run's state, but no state to resume from. Give"),
+        (["--resume"], {"model.pth", "result.json"}, "has a finished run, but no state to resume from"),
     ],
 )
 def test_results_are_not_deleted_unasked(finished, begin, flags, kept, expected, tmp_path):

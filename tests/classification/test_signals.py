@@ -72,6 +72,6 @@ def test_an_unreadable_image_stops_training_with_all_saved(tmp_path):
     stopped = forked.train(tmp_path, *settings)
     assert stopped.returncode == 2
     (line,) = stopped.stderr.splitlines()
-    assert "mine/val/b/26.png" in line and line.endswith("The state is saved; go on with --resume.")
+    assert "mine/val/b/26.png" in line and line.endswith("The state is saved; continue with --resume.")
     broken.unlink()
     assert forked.train(tmp_path, "--resume", *settings).returncode == 0
