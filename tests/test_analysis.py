@@ -64,7 +64,7 @@ def test_beta_at_between_and_beyond_the_anchors():
 
 def test_anchors_of_ones_own():
     assert suggested_beta(1.5, [(1.0, 0.1), (2.0, 0.3)]) == pytest.approx(0.2)
-    with pytest.raises(ValueError, match="must rise"):
+    with pytest.raises(ValueError, match="ascending order"):
         suggested_beta(1.5, [(2.0, 0.1), (1.0, 0.3)])
     with pytest.raises(ValueError, match="finite"):
         suggested_beta(math.nan)
