@@ -73,6 +73,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
         with noting_signals(end_at_once):  # imports take seconds
             function = getattr(import_module(module), name)
         function(arguments)
+        sys.stdout.flush()  # a closed pipe is noticed here, not when the interpreter ends
 
 
 def _dispatch(name: str, verbs: dict[str, Verb], arguments: Sequence[str], end: str) -> None:

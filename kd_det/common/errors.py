@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import errno
 import math
+import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -119,6 +121,9 @@ def one_line_errors() -> Iterator[None]:
         if error.name not in REMEDIES:
             raise
         _end(f"error: {REMEDIES[error.name]}", 2)
+    except BrokenPipeError:  # the reader of the output, such as head, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it once more
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
             raise
