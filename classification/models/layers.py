@@ -86,3 +86,12 @@ def stem_conv(stem: Stem, out_channels: int, kernel: int = 3, stride: int = 1, b
 def stem_pool(stem: Stem) -> nn.Module:
     """The pooling after the first convolution and its activation: none for CIFAR."""
     return nn.MaxPool2d(3, stride=2, padding=1) if stem == "large" else nn.Identity()
+
+
+def stage_outputs(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """The output of each layer, each applied to the one before it, the first to ``x``."""
+    outputs = []
+    for layer in layers:
+        x = layer(x)
+        outputs.append(x)
+    return outputs

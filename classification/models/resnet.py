@@ -14,7 +14,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import ResidualBlock, Stem, initialise, stem_conv, stem_pool
+from classification.models.layers import ResidualBlock, Stem, initialise, stage_outputs, stem_conv, stem_pool
 from classification.models.protocol import ConvNet
 
 WIDTHS = (64, 128, 256, 512)  # of ResNet's stages
@@ -45,11 +45,8 @@ class CifarResNet(ConvNet):
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages = []
-        for layer in (self.layer1, self.layer2, self.layer3):
-            x = layer(x)
-            stages.append(x)
-        return stages, x
+        stages = stage_outputs(x, self.layer1, self.layer2, self.layer3)
+        return stages, stages[-1]
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
@@ -94,11 +91,8 @@ class ResNet(ConvNet):
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-            stages.append(x)
-        return stages, x
+        stages = stage_outputs(x, self.layer1, self.layer2, self.layer3, self.layer4)
+        return stages, stages[-1]
 
 
 def _block(in_channels: int, width: int, stride: int, bottleneck: bool) -> ResidualBlock:

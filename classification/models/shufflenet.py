@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import Stem, channel_shuffle, conv, stem_conv, stem_pool
+from classification.models.layers import Stem, channel_shuffle, conv, stage_outputs, stem_conv, stem_pool
 from classification.models.protocol import ConvNet
 
 STEM_CHANNELS = 24
@@ -76,11 +76,8 @@ class ShuffleNetV1(ConvNet):
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages = []
-        for layer in (self.layer1, self.layer2, self.layer3):
-            x = layer(x)
-            stages.append(x)
-        return stages, x
+        stages = stage_outputs(x, self.layer1, self.layer2, self.layer3)
+        return stages, stages[-1]
 
 
 class UnitV2(nn.Module):
@@ -161,11 +158,8 @@ class ShuffleNetV2(ConvNet):
 
     def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages = []
-        for layer in (self.layer1, self.layer2, self.layer3):
-            x = layer(x)
-            stages.append(x)
-        return stages, F.relu(self.bn2(self.conv2(x)), inplace=True)
+        stages = stage_outputs(x, self.layer1, self.layer2, self.layer3)
+        return stages, F.relu(self.bn2(self.conv2(stages[-1])), inplace=True)
 
 
 NETWORKS: dict[str, Callable[[int, Stem], ConvNet]] = {"ShuffleV1": ShuffleNetV1, "ShuffleV2": ShuffleNetV2}
