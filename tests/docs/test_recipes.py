@@ -53,7 +53,7 @@ def test_recipe(title, workplace):
     if title == "A term":
         assert set(checkpoint["kd_terms"]) == {"p3.adapt.weight", "p3.adapt.bias"}
     if title == "A data set":
-        assert json.loads(lines[-1])["bbox/AP"] >= 0 or "bbox/AP" in lines[-1]
+        assert "bbox/AP" in json.loads(lines[-1])  # nan where nothing is detected
 
 
 def test_steps_by_hand(workplace, capsys):
