@@ -17,6 +17,8 @@ from kd_det.common.errors import SetupError, did_you_mean
 logger = logging.getLogger(__name__)
 
 METHODS = "METHODS"
+# Before the name of a method whose logits are standardised (Sun et al. 2024), and of one trained with DOT's optimiser.
+LSKD, DOT = "lskd_", "dot_"
 SDD_BASES = ("kd", "dkd", "nkd")
 OUTPUT = "output"
 ALONE = "vanilla"
@@ -27,14 +29,16 @@ def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence
 
     A file may have a section ``METHODS`` with settings for single methods: ``METHODS: {kd: {CE_WEIGHT: 0.1}, sdd_kd:
     {...}}``, or ``sdd`` for every SDD.BASE. They apply only to runs with that method. So the files of a method and of a
-    pair give the same run in either order.
+    pair give the same run in either order. ``kd`` applies to ``lskd_kd`` (STANDARDIZE True) and ``dot_kd``
+    (SOLVER.DOT_DELTA) as well, and so do the sections of ``sdd`` and of ``reviewkd`` to ``sdd+reviewkd``; the section
+    of the more special name wins.
 
     Args:
         config_files: see ``merge_config``.
         overrides: KEY VALUE ...
 
     Raises:
-        SetupError: see ``merge_config``; or METHODS has an unknown method or key.
+        SetupError: see ``merge_config``; or METHODS has an unknown method or key, or disagrees with itself.
     """
     cfg[METHODS] = CfgNode()
     contents = {}
@@ -44,8 +48,7 @@ def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence
     log_differences(contents)
     by_method = _overrides_by_method(cfg, cfg.pop(METHODS))
     merge_config(cfg, "", overrides, source="overrides")  # they may choose the method
-    names = dict.fromkeys((cfg.DISTILLER, method_name(cfg)))
-    own = [part for name in names for part in by_method.get(name, ())]
+    own = _own_overrides(cfg, by_method, overrides)
     _log_unused(contents, own)
     merge_config(cfg, "", [*own, *overrides], source="overrides")
     if cfg.OUTPUT_DIR == "":
@@ -58,7 +61,7 @@ def _overrides_by_method(cfg: CfgNode, sections: CfgNode) -> dict[str, list[obje
     found: dict[str, list[object]] = {}
     scratch = cfg.clone()
     for name, section in sections.items():
-        if name not in known:
+        if not set(name.removeprefix(DOT).removeprefix(LSKD).split("+")) <= set(known):
             raise SetupError(f"{METHODS}.{name}: there is no such method.{did_you_mean(name, known)}")
         if not isinstance(section, CfgNode):
             raise SetupError(f"{METHODS}.{name} is {section!r}; it must be a section of keys and values.")
@@ -68,6 +71,31 @@ def _overrides_by_method(cfg: CfgNode, sections: CfgNode) -> dict[str, list[obje
         except SetupError as error:
             raise SetupError(f"{METHODS}.{name}: {error}") from error
     return found
+
+
+def _own_overrides(
+    cfg: CfgNode, by_method: Mapping[str, list[object]], overrides: Sequence[object]
+) -> list[object]:
+    """KEY VALUE ... that METHODS has for the run: those of its parts, then those of the more special names."""
+    parts = cfg.DISTILLER.split("+")
+    own: list[object] = []
+    setters: dict[object, tuple[str, object]] = {}
+    for part in parts:
+        for name in dict.fromkeys((part, _base_name(part, cfg))):
+            section = by_method.get(name, [])
+            for key, value in zip(section[::2], section[1::2], strict=True):
+                other, earlier = setters.setdefault(key, (part, value))
+                if other != part and earlier != value and key not in overrides[::2]:
+                    raise SetupError(
+                        f"DISTILLER {cfg.DISTILLER!r}: {METHODS} sets {key} to {earlier!r} for {other!r} and to "
+                        f"{value!r} for {part!r}. Choose one: add {key} VALUE to the command line."
+                    )
+            own += section
+    whole = "+".join(_base_name(part, cfg) for part in parts)
+    special = [cfg.DISTILLER, whole] if len(parts) > 1 else []
+    lskd = [f"{LSKD}{name}" for name in (cfg.DISTILLER, whole)] if cfg.STANDARDIZE else []
+    dot = [f"{DOT}{name}" for name in (cfg.DISTILLER, whole, *lskd)] if cfg.SOLVER.DOT_DELTA else []
+    return own + [part for name in dict.fromkeys((*special, *lskd, *dot)) for part in by_method.get(name, ())]
 
 
 def _log_unused(contents: Mapping[str, Mapping[str, Any]], own: Sequence[object]) -> None:
@@ -82,8 +110,16 @@ def _log_unused(contents: Mapping[str, Mapping[str, Any]], own: Sequence[object]
 
 
 def method_name(cfg: CfgNode) -> str:
-    """The method's name in the names of files: DISTILLER's value, ``sdd_<SDD.BASE>`` for SDD."""
-    return f"sdd_{cfg.SDD.BASE}" if cfg.DISTILLER == "sdd" else cfg.DISTILLER
+    """The method's name in the names of files: DISTILLER's value, with ``sdd_<SDD.BASE>`` for SDD.
+
+    ``lskd_`` comes before it with STANDARDIZE True, and before that ``dot_`` with SOLVER.DOT_DELTA.
+    """
+    whole = "+".join(_base_name(part, cfg) for part in cfg.DISTILLER.split("+"))
+    return f"{DOT * bool(cfg.SOLVER.DOT_DELTA)}{LSKD * bool(cfg.STANDARDIZE)}{whole}"
+
+
+def _base_name(distiller: str, cfg: CfgNode) -> str:
+    return f"sdd_{cfg.SDD.BASE}" if distiller == "sdd" else distiller
 
 
 def run_name(cfg: CfgNode) -> str:

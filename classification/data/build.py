@@ -116,15 +116,17 @@ def _memory_source(
 ) -> MemorySource:
     images = PaddedImages(split.images, device, normalize.memory_format, mirror=mirror)
     policy = auto_augment_small() if augment and cfg.DATA.AUTO_AUGMENT else None
-    return MemorySource(images, split.labels, normalize, cfg.SEED, policy)
+    strong = transforms.StrongAugment() if augment and cfg.DATA.STRONG_VIEW else None
+    return MemorySource(images, split.labels, normalize, cfg.SEED, policy, strong)
 
 
 def _file_source(cfg: CfgNode, split: ImagesOnDisk, normalize: Normalization, device: torch.device) -> FileSource:
     size = cfg.DATA.IMAGE_SIZE
+    augment = TRAINING_TRANSFORMS[cfg.DATA.NAME](size, auto_augment=cfg.DATA.AUTO_AUGMENT)
     return FileSource(
         split.paths,
         split.labels,
-        augment=TRAINING_TRANSFORMS[cfg.DATA.NAME](size, auto_augment=cfg.DATA.AUTO_AUGMENT),
+        augment=transforms.TwoViews(augment) if cfg.DATA.STRONG_VIEW else augment,
         prepare=evaluation_transform(size),
         normalize=normalize,
         seed=cfg.SEED,

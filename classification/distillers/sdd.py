@@ -36,8 +36,8 @@ class SDD(LogitDistiller):
         super().__init__(cfg, pair)
         # In a tuple they are not submodules: their parameters belong to the models.
         self.classifiers = (
-            _classifier("STUDENT.NAME", cfg.STUDENT.NAME, pair.student),
-            _classifier("TEACHER.NAME", cfg.TEACHER.NAME, pair.teacher),
+            linear_classifier(cfg.DISTILLER, "STUDENT.NAME", cfg.STUDENT.NAME, pair.student),
+            linear_classifier(cfg.DISTILLER, "TEACHER.NAME", cfg.TEACHER.NAME, pair.teacher),
         )
         self.scales = _scales(checked(cfg, "SDD.SCALES"), pair)
         self.weight = checked(cfg, "SDD.WEIGHT")
@@ -57,12 +57,17 @@ class SDD(LogitDistiller):
         return {"loss_sdd": self.weight * loss}
 
 
-def _classifier(key: str, name: str, model: nn.Module | None) -> nn.Linear:
+def linear_classifier(method: str, key: str, name: str, model: nn.Module | None) -> nn.Linear:
+    """The classifier of ``model``, which ``key`` names.
+
+    Raises:
+        SetupError: the model's logits are not the linear classifier's of the map's average.
+    """
     classifier = getattr(model, "classifier", None)
     if not isinstance(classifier, nn.Linear) or getattr(model, "pools_linearly", False) is not True:
         raise SetupError(
-            f"DISTILLER 'sdd': {key} {name!r} does not classify the average of its map by one linear layer, so that "
-            "regions have no logits. Take a model that does, or set DISTILLER to SDD.BASE."
+            f"DISTILLER {method!r}: {key} {name!r} does not classify the average of its map by one linear layer, so "
+            "that positions have no logits. Take a model that does, or another DISTILLER."
         )
     return classifier
 

@@ -66,14 +66,33 @@ class ResidualBlock(nn.Module):
             convolution = conv(channels[0], channels[-1], 1, stride)
             self.add_module(shortcut, nn.Sequential(convolution, nn.BatchNorm2d(channels[-1])))
 
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The last batch normalisation of the branch."""
+        norm: nn.BatchNorm2d = getattr(self, f"bn{self.convolutions}")
+        return norm
+
     def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.before_relu(x), inplace=True)
+
+    def before_relu(self, x: Tensor) -> Tensor:
+        """The output before its ReLU."""
         y = x
         for i in range(1, self.convolutions + 1):
             y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
             if i < self.convolutions:
                 y = F.relu(y, inplace=True)
         y += getattr(self, self.projection)(x) if self.projection else x
-        return F.relu(y, inplace=True)
+        return y
+
+
+def run_blocks(blocks: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs a stage whose last block has ``before_relu``; returns its map, and that map before the last ReLU."""
+    *others, last = blocks
+    for block in others:
+        x = block(x)
+    preactivation = last.before_relu(x)
+    return F.relu(preactivation), preactivation
 
 
 def stem_conv(stem: Stem, out_channels: int, kernel: int = 3, stride: int = 1, bias: bool = False) -> nn.Conv2d:

@@ -73,14 +73,17 @@ class MobileNetV2(ConvNet):
     def classifier(self) -> nn.Linear:
         return cast(nn.Linear, cast(nn.Sequential, self._modules["classifier"])[0])
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         x = self.maxpool(self.conv1(x))
         stages = []
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in SHOWN:
                 stages.append(x)
-        return stages, self.conv2(x)
+        return stages, stages, self.conv2(x)
+
+    def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
+        return [cast(nn.BatchNorm2d, self.blocks[i][-1].conv[-1]) for i in SHOWN]
 
 
 NETWORKS: dict[str, Callable[[int, Stem], ConvNet]] = {"MobileNetV2": MobileNetV2}

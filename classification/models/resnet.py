@@ -14,7 +14,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import ResidualBlock, Stem, initialise, stem_conv, stem_pool
+from classification.models.layers import ResidualBlock, Stem, initialise, run_blocks, stem_conv, stem_pool
 from classification.models.protocol import ConvNet
 
 WIDTHS = (64, 128, 256, 512)  # of ResNet's stages
@@ -43,13 +43,17 @@ class CifarResNet(ConvNet):
     def classifier(self) -> nn.Linear:
         return self.fc
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages = []
+        stages, preactivations = [], []
         for layer in (self.layer1, self.layer2, self.layer3):
-            x = layer(x)
+            x, preactivation = run_blocks(layer, x)
             stages.append(x)
-        return stages, x
+            preactivations.append(preactivation)
+        return stages, preactivations, x
+
+    def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
+        return [layer[-1].last_norm for layer in (self.layer1, self.layer2, self.layer3)]
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
@@ -92,13 +96,17 @@ class ResNet(ConvNet):
     def classifier(self) -> nn.Linear:
         return self.linear
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages = []
+        stages, preactivations = [], []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+            x, preactivation = run_blocks(layer, x)
             stages.append(x)
-        return stages, x
+            preactivations.append(preactivation)
+        return stages, preactivations, x
+
+    def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
+        return [layer[-1].last_norm for layer in (self.layer1, self.layer2, self.layer3, self.layer4)]
 
 
 def _block(in_channels: int, width: int, stride: int, bottleneck: bool) -> ResidualBlock:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import Stem, channel_shuffle, conv, stem_conv, stem_pool
+from classification.models.layers import Stem, channel_shuffle, conv, run_blocks, stem_conv, stem_pool
 from classification.models.protocol import ConvNet
 
 STEM_CHANNELS = 24
@@ -41,12 +41,14 @@ class UnitV1(nn.Module):
         self.bn3 = nn.BatchNorm2d(branch)
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.before_relu(x), inplace=True)
+
+    def before_relu(self, x: Tensor) -> Tensor:
+        """The output before its ReLU."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = F.relu(self.bn2(self.conv2(channel_shuffle(y, self.first_groups))), inplace=True)
         y = self.bn3(self.conv3(y))
-        if self.stride == 1:
-            return F.relu(y + x, inplace=True)
-        return F.relu(torch.cat([y, F.avg_pool2d(x, 3, stride=2, padding=1)], 1), inplace=True)
+        return y + x if self.stride == 1 else torch.cat([y, F.avg_pool2d(x, 3, stride=2, padding=1)], 1)
 
 
 class ShuffleNetV1(ConvNet):
@@ -74,13 +76,14 @@ class ShuffleNetV1(ConvNet):
     def classifier(self) -> nn.Linear:
         return self.linear
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages = []
+        stages, preactivations = [], []
         for layer in (self.layer1, self.layer2, self.layer3):
-            x = layer(x)
+            x, preactivation = run_blocks(layer, x)
             stages.append(x)
-        return stages, x
+            preactivations.append(preactivation)
+        return stages, preactivations, x
 
 
 class UnitV2(nn.Module):
@@ -98,10 +101,17 @@ class UnitV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kept, y = x.chunk(2, dim=1)
+        return channel_shuffle(torch.cat([kept, F.relu(self._branch(y), inplace=True)], 1), 2)
+
+    def before_relu(self, x: Tensor) -> Tensor:
+        """The output before the branch's ReLU. The half that passes has had its own."""
+        kept, y = x.chunk(2, dim=1)
+        return channel_shuffle(torch.cat([kept, self._branch(y)], 1), 2)
+
+    def _branch(self, y: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(y)), inplace=True)
         y = self.bn2(self.conv2(y))
-        y = F.relu(self.bn3(self.conv3(y)), inplace=True)
-        return channel_shuffle(torch.cat([kept, y], 1), 2)
+        return self.bn3(self.conv3(y))
 
 
 class DownUnitV2(nn.Module):
@@ -159,13 +169,14 @@ class ShuffleNetV2(ConvNet):
     def classifier(self) -> nn.Linear:
         return self.linear
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages = []
+        stages, preactivations = [], []
         for layer in (self.layer1, self.layer2, self.layer3):
-            x = layer(x)
+            x, preactivation = run_blocks(layer, x)
             stages.append(x)
-        return stages, F.relu(self.bn2(self.conv2(x)), inplace=True)
+            preactivations.append(preactivation)
+        return stages, preactivations, F.relu(self.bn2(self.conv2(x)), inplace=True)
 
 
 NETWORKS: dict[str, Callable[[int, Stem], ConvNet]] = {"ShuffleV1": ShuffleNetV1, "ShuffleV2": ShuffleNetV2}

@@ -43,14 +43,19 @@ class VGG(ConvNet):
     def classifier(self) -> nn.Linear:
         return cast(nn.Linear, self._modules["classifier"])
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        stages = []
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        stages, preactivations = [], []
         for i, pools in enumerate(self.pools):
             if pools:
                 x = F.max_pool2d(x, 2)
-            x = F.relu(getattr(self, f"block{i}")(x), inplace=True)
+            preactivation = getattr(self, f"block{i}")(x)
+            x = F.relu(preactivation)
             stages.append(x)
-        return stages[1:], x
+            preactivations.append(preactivation)
+        return stages[1:], preactivations[1:], x
+
+    def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
+        return [getattr(self, f"block{i}")[-1] for i in range(1, len(self.pools))]
 
 
 def _block(in_channels: int, width: int, count: int) -> nn.Sequential:
