@@ -72,7 +72,8 @@ def _add_models(cfg: CfgNode) -> None:
     cfg.STUDENT.PRETRAINED = False
     # A model.pth to start from or, with --eval-only, to evaluate. Empty: random weights; OUTPUT_DIR's model.pth.
     cfg.STUDENT.WEIGHTS = ""
-    # The first layers of the literature's models: "cifar", or "large" for images of 224 (7 x 7 convolution, stride 2).
+    # The first layers of the literature's models: "cifar"; for images of 224 "large" (7 x 7 convolution with stride 2,
+    # max-pooling) or "cub" (the code of Wei et al. 2024 for CUB-200: no max-pooling, VGG as for CIFAR).
     cfg.STUDENT.STEM = "cifar"
     # The size to which its images are resized, bilinearly. 0: they are not resized.
     cfg.STUDENT.IMAGE_SIZE = 0
@@ -143,6 +144,8 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.SDD.WEIGHT = 1.0
     cfg.SDD.BASE = "dkd"  # the loss of a region, with that method's settings except WEIGHT: "kd", "dkd" or "nkd"
     cfg.SDD.SCALES = (1, 2, 4)  # m for m x m regions, the first 1
+    # Allow scales larger than a map's side: adaptive pooling repeats its positions, as in the published code.
+    cfg.SDD.REPEAT = False
     cfg.SDD.COMPLEMENTARY_WEIGHT = 2.0  # beta
 
     # Romero et al. 2015: WEIGHT * mean squared error of one stage's map, the student's adapted by a convolution. The

@@ -144,6 +144,7 @@ SCHEMA: dict[str, Check] = {
     "SDD.WEIGHT": non_negative,
     "SDD.BASE": partial(one_of, allowed=("kd", "dkd", "nkd")),
     "SDD.SCALES": scales,
+    "SDD.REPEAT": flag,
     "SDD.COMPLEMENTARY_WEIGHT": non_negative,
     "FITNET.WEIGHT": non_negative,
     "FITNET.STAGE": count,
