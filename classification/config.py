@@ -177,9 +177,13 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.MCLD.QUEUE = 0  # earlier teacher logits that are kept as negatives; 0: as many as training samples
     # Add the cross-entropy with the labels: False for strong teachers, True for ResNet56, ResNet110 and R34 to R18.
     cfg.MCLD.CE = False
+    # The three terms. With all of them False the student is a plain one, with the cross-entropy whatever CE is.
     cfg.MCLD.INSTANCE = True
     cfg.MCLD.SAMPLE = True
     cfg.MCLD.CATEGORY = True
+    # "counts": the category term compares the mean over positives with the mean over negatives, as the paper's text
+    # says; "supcon": the supervised contrastive loss of Khosla et al. 2020, which it cites.
+    cfg.MCLD.CATEGORY_NORM = "counts"
 
     # Xu et al. 2025: WEIGHT * (KD + sum over the sub-logits (KD + CE_WEIGHT * cross-entropy) + lambda * orthogonality).
     # The defaults are ours: only the paper's abstract is known to us.

@@ -161,6 +161,7 @@ SCHEMA: dict[str, Check] = {
     "MCLD.INSTANCE": flag,
     "MCLD.SAMPLE": flag,
     "MCLD.CATEGORY": flag,
+    "MCLD.CATEGORY_NORM": partial(one_of, allowed=("counts", "supcon")),
     "HCD.WEIGHT": non_negative,
     "HCD.N": partial(whole, least=1, most=1024),
     "HCD.TEMPERATURE": temperature,
