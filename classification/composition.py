@@ -17,33 +17,38 @@ from kd_det.common.errors import SetupError, did_you_mean
 logger = logging.getLogger(__name__)
 
 METHODS = "METHODS"
+PAIRS = "PAIRS"
 SDD_BASES = ("kd", "dkd", "nkd")
 OUTPUT = "output"
 ALONE = "vanilla"
 
 
 def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence[object]) -> None:
-    """Merges files, then their settings for the run's method, then overrides. Sets OUTPUT_DIR if it is empty.
+    """Merges files, then their settings for the run's pair and method, then overrides. Sets OUTPUT_DIR if it is empty.
 
     A file may have a section ``METHODS`` with settings for single methods: ``METHODS: {kd: {CE_WEIGHT: 0.1}, sdd_kd:
     {...}}``, or ``sdd`` for every SDD.BASE. They apply only to runs with that method. So the files of a method and of a
     pair give the same run in either order.
+
+    A file may have a section ``PAIRS`` with the settings of pairs of networks by name; PAIR chooses one of them.
 
     Args:
         config_files: see ``merge_config``.
         overrides: KEY VALUE ...
 
     Raises:
-        SetupError: see ``merge_config``; or METHODS has an unknown method or key.
+        SetupError: see ``merge_config``; or METHODS or PAIRS has an unknown name or key, or PAIR is not in PAIRS.
     """
-    cfg[METHODS] = CfgNode()
+    cfg[METHODS], cfg[PAIRS] = CfgNode(), CfgNode()
     contents = {}
     for name, path in find_configs(config_files).items():
-        cfg[METHODS].set_new_allowed(True)  # also in the sections that the previous file has added
+        for section in (METHODS, PAIRS):
+            cfg[section].set_new_allowed(True)  # also in the sections that the previous file has added
         contents[name] = merge_file(cfg, path)
     log_differences(contents)
-    by_method = _overrides_by_method(cfg, cfg.pop(METHODS))
-    merge_config(cfg, "", overrides, source="overrides")  # they may choose the method
+    by_method, by_pair = _overrides_by_method(cfg, cfg.pop(METHODS)), _overrides_by_pair(cfg, cfg.pop(PAIRS))
+    merge_config(cfg, "", overrides, source="overrides")  # they may choose the method and the pair
+    merge_config(cfg, "", [*_chosen_pair(cfg, by_pair), *overrides], source="overrides")
     names = dict.fromkeys((cfg.DISTILLER, method_name(cfg)))
     own = [part for name in names for part in by_method.get(name, ())]
     _log_unused(contents, own)
@@ -55,19 +60,39 @@ def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence
 def _overrides_by_method(cfg: CfgNode, sections: CfgNode) -> dict[str, list[object]]:
     """KEY VALUE ... of each method in METHODS, all of them checked."""
     known = [*DISTILLERS, *(f"sdd_{base}" for base in SDD_BASES)]
-    found: dict[str, list[object]] = {}
-    scratch = cfg.clone()
-    for name, section in sections.items():
+    for name in sections:
         if name not in known:
             raise SetupError(f"{METHODS}.{name}: there is no such method.{did_you_mean(name, known)}")
-        if not isinstance(section, CfgNode):
-            raise SetupError(f"{METHODS}.{name} is {section!r}; it must be a section of keys and values.")
-        found[name] = [part for leaf in leaves(section) for part in leaf]
-        try:
-            merge_config(scratch, "", found[name], source=METHODS)
-        except SetupError as error:
-            raise SetupError(f"{METHODS}.{name}: {error}") from error
+    return {name: _as_overrides(cfg, f"{METHODS}.{name}", section) for name, section in sections.items()}
+
+
+def _overrides_by_pair(cfg: CfgNode, sections: CfgNode) -> dict[str, list[object]]:
+    """KEY VALUE ... of each pair in PAIRS, all of them checked."""
+    return {name: _as_overrides(cfg, f"{PAIRS}.{name}", section) for name, section in sections.items()}
+
+
+def _as_overrides(cfg: CfgNode, source: str, section: object) -> list[object]:
+    """KEY VALUE ... of a section, after a check that they fit ``cfg``."""
+    if not isinstance(section, CfgNode):
+        raise SetupError(f"{source} is {section!r}; it must be a section of keys and values.")
+    found = [part for leaf in leaves(section) for part in leaf]
+    try:
+        merge_config(cfg.clone(), "", found, source=source)
+    except SetupError as error:
+        raise SetupError(f"{source}: {error}") from error
     return found
+
+
+def _chosen_pair(cfg: CfgNode, by_pair: Mapping[str, list[object]]) -> list[object]:
+    """KEY VALUE ... of PAIR; none if no file has PAIRS and PAIR is empty."""
+    known = ", ".join(by_pair)
+    if cfg.PAIR == "" and by_pair and cfg.DISTILLER != "none":
+        raise SetupError(f"PAIR is empty, but a file has a section PAIRS. Add PAIR and one of {known}.")
+    if cfg.PAIR and not by_pair:
+        raise SetupError(f"PAIR is {cfg.PAIR!r}, but no file has a section PAIRS. Name such a file, or leave PAIR out.")
+    if cfg.PAIR and cfg.PAIR not in by_pair:
+        raise SetupError(f"PAIR {cfg.PAIR!r} is not in PAIRS.{did_you_mean(cfg.PAIR, by_pair)} Known: {known}.")
+    return by_pair.get(cfg.PAIR, [])
 
 
 def _log_unused(contents: Mapping[str, Mapping[str, Any]], own: Sequence[object]) -> None:
