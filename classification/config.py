@@ -27,6 +27,9 @@ def get_config() -> CfgNode:
     # A file may also have a section METHODS with settings for single methods: METHODS: {kd: {CE_WEIGHT: 0.1}, sdd_kd:
     # {CE_WEIGHT: 0.1}}. They are merged after all files and before the overrides.
     cfg.DISTILLER = "none"
+    # A pair of networks by its name in the section PAIRS of a file, such as cifar100/more_pairs.yaml: a file with many
+    # pairs instead of one file for each.
+    cfg.PAIR = ""
     # Sun et al. 2024: standardises the logits of student and teacher over the classes before any loss on logits.
     cfg.STANDARDIZE = False
     # Epochs of a linear warm-up of the distillation terms: epoch e (from 1) has the factor e / WARMUP_EPOCHS.
@@ -76,7 +79,8 @@ def _add_models(cfg: CfgNode) -> None:
     cfg.STUDENT.PRETRAINED = False
     # A model.pth to start from or, with --eval-only, to evaluate. Empty: random weights; OUTPUT_DIR's model.pth.
     cfg.STUDENT.WEIGHTS = ""
-    # The first layers of the literature's models: "cifar", or "large" for images of 224 (7 x 7 convolution, stride 2).
+    # The first layers of the literature's models: "cifar"; for images of 224 "large" (7 x 7 convolution with stride 2,
+    # max-pooling) or "cub" (the code of Wei et al. 2024 for CUB-200: no max-pooling, VGG as for CIFAR).
     cfg.STUDENT.STEM = "cifar"
     # The size to which its images are resized, bilinearly. 0: they are not resized.
     cfg.STUDENT.IMAGE_SIZE = 0
@@ -150,6 +154,8 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.SDD.WEIGHT = 1.0
     cfg.SDD.BASE = "dkd"  # the loss of a region, with that method's settings except WEIGHT: "kd", "dkd" or "nkd"
     cfg.SDD.SCALES = (1, 2, 4)  # m for m x m regions, the first 1
+    # Allow scales larger than a map's side: adaptive pooling repeats its positions, as in the published code.
+    cfg.SDD.REPEAT = False
     cfg.SDD.COMPLEMENTARY_WEIGHT = 2.0  # beta
 
     # Romero et al. 2015: WEIGHT * mean squared error of one stage's map, the student's adapted by a convolution. The
@@ -183,9 +189,13 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.MCLD.QUEUE = 0  # earlier teacher logits that are kept as negatives; 0: as many as training samples
     # Add the cross-entropy with the labels: False for strong teachers, True for ResNet56, ResNet110 and R34 to R18.
     cfg.MCLD.CE = False
+    # The three terms. With all of them False the student is a plain one, with the cross-entropy whatever CE is.
     cfg.MCLD.INSTANCE = True
     cfg.MCLD.SAMPLE = True
     cfg.MCLD.CATEGORY = True
+    # "counts": the category term compares the mean over positives with the mean over negatives, as the paper's text
+    # says; "supcon": the supervised contrastive loss of Khosla et al. 2020, which it cites.
+    cfg.MCLD.CATEGORY_NORM = "counts"
 
     # Xu et al. 2025: WEIGHT * (KD + sum over the sub-logits (KD + CE_WEIGHT * cross-entropy) + lambda * orthogonality).
     # The defaults are ours: only the paper's abstract is known to us.

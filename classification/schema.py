@@ -100,6 +100,7 @@ SCHEMA: dict[str, Check] = {
     "OUTPUT_DIR": text,  # empty: named after the run
     "SEED": partial(whole, least=0, most=2**32 - 1),  # the seeds that every generator takes
     "DISTILLER": text,
+    "PAIR": text,
     "STANDARDIZE": flag,
     "WARMUP_EPOCHS": count,
     "CE_WEIGHT": non_negative,
@@ -154,6 +155,7 @@ SCHEMA: dict[str, Check] = {
     "SDD.WEIGHT": non_negative,
     "SDD.BASE": partial(one_of, allowed=("kd", "dkd", "nkd")),
     "SDD.SCALES": scales,
+    "SDD.REPEAT": flag,
     "SDD.COMPLEMENTARY_WEIGHT": non_negative,
     "FITNET.WEIGHT": non_negative,
     "FITNET.STAGE": count,
@@ -171,6 +173,7 @@ SCHEMA: dict[str, Check] = {
     "MCLD.INSTANCE": flag,
     "MCLD.SAMPLE": flag,
     "MCLD.CATEGORY": flag,
+    "MCLD.CATEGORY_NORM": partial(one_of, allowed=("counts", "supcon")),
     "HCD.WEIGHT": non_negative,
     "HCD.N": partial(whole, least=1, most=1024),
     "HCD.TEMPERATURE": temperature,

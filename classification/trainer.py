@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import KwargsHandler, broadcast
 from fvcore.common.config import CfgNode
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from classification.checkpoint import STUDENT, find_state, restore, save_student, state_files
@@ -217,7 +218,7 @@ class Trainer:
         record = {"epoch": progress.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **self._training_means()}
         due = progress.epoch + 1 == cfg.SOLVER.EPOCHS or (progress.epoch + 1) % cfg.SOLVER.EVAL_PERIOD == 0
         if due:
-            student = self.step.student
+            student = self._with_one_statistics()
             with self.accelerator.autocast():
                 batches = self._watched(self.data.val, self.data.val.rounds)
                 record |= measure_accuracy(student, batches, self.data.num_classes, self.accelerator.device)
@@ -227,6 +228,13 @@ class Trainer:
         progress.end_epoch(record)
         self._save_state()
         self._report(record)
+
+    def _with_one_statistics(self) -> nn.Module:
+        """The student, with the first process's BatchNorm statistics in all of them."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.step.student.buffers():
+                broadcast(buffer)
+        return self.step.student
 
     def _training_means(self) -> dict[str, float]:
         """The epoch's mean losses and accuracy over the samples of all processes."""
@@ -270,8 +278,10 @@ def build_accelerator(cfg: CfgNode) -> Accelerator:
         if find_spec("wandb") is None:
             raise SetupError("WANDB True: wandb is not installed. Install it, or set WANDB False.")
         trackers.append("wandb")
-    # The other processes wait while one trains the teacher.
-    handlers = [InitProcessGroupKwargs(timeout=timedelta(days=30))] if cfg.TEACHER.AUTO_TRAIN else None
+    # Queues and memories of distillers are the same in all processes, and too large to be sent in every step.
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    if cfg.TEACHER.AUTO_TRAIN:  # the other processes wait while one trains the teacher
+        handlers.append(InitProcessGroupKwargs(timeout=timedelta(days=30)))
     # Otherwise Accelerate takes several processes without a GPU for separate runs.
     cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     return Accelerator(

@@ -23,7 +23,6 @@ from classification.data.transforms import (
     IMAGENET_STD,
     Normalization,
     auto_augment_small,
-    evaluation_transform,
 )
 from classification.schema import checked
 from kd_det.common.errors import SetupError, did_you_mean
@@ -43,8 +42,13 @@ ON_DISK: dict[str, Callable[[str], FileData]] = {
 # The training transforms of the data sets on disk; each takes IMAGE_SIZE and AUTO_AUGMENT.
 TRAINING_TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "imagenet": transforms.area_crop_transform,
-    "cub200": transforms.fixed_crop_transform,
+    "cub200": transforms.squashed_crop_transform,
     "folder": transforms.area_crop_transform,
+}
+EVALUATION_TRANSFORMS: dict[str, Callable[[int], Transform]] = {
+    "imagenet": transforms.evaluation_transform,
+    "cub200": transforms.squashed_evaluation_transform,
+    "folder": transforms.evaluation_transform,
 }
 MEMORY_SIZE = 32  # height and width of the images of IN_MEMORY
 
@@ -127,7 +131,7 @@ def _file_source(cfg: CfgNode, split: ImagesOnDisk, normalize: Normalization, de
         split.paths,
         split.labels,
         augment=transforms.TwoViews(augment) if cfg.DATA.STRONG_VIEW else augment,
-        prepare=evaluation_transform(size),
+        prepare=EVALUATION_TRANSFORMS[cfg.DATA.NAME](size),
         normalize=normalize,
         seed=cfg.SEED,
         workers=cfg.DATA.WORKERS,

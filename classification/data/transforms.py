@@ -62,16 +62,21 @@ def evaluation_transform(size: int) -> v2.Compose:
     return v2.Compose([_resize(size), v2.CenterCrop(size), v2.PILToTensor()])
 
 
+def squashed_evaluation_transform(size: int) -> v2.Compose:
+    """CUB-200's in the code of Wei et al. 2024: as ``evaluation_transform``, but both sides are resized."""
+    return v2.Compose([_squash(size), v2.CenterCrop(size), v2.PILToTensor()])
+
+
 def area_crop_transform(size: int, *, auto_augment: bool) -> v2.Compose:
     """ImageNet's training transform: a random rectangle of 8 to 100 % of the area, resized, randomly mirrored."""
     return _training(v2.RandomResizedCrop(size), auto_augment)
 
 
-def fixed_crop_transform(size: int, *, auto_augment: bool) -> v2.Compose:
-    """CUB-200's training transform: resizes the shorter side to 256 / 224 of ``size``; takes a random
-    square and mirrors it at random.
+def squashed_crop_transform(size: int, *, auto_augment: bool) -> v2.Compose:
+    """CUB-200's training transform in the code of Wei et al. 2024: resizes both sides to 256 / 224 of ``size``, which
+    changes the proportions; takes a random square and mirrors it at random.
     """
-    return _training(v2.Compose([_resize(size), v2.RandomCrop(size)]), auto_augment)
+    return _training(v2.Compose([_squash(size), v2.RandomCrop(size)]), auto_augment)
 
 
 def auto_augment_small() -> v2.AutoAugment:
@@ -138,6 +143,10 @@ def _affine(
 
 def _resize(size: int) -> v2.Resize:
     return v2.Resize(round(size * RESIZE_RATIO), InterpolationMode.BILINEAR)
+
+
+def _squash(size: int) -> v2.Resize:
+    return v2.Resize((round(size * RESIZE_RATIO),) * 2, InterpolationMode.BILINEAR)
 
 
 def _training(crop: v2.Transform, auto_augment: bool) -> v2.Compose:

@@ -53,7 +53,7 @@ class MobileNetV2(ConvNet):
         self.reduction = 16 if stem == "cifar" else 32
         first = stem_conv(stem, STEM_CHANNELS, stride=2)
         self.conv1 = nn.Sequential(first, nn.BatchNorm2d(STEM_CHANNELS), nn.ReLU(inplace=True))
-        self.maxpool = stem_pool(stem)
+        self.maxpool = nn.MaxPool2d(2) if stem == "cub" else stem_pool(stem)
         self.blocks = nn.ModuleList()
         channels = STEM_CHANNELS
         for expansion, width, count, stride in STAGES:

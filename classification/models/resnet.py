@@ -14,7 +14,15 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import ResidualBlock, Stem, initialise, run_blocks, stem_conv, stem_pool
+from classification.models.layers import (
+    STEM_REDUCTION,
+    ResidualBlock,
+    Stem,
+    initialise,
+    run_blocks,
+    stem_conv,
+    stem_pool,
+)
 from classification.models.protocol import ConvNet
 
 WIDTHS = (64, 128, 256, 512)  # of ResNet's stages
@@ -28,7 +36,7 @@ class CifarResNet(ConvNet):
 
     def __init__(self, num_classes: int, stem: Stem, *, depth: int, widths: tuple[int, ...] = (16, 16, 32, 64)) -> None:
         super().__init__()
-        self.reduction = 4 if stem == "cifar" else 16
+        self.reduction = 4 * STEM_REDUCTION[stem]
         self.conv1 = stem_conv(stem, widths[0])
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.maxpool = stem_pool(stem)
@@ -78,7 +86,7 @@ class ResNet(ConvNet):
 
     def __init__(self, num_classes: int, stem: Stem, *, blocks: tuple[int, ...], bottleneck: bool) -> None:
         super().__init__()
-        self.reduction = 8 if stem == "cifar" else 32
+        self.reduction = 8 * STEM_REDUCTION[stem]
         self.conv1 = stem_conv(stem, WIDTHS[0])
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.maxpool = stem_pool(stem)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import Stem, channel_shuffle, conv, run_blocks, stem_conv, stem_pool
+from classification.models.layers import STEM_REDUCTION, Stem, channel_shuffle, conv, run_blocks, stem_conv, stem_pool
 from classification.models.protocol import ConvNet
 
 STEM_CHANNELS = 24
@@ -60,7 +60,7 @@ class ShuffleNetV1(ConvNet):
 
     def __init__(self, num_classes: int, stem: Stem) -> None:
         super().__init__()
-        self.reduction = 8 if stem == "cifar" else 32
+        self.reduction = 8 * STEM_REDUCTION[stem]
         self.conv1 = stem_conv(stem, STEM_CHANNELS, kernel=1)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
         self.maxpool = stem_pool(stem)
@@ -152,7 +152,7 @@ class ShuffleNetV2(ConvNet):
 
     def __init__(self, num_classes: int, stem: Stem) -> None:
         super().__init__()
-        self.reduction = 8 if stem == "cifar" else 32
+        self.reduction = 8 * STEM_REDUCTION[stem]
         self.conv1 = stem_conv(stem, STEM_CHANNELS, kernel=1)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
         self.maxpool = stem_pool(stem)

@@ -22,15 +22,16 @@ class VGG(ConvNet):
     """Stages: the outputs of ``block1`` to ``block4`` after ReLU, before max-pooling. The last is the map.
 
     A 2x2 max-pooling lies between blocks, except between the last two on CIFAR, which have maps of the same size. With
-    the large stem the first convolution is 7x7 with stride 2, and a pooling lies between the last two blocks too.
+    the large stem the first convolution is 7x7 with stride 2, and a pooling lies between the last two blocks too. With
+    the CUB stem the network is that of CIFAR: at 224 pixels its map is 28x28.
     ``counts`` is the number of convolutions in each block.
     """
 
     def __init__(self, num_classes: int, stem: Stem, *, counts: tuple[int, ...]) -> None:
         super().__init__()
-        self.reduction = 8 if stem == "cifar" else 32
+        self.reduction = 32 if stem == "large" else 8
         self.pools = (False, True, True, True, stem == "large")  # before each block
-        first = stem_conv(stem, WIDTHS[0], bias=True)
+        first = stem_conv("cifar" if stem == "cub" else stem, WIDTHS[0], bias=True)
         in_channels = (3, *WIDTHS[:-1])
         blocks = [_block(i, width, count) for i, width, count in zip(in_channels, WIDTHS, counts, strict=True)]
         blocks[0][0] = first

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import Stem, conv, initialise, stem_conv, stem_pool
+from classification.models.layers import STEM_REDUCTION, Stem, conv, initialise, stem_conv, stem_pool
 from classification.models.protocol import ConvNet
 
 
@@ -60,7 +60,7 @@ class WideResNet(ConvNet):
 
     def __init__(self, num_classes: int, stem: Stem, *, depth: int, widen_factor: int) -> None:
         super().__init__()
-        self.reduction = 4 if stem == "cifar" else 16
+        self.reduction = 4 * STEM_REDUCTION[stem]
         units = (depth - 4) // 6
         widths = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.conv1 = stem_conv(stem, widths[0])
