@@ -10,9 +10,10 @@ from fvcore.common.config import CfgNode
 
 from classification.distillers import DISTILLERS
 from classification.models import short_name
-from kd_det.common.config_files import find_configs, leaves, log_differences
+from kd_det.common.config_files import find_configs, leaves, log_differences, split_section
 from kd_det.common.config_merge import merge_config, merge_file
 from kd_det.common.errors import SetupError, did_you_mean
+from kd_det.common.yaml_files import read_own_content
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +47,12 @@ def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence
             or PAIR is not in PAIRS.
     """
     cfg[METHODS], cfg[PAIRS] = CfgNode(), CfgNode()
-    contents = {}
+    contents, written = {}, {}
     for name, path in find_configs(config_files).items():
         for section in (METHODS, PAIRS):
             cfg[section].set_new_allowed(True)  # also in the sections that the previous file has added
         contents[name] = merge_file(cfg, path)
+        written[name] = contents[name] if split_section(path)[1] else read_own_content(path)
     log_differences(contents)
     methods, pairs = cfg.pop(METHODS), cfg.pop(PAIRS)
     merge_config(cfg, "", overrides, source="overrides")  # they may choose the method and the pair
@@ -60,7 +62,7 @@ def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence
     for name, values in _overrides_by_method(cfg, pair_methods).items():
         by_method[name] = [*by_method.get(name, []), *values]
     own = _own_overrides(cfg, by_method, overrides)
-    _log_unused(contents, own)
+    _log_unused(written, own)
     merge_config(cfg, "", [*own, *overrides], source="overrides")
     if cfg.OUTPUT_DIR == "":
         cfg.OUTPUT_DIR = f"{OUTPUT}/{run_name(cfg)}"
@@ -87,9 +89,7 @@ def _as_overrides(cfg: CfgNode, source: str, section: object) -> list[object]:
     return found
 
 
-def _own_overrides(
-    cfg: CfgNode, by_method: Mapping[str, list[object]], overrides: Sequence[object]
-) -> list[object]:
+def _own_overrides(cfg: CfgNode, by_method: Mapping[str, list[object]], overrides: Sequence[object]) -> list[object]:
     """KEY VALUE ... that METHODS has for the run: those of its parts, then those of the more special names."""
     parts = cfg.DISTILLER.split("+")
     own: list[object] = []
@@ -129,11 +129,19 @@ def _chosen_pair(cfg: CfgNode, sections: CfgNode) -> tuple[list[object], CfgNode
 
 
 def _log_unused(contents: Mapping[str, Mapping[str, Any]], own: Sequence[object]) -> None:
-    """Logs the values that METHODS replaces, except for those of a method's own file, which are meant as defaults."""
+    """Logs the values that METHODS of another file replaces, except for those of a method's own file, which are meant
+    as defaults.
+
+    Args:
+        contents: what is written in each file itself.
+        own: KEY VALUE ... of METHODS.
+    """
     used = dict(zip(own[::2], own[1::2], strict=True))
     for name, content in contents.items():
         values = dict(leaves(content))
-        unused = [key for key in used if key in values and values[key] != used[key]]
+        methods = content.get(METHODS, {})
+        here = {key for section in methods.values() if isinstance(section, Mapping) for key, _ in leaves(section)}
+        unused = [key for key in used if key in values and values[key] != used[key] and key not in here]
         if unused and "DISTILLER" not in values:
             changes = ", ".join(f"{key} {used[key]!r} instead of {values[key]!r}" for key in unused)
             logger.warning("%s of this method overrides %s: %s", METHODS, name, changes)

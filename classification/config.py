@@ -22,8 +22,8 @@ def get_config() -> CfgNode:
     cfg.SEED = 0
 
     # The method: "none" (the plain student), "kd", "dkd", "nkd", "sdd", "dkd_tckd", "dkd_nckd", "dkd_coupled",
-    # "fitnet", "at", "rkd", "reviewkd", "mcld", "hcd", "sp", "nst", "pkt", "kdsvd", "vid", "ofd", "simkd", "crd", "dist",
-    # "mlkd", "ctkd" or "catkd". Several at once are joined by +, each with the weight in its section: "sdd+reviewkd".
+    # "fitnet", "at", "rkd", "reviewkd", "mcld", "hcd", "sp", "nst", "pkt", "kdsvd", "vid", "ofd", "simkd", "crd",
+    # "dist", "mlkd", "ctkd" or "catkd". Several at once are joined by +, each with its own WEIGHT: "sdd+reviewkd".
     # A file may also have a section METHODS with settings for single methods: METHODS: {kd: {CE_WEIGHT: 0.1}, sdd_kd:
     # {CE_WEIGHT: 0.1}}. They are merged after all files and before the overrides.
     cfg.DISTILLER = "none"
@@ -214,8 +214,8 @@ def _add_methods(cfg: CfgNode) -> None:
 
 
 def _add_relations(cfg: CfgNode) -> None:
-    # Tung and Mori 2019: WEIGHT * mean squared error of the similarities of samples, on the last stage's map. The weights
-    # of SP, NST, PKT, KDSVD, VID and CRD are those of Tian et al. 2020 for CIFAR-100.
+    # Tung and Mori 2019: WEIGHT * mean squared error of the similarities of samples, on the last stage's map. The
+    # weights of SP, NST, PKT, KDSVD, VID and CRD are those of Tian et al. 2020 for CIFAR-100.
     cfg.SP = CfgNode()
     cfg.SP.WEIGHT = 3000.0
 

@@ -122,7 +122,7 @@ def _with_classifier_of(
     """
     if isinstance(student, ReusedClassifier):
         raise SetupError(
-            f"STUDENT.WEIGHTS {cfg.STUDENT.WEIGHTS!r}: this student has a teacher's classifier already. Give one without."
+            f"STUDENT.WEIGHTS {cfg.STUDENT.WEIGHTS!r}: this student has a teacher's classifier already. Give a plain one."
         )
     classifier = linear_classifier(cfg.DISTILLER, "TEACHER.NAME", cfg.TEACHER.NAME, teacher.model)
     out, images = teacher(_noise(data)), _noise(data)
@@ -191,9 +191,7 @@ def create_from(node: CfgNode, data: Data) -> ClassificationModel:
     return model
 
 
-def _load_file(
-    model: ClassificationModel, path: Path, section: str, name: str, data: Data
-) -> ClassificationModel:
+def _load_file(model: ClassificationModel, path: Path, section: str, name: str, data: Data) -> ClassificationModel:
     """``model`` with the file's weights, and with the classifier of a teacher if the file's model has one."""
     key = f"{section}.WEIGHTS"
     content = read_student(path, key)
@@ -203,8 +201,9 @@ def _load_file(
         try:
             model = ReusedClassifier(model, data.num_classes, **settings)
         except (TypeError, ValueError, RuntimeError) as error:
-            reason = one_line(error)
-            raise SetupError(f"{key}: {str(path)!r} describes no student with a teacher's classifier: {reason}") from error
+            raise SetupError(
+                f"{key}: {str(path)!r} describes no student with a teacher's classifier ({one_line(error)}). Train it again."
+            ) from error
     load_weights(model, path, content["model"], key)
     return model
 

@@ -178,8 +178,9 @@ class Trainer:
                 if self._dot is None:
                     self.accelerator.backward(_total(losses.values()) / len(batches))
                     continue
-                parts = ([loss for name, loss in losses.items() if name.startswith(TASK) == task] for task in (True, False))
-                self._dot.add_gradients(*(_total(part) / len(batches) for part in parts))
+                task = _total(loss for name, loss in losses.items() if name.startswith(TASK))
+                distillation = _total(loss for name, loss in losses.items() if not name.startswith(TASK))
+                self._dot.add_gradients(task / len(batches), distillation / len(batches))
         if self._dot is not None:
             self._dot.average(self.accelerator)
         if self.cfg.SOLVER.CLIP_GRAD_NORM:

@@ -95,7 +95,7 @@ class TwoViews:
 
 
 class StrongAugment:
-    """The strong view of Jin et al. 2023 (MLKD), after Sohn et al. 2020 (FixMatch): two random changes and a grey square.
+    """The strong view of Jin et al. 2023 (MLKD), after Sohn et al. 2020 (FixMatch): two changes and a grey square.
 
     Each change is one of 14, with a random strength. The square, of a side up to half the image's, is then drawn at a
     random place. Of uint8 images (3, H, W); it draws from torch's global generator.

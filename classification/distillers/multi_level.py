@@ -29,7 +29,8 @@ class DIST(LogitDistiller):
         }
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
-        return {"loss_dist": self.weight * dist_loss(self.logits(student_out), self.logits(teacher_out), **self.settings)}
+        loss = dist_loss(self.logits(student_out), self.logits(teacher_out), **self.settings)
+        return {"loss_dist": self.weight * loss}
 
 
 @register_distiller("mlkd")
@@ -101,8 +102,8 @@ class CATKD(LogitDistiller):
         side = min(*pair.student_out.map.shape[2:], *pair.teacher_out.map.shape[2:])
         if self.settings["resolution"] > side:
             raise SetupError(
-                f"CATKD.RESOLUTION {self.settings['resolution']}: the smaller of the two maps has a side of {side}. Set "
-                f"it to {side} or less, or take larger images."
+                f"CATKD.RESOLUTION {self.settings['resolution']}: the smaller of the two maps has a side of {side}. "
+                f"Set it to {side} or less, or take larger images."
             )
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:

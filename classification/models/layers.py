@@ -12,7 +12,7 @@ same as for CIFAR, and parameters keep their names.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -97,7 +97,7 @@ def run_blocks(blocks: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
     *others, last = blocks
     for block in others:
         x = block(x)
-    preactivation = last.before_relu(x)
+    preactivation: Tensor = cast(Any, last).before_relu(x)
     return F.relu(preactivation), preactivation
 
 

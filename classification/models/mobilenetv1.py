@@ -47,7 +47,7 @@ class MobileNetV1(ConvNet):
     def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         stages, preactivations = [], []
         for i, layer in enumerate(self.model):
-            *others, relu = layer
+            *others, relu = cast(nn.Sequential, layer)
             for module in others:
                 x = module(x)
             preactivation, x = x, relu(x)

@@ -83,7 +83,8 @@ class MobileNetV2(ConvNet):
         return stages, stages, self.conv2(x)
 
     def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
-        return [cast(nn.BatchNorm2d, self.blocks[i][-1].conv[-1]) for i in SHOWN]
+        ends = [cast(InvertedResidual, cast(nn.Sequential, self.blocks[i])[-1]) for i in SHOWN]
+        return [cast(nn.BatchNorm2d, end.conv[-1]) for end in ends]
 
 
 NETWORKS: dict[str, Callable[[int, Stem], ConvNet]] = {"MobileNetV2": MobileNetV2}

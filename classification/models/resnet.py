@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,7 +62,7 @@ class CifarResNet(ConvNet):
         return stages, preactivations, x
 
     def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
-        return [layer[-1].last_norm for layer in (self.layer1, self.layer2, self.layer3)]
+        return [cast(ResidualBlock, layer[-1]).last_norm for layer in (self.layer1, self.layer2, self.layer3)]
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
@@ -114,7 +115,8 @@ class ResNet(ConvNet):
         return stages, preactivations, x
 
     def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
-        return [layer[-1].last_norm for layer in (self.layer1, self.layer2, self.layer3, self.layer4)]
+        layers = self.layer1, self.layer2, self.layer3, self.layer4
+        return [cast(ResidualBlock, layer[-1]).last_norm for layer in layers]
 
 
 def _block(in_channels: int, width: int, stride: int, bottleneck: bool) -> ResidualBlock:

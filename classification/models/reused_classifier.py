@@ -48,6 +48,7 @@ class ReusedClassifier(ClassificationModel):
         self.body = body
         self.projector = SimKDLoss(student_channels, teacher_channels, reduction=reduction).projector
         self.reused = nn.Linear(teacher_channels, classes).requires_grad_(False)
+        self.size = size
         self.settings = {
             "student_channels": student_channels,
             "teacher_channels": teacher_channels,
@@ -70,7 +71,7 @@ class ReusedClassifier(ClassificationModel):
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | ModelOutput:
         out = self.body(x, return_features=True)
-        given, (height, width) = out.map, self.settings["size"]
+        given, (height, width) = out.map, self.size
         size = min(given.shape[2], height), min(given.shape[3], width)
         projected = self.projector(given if given.shape[2:] == size else F.adaptive_avg_pool2d(given, size))
         pooled = projected.mean((2, 3))

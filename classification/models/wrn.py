@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,7 +87,7 @@ class WideResNet(ConvNet):
         return [first, second, last], [before_first, before_second, before_last], last
 
     def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
-        return [self.block2.layer[0].bn1, self.block3.layer[0].bn1, self.bn1]
+        return [cast(PreActivationUnit, stage.layer[0]).bn1 for stage in (self.block2, self.block3)] + [self.bn1]
 
 
 NETWORKS: dict[str, Callable[[int, Stem], ConvNet]] = {

@@ -47,7 +47,7 @@ def find_config(name: str | os.PathLike[str], source: str = "--config-file") -> 
 
 
 def split_section(name: str) -> tuple[str, str]:
-    """A file's name, and the section of it that is meant: ("methods.yaml", "crd") for "methods.yaml:crd"; "" for all."""
+    """A file's name and the section that is meant, "" for all of it: ("methods.yaml", "crd") for "methods.yaml:crd"."""
     found = SECTION.fullmatch(name)
     return (found[1], found[2]) if found else (name, "")
 

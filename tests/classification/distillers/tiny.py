@@ -15,7 +15,10 @@ CLASSES = 5
 
 
 class Tiny(nn.Module):
-    """Stages of ``widths``, each half the size of the one before, from the image's own; float64."""
+    """Stages of ``widths``, each half the size of the one before, from the image's own; float64.
+
+    BatchNorms are in evaluation mode, as they are made: the identity.
+    """
 
     pools_linearly = True
 
@@ -24,17 +27,22 @@ class Tiny(nn.Module):
         torch.manual_seed(seed)
         pairs = zip((3, *widths[:-1]), widths, (1, *(2 for _ in widths[1:])), strict=True)
         self.stages = nn.ModuleList(nn.Conv2d(i, o, 3, stride, 1) for i, o, stride in pairs)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width).eval() for width in widths)
         self.classifier = nn.Linear(widths[-1], classes)
         self.double()
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | ModelOutput:
-        maps = []
-        for stage in self.stages:
-            x = stage(x).relu()
+        maps, before = [], []
+        for stage, norm in zip(self.stages, self.norms, strict=True):
+            before.append(norm(stage(x)))
+            x = before[-1].relu()
             maps.append(x)
         pooled = x.mean((2, 3))
         logits = self.classifier(pooled)
-        return ModelOutput(logits, x, pooled, maps) if return_features else logits
+        return ModelOutput(logits, x, pooled, maps, before) if return_features else logits
+
+    def norms_before_relu(self):
+        return list(self.norms)
 
 
 def student(**settings) -> Tiny:
