@@ -122,7 +122,7 @@ def _with_classifier_of(
     """
     if isinstance(student, ReusedClassifier):
         raise SetupError(
-            f"STUDENT.WEIGHTS {cfg.STUDENT.WEIGHTS!r}: this student has a teacher's classifier already. Give a plain one."
+            f"STUDENT.WEIGHTS {cfg.STUDENT.WEIGHTS!r}: it has a teacher's classifier already. Give a plain student."
         )
     classifier = linear_classifier(cfg.DISTILLER, "TEACHER.NAME", cfg.TEACHER.NAME, teacher.model)
     out, images = teacher(_noise(data)), _noise(data)
@@ -202,7 +202,8 @@ def _load_file(model: ClassificationModel, path: Path, section: str, name: str, 
             model = ReusedClassifier(model, data.num_classes, **settings)
         except (TypeError, ValueError, RuntimeError) as error:
             raise SetupError(
-                f"{key}: {str(path)!r} describes no student with a teacher's classifier ({one_line(error)}). Train it again."
+                f"{key}: {str(path)!r} does not describe a student with a teacher's classifier ({one_line(error)}). "
+                "Train it again."
             ) from error
     load_weights(model, path, content["model"], key)
     return model

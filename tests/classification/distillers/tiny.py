@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from classification.config import get_config
 from classification.data.loaders import Batch
 from classification.distillers import Distiller, NetworkPair, build_distiller
+from classification.models import ReusedClassifier
 from classification.models.protocol import ModelOutput
 
 CLASSES = 5
@@ -53,6 +54,24 @@ def teacher(**settings) -> Tiny:
     return Tiny((5, 7, 9), **{"seed": 1, **settings})
 
 
+def networks_for(name: str) -> tuple[nn.Module, nn.Module]:
+    """A student and a teacher that the method ``name`` takes."""
+    if name == "kdsvd":  # the channels must be equal
+        return student(), student(seed=1)
+    if name == "simkd":
+        return reusing(student(), teacher()), teacher()
+    return student(), teacher()
+
+
+def reusing(body: Tiny, reused: Tiny, size: int = 4) -> ReusedClassifier:
+    """``body`` with the classifier of ``reused``."""
+    channels = body.classifier.in_features, reused.classifier.in_features
+    settings = {"student_channels": channels[0], "teacher_channels": channels[1], "size": (size, size), "reduction": 2}
+    model = ReusedClassifier(body, reused.classifier.out_features, **settings).double().eval()
+    model.classifier.load_state_dict(reused.classifier.state_dict())
+    return model
+
+
 def batch(size: int = 4, side: int = 16, seed: int = 2) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(size, 3, side, side, generator=generator, dtype=torch.float64)
@@ -69,7 +88,7 @@ class Case:
     """A distiller, its two networks, and what they say about a batch."""
 
     def __init__(self, name: str, *overrides: object, networks=None, size: int = 4, side: int = 16) -> None:
-        self.student, self.teacher = networks or (student(), teacher())
+        self.student, self.teacher = networks or networks_for(name)
         self.batch = batch(size, side)
         probe = batch(2, side, seed=3).images
         with torch.no_grad():
