@@ -44,6 +44,8 @@ class ReusedClassifier(ClassificationModel):
         reduction: int,
     ) -> None:
         super().__init__()
+        if len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+            raise ValueError(f"size must be two whole numbers, 1 or more; got {size!r}.")
         self.removed_parameters = _remove_classifier(body)
         self.body = body
         self.projector = SimKDLoss(student_channels, teacher_channels, reduction=reduction).projector
