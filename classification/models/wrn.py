@@ -87,7 +87,7 @@ class WideResNet(ConvNet):
         return [first, second, last], [before_first, before_second, before_last], last
 
     def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
-        return [cast(PreActivationUnit, stage.layer[0]).bn1 for stage in (self.block2, self.block3)] + [self.bn1]
+        return [*(cast(PreActivationUnit, stage.layer[0]).bn1 for stage in (self.block2, self.block3)), self.bn1]
 
 
 NETWORKS: dict[str, Callable[[int, Stem], ConvNet]] = {

@@ -95,7 +95,7 @@ def test_workers_change_nothing(folders, auto_augment):
     by_workers = list(data.train.epoch(1))
     assert torch.equal(torch.get_rng_state(), before)
     for a, b in zip(alone, by_workers, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
     (tail,) = data.train.epoch(1, start=1)
     assert torch.equal(tail.images, alone[1].images)
 
@@ -104,9 +104,9 @@ def test_an_image_looks_the_same_in_whatever_batch(folders):
     """Its augmentation depends on seed, epoch and index alone."""
     small, large = (build_data(folder_config(folders, "DATA.BATCH_SIZE", size), "cpu") for size in (3, 15))
     (everything,) = large.train.epoch(4)
-    by_index = {int(index): image for image, _, index in zip(*everything, strict=True)}
+    by_index = {int(index): image for image, _, index in zip(*everything[:3], strict=True)}
     for batch in small.train.epoch(4):
-        for image, _, index in zip(*batch, strict=True):
+        for image, _, index in zip(*batch[:3], strict=True):
             assert torch.equal(image, by_index[int(index)])
 
 
