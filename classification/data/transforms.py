@@ -114,7 +114,7 @@ class StrongAugment:
         (functional.adjust_sharpness, 0.05, 0.95),
         (lambda image, value: _affine(image, shear_x=value), -0.3, 0.3),
         (lambda image, value: _affine(image, shear_y=value), -0.3, 0.3),
-        (functional.solarize, 0, 256),
+        (lambda image, value: image if value > 255 else functional.solarize(image, value), 0, 256),
         (lambda image, value: _affine(image, right=value), -0.3, 0.3),
         (lambda image, value: _affine(image, down=value), -0.3, 0.3),
     )

@@ -45,19 +45,21 @@ def test_imagenet(method, name):
     check_config(cfg)
     build_distiller(cfg, pair(cfg))
     batch, lr = {"crd": (256, 0.1), "ofd": (128, 0.05), "ctkd": (256, 0.1)}.get(method, (512, 0.2))
-    assert (cfg.DATA.BATCH_SIZE, cfg.SOLVER.LR) == (batch, lr)
+    assert (batch, lr) == (cfg.DATA.BATCH_SIZE, cfg.SOLVER.LR)
 
 
 def test_settings_of_the_published_codes():
-    weights = {"crd": 0.8, "ofd": 1e-3, "sp": 3000, "nst": 50, "pkt": 30000, "vid": 1, "kdsvd": 1, "simkd": 1, "dist": 2}
+    weights = {"crd": 0.8, "ofd": 1e-3, "sp": 3000, "nst": 50, "pkt": 30000, "vid": 1, "kdsvd": 1, "simkd": 1}
+    weights |= {"dist": 2}
     for name, weight in weights.items():
         cfg = load(name, "res32x4_res8x4")
-        assert (cfg[name.upper()].WEIGHT, cfg.WARMUP_EPOCHS) == (weight, 0)
-        assert cfg.CE_WEIGHT == (0.0 if name == "simkd" else 1.0)
+        assert (weight, 0) == (cfg[name.upper()].WEIGHT, cfg.WARMUP_EPOCHS)
+        assert (0.0 if name == "simkd" else 1.0) == cfg.CE_WEIGHT
     crd = load("crd", "res32x4_res8x4").CRD
     assert (crd.FEATURE_DIM, crd.NEGATIVES, crd.TEMPERATURE, crd.MOMENTUM) == (128, 16384, 0.07, 0.5)
     ctkd = load("ctkd", "res56_res20")
-    assert (ctkd.CE_WEIGHT, ctkd.CTKD.WEIGHT, ctkd.CTKD.START, ctkd.CTKD.SPAN, ctkd.CTKD.EPOCHS) == (0.1, 0.9, 1, 20, 10)
+    node = ctkd.CTKD
+    assert (ctkd.CE_WEIGHT, node.WEIGHT, node.START, node.SPAN, node.EPOCHS) == (0.1, 0.9, 1, 20, 10)
     ctkd = load("ctkd", "r34_r18")
     assert (ctkd.CE_WEIGHT, ctkd.CTKD.WEIGHT, ctkd.CTKD.EPOCHS) == (1.0, 1.0, 5)
     assert load("dot_kd", "vgg13_vgg8").SOLVER.DOT_DELTA == 0.075 and load("dot_kd", "r34_r18").SOLVER.DOT_DELTA == 0.09
@@ -89,7 +91,7 @@ def test_settings_of_the_published_codes():
 )
 def test_catkd_pair_by_pair(name, weight, resolution, normalize):
     node = load("catkd", name).CATKD
-    assert (node.WEIGHT, node.RESOLUTION, node.NORMALIZE) == (weight, resolution, normalize)
+    assert (weight, resolution, normalize) == (node.WEIGHT, node.RESOLUTION, node.NORMALIZE)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +111,10 @@ def test_catkd_pair_by_pair(name, weight, resolution, normalize):
 def test_lskd_pair_by_pair(name, kd, dkd, mlkd):
     """T and weight of the published runs' names; alpha and beta are multiplied by the weight."""
     cfg = load("lskd_kd", name)
-    assert cfg.STANDARDIZE and (cfg.KD.TEMPERATURE, cfg.KD.WEIGHT, cfg.CE_WEIGHT) == (*kd, 0.1)
+    assert cfg.STANDARDIZE and (*kd, 0.1) == (cfg.KD.TEMPERATURE, cfg.KD.WEIGHT, cfg.CE_WEIGHT)
     cfg = load("lskd_dkd", name)
-    assert cfg.STANDARDIZE and (cfg.DKD.TEMPERATURE, cfg.DKD.ALPHA, cfg.DKD.BETA) == dkd
+    assert cfg.STANDARDIZE and dkd == (cfg.DKD.TEMPERATURE, cfg.DKD.ALPHA, cfg.DKD.BETA)
     assert (cfg.CE_WEIGHT, cfg.WARMUP_EPOCHS) == (1.0, 20)
     cfg = load("lskd_mlkd", name)
-    assert cfg.STANDARDIZE and cfg.MLKD.WEIGHT == mlkd and sorted(cfg.MLKD.TEMPERATURES) == [2, 2, 3, 5, 6]
+    assert cfg.STANDARDIZE and mlkd == cfg.MLKD.WEIGHT and sorted(cfg.MLKD.TEMPERATURES) == [2, 2, 3, 5, 6]
     assert load("lskd_ctkd", name).CTKD.WEIGHT == 9

@@ -81,7 +81,7 @@ def test_two_epochs_and_the_same_bits_after_a_resumption(name, few_digits, teach
     terms = [key for key in history[0] if key.startswith("loss_") and not key.startswith("loss_ce")]
     assert terms and all(torch.tensor(record[key]).isfinite() for record in history for key in terms)
     # Killed in the middle of the second of two epochs of 4 steps.
-    killed, nothing = run(name, teacher_file, tmp_path / "killed", kill=7)
+    _, nothing = run(name, teacher_file, tmp_path / "killed", kill=7)
     assert nothing is None and last_state(tmp_path / "killed").name == "1-2"
     resumed, _ = run(name, teacher_file, tmp_path / "killed", resume=True)
     assert resumed.progress.history == history
@@ -95,7 +95,7 @@ def test_two_epochs_and_the_same_bits_after_a_resumption(name, few_digits, teach
     assert moved == [0.9] and isinstance(resumed.optimizer.optimizer, DOT) == name.startswith("dot_")
 
 
-def test_simkds_student_is_saved_and_evaluated_with_projector_and_classifier(few_digits, teacher_file, tmp_path, capsys):
+def test_simkds_student_is_saved_and_evaluated_as_a_whole(few_digits, teacher_file, tmp_path, capsys):
     trainer, result = run("simkd", teacher_file, tmp_path / "run", "SOLVER.LR", 0.05)
     student = trainer.step.student
     assert isinstance(student, ReusedClassifier)
@@ -139,7 +139,7 @@ def test_what_dot_cannot_be_combined_with(settings, message, few_digits, teacher
 
 def test_dot_does_not_scale_losses():
     cfg = load_config(overrides=["DISTILLER", "kd", "SOLVER.DOT_DELTA", 0.1, "SOLVER.MIXED_PRECISION", "fp16"])
-    with pytest.raises(SetupError, match="SOLVER.DOT_DELTA 0.1: DOT does not scale its losses"):
+    with pytest.raises(SetupError, match=r"SOLVER\.DOT_DELTA 0\.1: DOT does not scale its losses"):
         build_optimizer(cfg, torch.nn.Linear(1, 1))
 
 

@@ -89,8 +89,9 @@ def test_ctkds_theta_climbs_while_the_student_descends():
         assert loss.item() == pytest.approx(plain.item(), rel=1e-10)
         # KD times T² grows with T here, or falls: theta follows it upwards, by the factor of the epoch.
         step = 1e-5
-        around = [0.9 * kd_loss(*logits(case), temperature=1 + 20 * torch.sigmoid(theta + d).item()) for d in (-step, step)]
-        slope = (around[1] - around[0]).item() / (2 * step)
+        temperatures = (1 + 20 * torch.sigmoid(theta + moved).item() for moved in (-step, step))
+        below, above = (0.9 * kd_loss(*logits(case), temperature=value).item() for value in temperatures)
+        slope = (above - below) / (2 * step)
         assert ours.item() == pytest.approx(-reversal * slope, rel=1e-4)
 
 
@@ -120,7 +121,7 @@ def test_ofd_compares_before_the_relu_with_margins_of_the_teachers_norms(count):
     connected = [connector(level) for connector, level in zip(case.distiller.connectors, ours, strict=True)]
     margins = [ofd_margin(norm.weight, norm.bias) for norm in case.teacher.norms[used]]
     assert case.losses()["loss_ofd"].item() == pytest.approx(3 * ofd_loss(connected, theirs, margins).item(), rel=1e-6)
-    assert [type(part) for part in case.distiller.connectors[0]][0] is nn.Conv2d
+    assert isinstance(case.distiller.connectors[0][0], nn.Conv2d)
     assert not any("margin" in key for key in case.distiller.state_dict())
 
 
