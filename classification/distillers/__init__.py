@@ -1,7 +1,6 @@
 """The distillation methods, one file for each family. A new file is added to the import below."""
 
 from classification.distillers import (  # noqa: F401
-    contrast,
     dkd,
     features,
     hcd,
