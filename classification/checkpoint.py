@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from classification import states
 from classification.composition import OUTPUT
+from classification.models import ClassificationModel
 from classification.results import HISTORY, RESULT, Progress
 from classification.states import last_state, load_file, place_of, random_file, set_random_states
 from kd_det.common.config_files import leaves
@@ -36,9 +37,13 @@ FREE = {
 
 
 def save_student(path: Path, student: nn.Module, description: Mapping[str, Any]) -> None:
-    """Writes {"model": state dict, **description}. ``description`` has plain values: name, num_classes, data, ..."""
+    """Writes {"model": state dict, **description}. ``description`` has plain values: name, num_classes, data, ...
+
+    A ``ClassificationModel`` adds its ``saved_settings``.
+    """
     buffer = io.BytesIO()
-    torch.save({"model": student.state_dict(), **description}, buffer)
+    settings = student.saved_settings() if isinstance(student, ClassificationModel) else {}
+    torch.save({"model": student.state_dict(), **description, **settings}, buffer)
     write_atomically(path, buffer.getbuffer())
 
 

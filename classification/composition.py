@@ -10,43 +10,59 @@ from fvcore.common.config import CfgNode
 
 from classification.distillers import DISTILLERS
 from classification.models import short_name
-from kd_det.common.config_files import find_configs, leaves, log_differences
+from kd_det.common.config_files import find_configs, leaves, log_differences, split_section
 from kd_det.common.config_merge import merge_config, merge_file
 from kd_det.common.errors import SetupError, did_you_mean
+from kd_det.common.yaml_files import read_own_content
 
 logger = logging.getLogger(__name__)
 
 METHODS = "METHODS"
+# Before the name of a method whose logits are standardised (Sun et al. 2024), and of one trained with DOT's optimiser.
+LSKD, DOT = "lskd_", "dot_"
+PAIRS = "PAIRS"
 SDD_BASES = ("kd", "dkd", "nkd")
 OUTPUT = "output"
 ALONE = "vanilla"
 
 
 def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence[object]) -> None:
-    """Merges files, then their settings for the run's method, then overrides. Sets OUTPUT_DIR if it is empty.
+    """Merges files, then their settings for the run's pair and method, then overrides. Sets OUTPUT_DIR if it is empty.
 
     A file may have a section ``METHODS`` with settings for single methods: ``METHODS: {kd: {CE_WEIGHT: 0.1}, sdd_kd:
     {...}}``, or ``sdd`` for every SDD.BASE. They apply only to runs with that method. So the files of a method and of a
-    pair give the same run in either order.
+    pair give the same run in either order. ``kd`` applies to ``lskd_kd`` (STANDARDIZE True) and ``dot_kd``
+    (SOLVER.DOT_DELTA) as well, and so do the sections of ``sdd`` and of ``reviewkd`` to ``sdd+reviewkd``; the section
+    of the more special name wins.
+
+    A file may have a section ``PAIRS`` with the settings of pairs of networks by name, METHODS of their own included;
+    PAIR chooses one of them.
 
     Args:
         config_files: see ``merge_config``.
         overrides: KEY VALUE ...
 
     Raises:
-        SetupError: see ``merge_config``; or METHODS has an unknown method or key.
+        SetupError: see ``merge_config``; or METHODS or PAIRS has an unknown name or key, METHODS disagrees with itself,
+            or PAIR is not in PAIRS.
     """
-    cfg[METHODS] = CfgNode()
-    contents = {}
+    cfg[METHODS], cfg[PAIRS] = CfgNode(), CfgNode()
+    contents, written = {}, {}
     for name, path in find_configs(config_files).items():
-        cfg[METHODS].set_new_allowed(True)  # also in the sections that the previous file has added
+        for section in (METHODS, PAIRS):
+            cfg[section].set_new_allowed(True)  # also in the sections that the previous file has added
         contents[name] = merge_file(cfg, path)
+        written[name] = contents[name] if split_section(path)[1] else read_own_content(path)
     log_differences(contents)
-    by_method = _overrides_by_method(cfg, cfg.pop(METHODS))
-    merge_config(cfg, "", overrides, source="overrides")  # they may choose the method
-    names = dict.fromkeys((cfg.DISTILLER, method_name(cfg)))
-    own = [part for name in names for part in by_method.get(name, ())]
-    _log_unused(contents, own)
+    methods, pairs = cfg.pop(METHODS), cfg.pop(PAIRS)
+    merge_config(cfg, "", overrides, source="overrides")  # they may choose the method and the pair
+    pair, pair_methods = _chosen_pair(cfg, pairs)
+    merge_config(cfg, "", [*pair, *overrides], source="overrides")
+    by_method = _overrides_by_method(cfg, methods)
+    for name, values in _overrides_by_method(cfg, pair_methods).items():
+        by_method[name] = [*by_method.get(name, []), *values]
+    own = _own_overrides(cfg, by_method, overrides)
+    _log_unused(written, own)
     merge_config(cfg, "", [*own, *overrides], source="overrides")
     if cfg.OUTPUT_DIR == "":
         cfg.OUTPUT_DIR = f"{OUTPUT}/{run_name(cfg)}"
@@ -55,35 +71,93 @@ def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence
 def _overrides_by_method(cfg: CfgNode, sections: CfgNode) -> dict[str, list[object]]:
     """KEY VALUE ... of each method in METHODS, all of them checked."""
     known = [*DISTILLERS, *(f"sdd_{base}" for base in SDD_BASES)]
-    found: dict[str, list[object]] = {}
-    scratch = cfg.clone()
-    for name, section in sections.items():
-        if name not in known:
+    for name in sections:
+        if not set(name.removeprefix(DOT).removeprefix(LSKD).split("+")) <= set(known):
             raise SetupError(f"{METHODS}.{name}: there is no such method.{did_you_mean(name, known)}")
-        if not isinstance(section, CfgNode):
-            raise SetupError(f"{METHODS}.{name} is {section!r}; it must be a section of keys and values.")
-        found[name] = [part for leaf in leaves(section) for part in leaf]
-        try:
-            merge_config(scratch, "", found[name], source=METHODS)
-        except SetupError as error:
-            raise SetupError(f"{METHODS}.{name}: {error}") from error
+    return {name: _as_overrides(cfg, f"{METHODS}.{name}", section) for name, section in sections.items()}
+
+
+def _as_overrides(cfg: CfgNode, source: str, section: object) -> list[object]:
+    """KEY VALUE ... of a section, after a check that they fit ``cfg``."""
+    if not isinstance(section, CfgNode):
+        raise SetupError(f"{source} is {section!r}; it must be a section of keys and values.")
+    found = [part for leaf in leaves(section) for part in leaf]
+    try:
+        merge_config(cfg.clone(), "", found, source=source)
+    except SetupError as error:
+        raise SetupError(f"{source}: {error}") from error
     return found
 
 
+def _own_overrides(cfg: CfgNode, by_method: Mapping[str, list[object]], overrides: Sequence[object]) -> list[object]:
+    """KEY VALUE ... that METHODS has for the run: those of its parts, then those of the more special names."""
+    parts = cfg.DISTILLER.split("+")
+    own: list[object] = []
+    setters: dict[object, tuple[str, object]] = {}
+    for part in parts:
+        for name in dict.fromkeys((part, _base_name(part, cfg))):
+            section = by_method.get(name, [])
+            for key, value in zip(section[::2], section[1::2], strict=True):
+                other, earlier = setters.setdefault(key, (part, value))
+                if other != part and earlier != value and key not in overrides[::2]:
+                    raise SetupError(
+                        f"DISTILLER {cfg.DISTILLER!r}: {METHODS} sets {key} to {earlier!r} for {other!r} and to "
+                        f"{value!r} for {part!r}. Choose one: add {key} VALUE to the command line."
+                    )
+            own += section
+    whole = "+".join(_base_name(part, cfg) for part in parts)
+    special = [cfg.DISTILLER, whole] if len(parts) > 1 else []
+    lskd = [f"{LSKD}{name}" for name in (cfg.DISTILLER, whole)] if cfg.STANDARDIZE else []
+    dot = [f"{DOT}{name}" for name in (cfg.DISTILLER, whole, *lskd)] if cfg.SOLVER.DOT_DELTA else []
+    return own + [part for name in dict.fromkeys((*special, *lskd, *dot)) for part in by_method.get(name, ())]
+
+
+def _chosen_pair(cfg: CfgNode, sections: CfgNode) -> tuple[list[object], CfgNode]:
+    """KEY VALUE ... of PAIR, and its own section METHODS; none if no file has PAIRS and PAIR is empty."""
+    methods = {
+        name: section.pop(METHODS, CfgNode()) for name, section in sections.items() if isinstance(section, CfgNode)
+    }
+    by_pair = {name: _as_overrides(cfg, f"{PAIRS}.{name}", section) for name, section in sections.items()}
+    known = ", ".join(by_pair)
+    if cfg.PAIR == "" and by_pair and cfg.DISTILLER != "none":
+        raise SetupError(f"PAIR is empty, but a file has a section PAIRS. Add PAIR and one of {known}.")
+    if cfg.PAIR and not by_pair:
+        raise SetupError(f"PAIR is {cfg.PAIR!r}, but no file has a section PAIRS. Name such a file, or leave PAIR out.")
+    if cfg.PAIR and cfg.PAIR not in by_pair:
+        raise SetupError(f"PAIR {cfg.PAIR!r} is not in PAIRS.{did_you_mean(cfg.PAIR, by_pair)} Known: {known}.")
+    return by_pair.get(cfg.PAIR, []), methods.get(cfg.PAIR, CfgNode())
+
+
 def _log_unused(contents: Mapping[str, Mapping[str, Any]], own: Sequence[object]) -> None:
-    """Logs the values that METHODS replaces, except for those of a method's own file, which are meant as defaults."""
+    """Logs the values that METHODS of another file replaces, except for those of a method's own file, which are meant
+    as defaults.
+
+    Args:
+        contents: what is written in each file itself.
+        own: KEY VALUE ... of METHODS.
+    """
     used = dict(zip(own[::2], own[1::2], strict=True))
     for name, content in contents.items():
         values = dict(leaves(content))
-        unused = [key for key in used if key in values and values[key] != used[key]]
+        methods = content.get(METHODS, {})
+        here = {key for section in methods.values() if isinstance(section, Mapping) for key, _ in leaves(section)}
+        unused = [key for key in used if key in values and values[key] != used[key] and key not in here]
         if unused and "DISTILLER" not in values:
             changes = ", ".join(f"{key} {used[key]!r} instead of {values[key]!r}" for key in unused)
             logger.warning("%s of this method overrides %s: %s", METHODS, name, changes)
 
 
 def method_name(cfg: CfgNode) -> str:
-    """The method's name in the names of files: DISTILLER's value, ``sdd_<SDD.BASE>`` for SDD."""
-    return f"sdd_{cfg.SDD.BASE}" if cfg.DISTILLER == "sdd" else cfg.DISTILLER
+    """The method's name in the names of files: DISTILLER's value, with ``sdd_<SDD.BASE>`` for SDD.
+
+    ``lskd_`` comes before it with STANDARDIZE True, and before that ``dot_`` with SOLVER.DOT_DELTA.
+    """
+    whole = "+".join(_base_name(part, cfg) for part in cfg.DISTILLER.split("+"))
+    return f"{DOT * bool(cfg.SOLVER.DOT_DELTA)}{LSKD * bool(cfg.STANDARDIZE)}{whole}"
+
+
+def _base_name(distiller: str, cfg: CfgNode) -> str:
+    return f"sdd_{cfg.SDD.BASE}" if distiller == "sdd" else distiller
 
 
 def run_name(cfg: CfgNode) -> str:

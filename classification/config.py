@@ -22,10 +22,14 @@ def get_config() -> CfgNode:
     cfg.SEED = 0
 
     # The method: "none" (the plain student), "kd", "dkd", "nkd", "sdd", "dkd_tckd", "dkd_nckd", "dkd_coupled",
-    # "fitnet", "at", "rkd", "reviewkd", "mcld" or "hcd".
+    # "fitnet", "at", "rkd", "reviewkd", "mcld", "hcd", "sp", "nst", "pkt", "kdsvd", "vid", "ofd", "simkd", "crd",
+    # "dist", "mlkd", "ctkd" or "catkd". Several at once are joined by +, each with its own WEIGHT: "sdd+reviewkd".
     # A file may also have a section METHODS with settings for single methods: METHODS: {kd: {CE_WEIGHT: 0.1}, sdd_kd:
     # {CE_WEIGHT: 0.1}}. They are merged after all files and before the overrides.
     cfg.DISTILLER = "none"
+    # A pair of networks by its name in the section PAIRS of a file, such as cifar100/more_pairs.yaml: a file with many
+    # pairs instead of one file for each.
+    cfg.PAIR = ""
     # Sun et al. 2024: standardises the logits of student and teacher over the classes before any loss on logits.
     cfg.STANDARDIZE = False
     # Epochs of a linear warm-up of the distillation terms: epoch e (from 1) has the factor e / WARMUP_EPOCHS.
@@ -56,6 +60,9 @@ def _add_data(cfg: CfgNode) -> None:
     cfg.DATA.WORKERS = 2
     # Cubuk et al. 2019: applies torchvision's policy for the data set after crop and flip.
     cfg.DATA.AUTO_AUGMENT = False
+    # Jin et al. 2023: a second, strongly augmented view of each image, on which the cross-entropy is taken too. For
+    # "mlkd" alone. It makes the pipeline of small images many times slower.
+    cfg.DATA.STRONG_VIEW = False
     # The fraction of training labels that are replaced by a different class, drawn uniformly.
     cfg.DATA.LABEL_NOISE = 0.0
     # Zhao et al. 2022, section 4.1: the range of training samples that are distilled, ranked by the teacher's
@@ -72,7 +79,8 @@ def _add_models(cfg: CfgNode) -> None:
     cfg.STUDENT.PRETRAINED = False
     # A model.pth to start from or, with --eval-only, to evaluate. Empty: random weights; OUTPUT_DIR's model.pth.
     cfg.STUDENT.WEIGHTS = ""
-    # The first layers of the literature's models: "cifar", or "large" for images of 224 (7 x 7 convolution, stride 2).
+    # The first layers of the literature's models: "cifar"; for images of 224 "large" (7 x 7 convolution with stride 2,
+    # max-pooling) or "cub" (the code of Wei et al. 2024 for CUB-200: no max-pooling, VGG as for CIFAR).
     cfg.STUDENT.STEM = "cifar"
     # The size to which its images are resized, bilinearly. 0: they are not resized.
     cfg.STUDENT.IMAGE_SIZE = 0
@@ -97,6 +105,9 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.OPTIMIZER = "sgd"  # "sgd" (momentum, no Nesterov) or "adamw"
     cfg.SOLVER.LR = 0.05
     cfg.SOLVER.MOMENTUM = 0.9
+    # Zhao et al. 2023 (DOT): MOMENTUM is less by this for the cross-entropy's gradient and more by this for the
+    # distillation's. 0: one momentum for their sum. "sgd" only.
+    cfg.SOLVER.DOT_DELTA = 0.0
     cfg.SOLVER.WEIGHT_DECAY = 5e-4
     cfg.SOLVER.SCHEDULE = "step"  # "step" (times GAMMA after each of STEPS) or "cosine", updated every epoch
     cfg.SOLVER.STEPS = (150, 180, 210)  # epochs
@@ -143,6 +154,8 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.SDD.WEIGHT = 1.0
     cfg.SDD.BASE = "dkd"  # the loss of a region, with that method's settings except WEIGHT: "kd", "dkd" or "nkd"
     cfg.SDD.SCALES = (1, 2, 4)  # m for m x m regions, the first 1
+    # Allow scales larger than a map's side: adaptive pooling repeats its positions, as in the published code.
+    cfg.SDD.REPEAT = False
     cfg.SDD.COMPLEMENTARY_WEIGHT = 2.0  # beta
 
     # Romero et al. 2015: WEIGHT * mean squared error of one stage's map, the student's adapted by a convolution. The
@@ -166,6 +179,8 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.REVIEWKD.WEIGHT = 1.0  # on CIFAR-100 chosen pair by pair: 5 for ResNet32x4 and ResNet8x4
     # Channels of the fusion; 0: as many as the student's pooled feature has, at most 512.
     cfg.REVIEWKD.MID_CHANNELS = 0
+    # Fuse the student's maps before their last ReLU, as the published code does on ImageNet. The teacher's always are.
+    cfg.REVIEWKD.PREACTIVATION = False
 
     # Wang et al. 2024: WEIGHT * (instance + sample + category term), contrastive losses on L2-normalised logits.
     cfg.MCLD = CfgNode()
@@ -174,9 +189,13 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.MCLD.QUEUE = 0  # earlier teacher logits that are kept as negatives; 0: as many as training samples
     # Add the cross-entropy with the labels: False for strong teachers, True for ResNet56, ResNet110 and R34 to R18.
     cfg.MCLD.CE = False
+    # The three terms. With all of them False the student is a plain one, with the cross-entropy whatever CE is.
     cfg.MCLD.INSTANCE = True
     cfg.MCLD.SAMPLE = True
     cfg.MCLD.CATEGORY = True
+    # "counts": the category term compares the mean over positives with the mean over negatives, as the paper's text
+    # says; "supcon": the supervised contrastive loss of Khosla et al. 2020, which it cites.
+    cfg.MCLD.CATEGORY_NORM = "counts"
 
     # Xu et al. 2025: WEIGHT * (KD + sum over the sub-logits (KD + CE_WEIGHT * cross-entropy) + lambda * orthogonality).
     # The defaults are ours: only the paper's abstract is known to us.
@@ -188,6 +207,84 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.HCD.ORTHOGONAL_WEIGHT = 1.0  # lambda
     cfg.HCD.STAGE = -1  # the student's stage whose map is used, from 0, the largest map; -1: the last
     cfg.HCD.PROJECTOR_CHANNELS = 0  # 0: as many as the teacher's feature has
+
+    _add_relations(cfg)
+    _add_imitation(cfg)
+    _add_levels(cfg)
+
+
+def _add_relations(cfg: CfgNode) -> None:
+    # Tung and Mori 2019: WEIGHT * mean squared error of the similarities of samples, on the last stage's map. The
+    # weights of SP, NST, PKT, KDSVD, VID and CRD are those of Tian et al. 2020 for CIFAR-100.
+    cfg.SP = CfgNode()
+    cfg.SP.WEIGHT = 3000.0
+
+    # Huang and Wang 2017: WEIGHT * squared MMD of the channels, summed over the stages.
+    cfg.NST = CfgNode()
+    cfg.NST.WEIGHT = 50.0
+
+    # Passalis and Tefas 2018: WEIGHT * divergence of the samples' similarities, on the pooled features.
+    cfg.PKT = CfgNode()
+    cfg.PKT.WEIGHT = 30000.0
+
+    # Lee et al. 2018: WEIGHT * squared error of the relations of singular vectors of consecutive stages.
+    cfg.KDSVD = CfgNode()
+    cfg.KDSVD.WEIGHT = 1.0
+    cfg.KDSVD.K = 1  # k, the vectors of a map
+
+    # Tian et al. 2020: WEIGHT * noise-contrastive estimation on embedded pooled features.
+    cfg.CRD = CfgNode()
+    cfg.CRD.WEIGHT = 0.8
+    cfg.CRD.FEATURE_DIM = 128  # of the embeddings
+    cfg.CRD.NEGATIVES = 16384  # K, of a sample, from other classes
+    cfg.CRD.TEMPERATURE = 0.07  # tau
+    cfg.CRD.MOMENTUM = 0.5  # of the memories
+
+
+def _add_imitation(cfg: CfgNode) -> None:
+    # Ahn et al. 2019: WEIGHT * minus log-likelihood of the teacher's stage maps, summed over the stages.
+    cfg.VID = CfgNode()
+    cfg.VID.WEIGHT = 1.0
+    cfg.VID.INIT_VARIANCE = 5.0  # of each channel; it is learned
+
+    # Heo et al. 2019: WEIGHT * partial squared distance of the stage maps before their last ReLU.
+    cfg.OFD = CfgNode()
+    cfg.OFD.WEIGHT = 0.001
+    cfg.OFD.STAGES = 0  # the last stages that are compared; 0: as many as both networks have
+
+    # Chen et al. 2022: WEIGHT * mean squared error of the projected map. The student gets the teacher's classifier.
+    # CE_WEIGHT is 0 there.
+    cfg.SIMKD = CfgNode()
+    cfg.SIMKD.WEIGHT = 1.0
+    cfg.SIMKD.REDUCTION = 2  # the projector is narrower than the teacher's map by this factor
+
+
+def _add_levels(cfg: CfgNode) -> None:
+    # Huang et al. 2022: WEIGHT * T^2 * (beta * inter-class + gamma * intra-class part), 1 - Pearson correlation each.
+    cfg.DIST = CfgNode()
+    cfg.DIST.WEIGHT = 2.0
+    cfg.DIST.INTER_WEIGHT = 1.0  # beta
+    cfg.DIST.INTRA_WEIGHT = 1.0  # gamma
+    cfg.DIST.TEMPERATURE = 4.0  # T; on ImageNet 1
+
+    # Jin et al. 2023: WEIGHT * (KD + relations of samples + relations of classes), summed over the temperatures.
+    cfg.MLKD = CfgNode()
+    cfg.MLKD.WEIGHT = 0.9
+    cfg.MLKD.TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
+
+    # Li et al. 2023: WEIGHT * KD at T = START + SPAN * sigmoid(theta), whose gradient is reversed, with a factor that
+    # rises from 0 to 1 over EPOCHS.
+    cfg.CTKD = CfgNode()
+    cfg.CTKD.WEIGHT = 0.9
+    cfg.CTKD.START = 1.0
+    cfg.CTKD.SPAN = 20.0
+    cfg.CTKD.EPOCHS = 10  # on ImageNet 5
+
+    # Guo et al. 2023: WEIGHT * mean squared error of the class activation maps, pooled to RESOLUTION x RESOLUTION.
+    cfg.CATKD = CfgNode()
+    cfg.CATKD.WEIGHT = 400.0  # with CATKD.NORMALIZE; the published code chooses it pair by pair
+    cfg.CATKD.RESOLUTION = 2
+    cfg.CATKD.NORMALIZE = True  # divide each class's map by its norm
 
 
 def load_config(config_files: str | Sequence[str] = (), overrides: Sequence[object] = ()) -> CfgNode:

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from classification.checkpoint import read_student, weights_path
 from classification.data import Data
 from classification.distillers import NetworkPair, build_distiller, distiller_class
-from classification.models import ClassificationModel, ModelOutput, create_model, resize_inputs
+from classification.distillers.sdd import linear_classifier
+from classification.models import ClassificationModel, ModelOutput, ReusedClassifier, create_model, resize_inputs
+from classification.models.library_model import probing
+from classification.schema import checked
 from classification.step import TrainingStep
-from kd_det.common.errors import SetupError
+from kd_det.common.errors import SetupError, one_line
 from kd_det.common.tensor_files import check_weights
 
 logger = logging.getLogger(__name__)
@@ -76,6 +79,8 @@ def build_networks(cfg: CfgNode, data: Data, device: torch.device) -> tuple[Froz
     """
     student = build_student(cfg, data)
     teacher = build_teacher(cfg, data) if distiller_class(cfg.DISTILLER).needs_teacher else None
+    if teacher is not None and distiller_class(cfg.DISTILLER).reuses_classifier:
+        student = _with_classifier_of(teacher, student, cfg, data)
     distiller = build_distiller(cfg, _pair(student, teacher, data))
     step = TrainingStep(student, distiller, cfg.CE_WEIGHT).to(device)
     networks = [student] if teacher is None else [student, teacher.to(device).model]
@@ -89,15 +94,48 @@ def build_networks(cfg: CfgNode, data: Data, device: torch.device) -> tuple[Froz
 
 def _pair(student: nn.Module, teacher: FrozenTeacher | None, data: Data) -> NetworkPair:
     """What a distiller is built for: both networks, with their outputs for two images of noise."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 3, data.image_size, data.image_size, generator=generator)
+    images = _noise(data)
     was_training = student.training
     student.eval()
     with torch.no_grad():
         student_out = student(images, return_features=True)
         teacher_out = None if teacher is None else teacher(images)
     student.train(was_training)
-    return NetworkPair(student, teacher and teacher.model, student_out, teacher_out, data.train.samples)
+    return NetworkPair(
+        student, teacher and teacher.model, student_out, teacher_out, data.train.samples, data.train.labels
+    )
+
+
+def _noise(data: Data) -> Tensor:
+    """Two images."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 3, data.image_size, data.image_size, generator=generator)
+
+
+def _with_classifier_of(
+    teacher: FrozenTeacher, student: ClassificationModel, cfg: CfgNode, data: Data
+) -> ReusedClassifier:
+    """``student`` with a copy of the teacher's classifier.
+
+    Raises:
+        SetupError: the teacher does not classify its map's average by a linear layer, or the student cannot take it.
+    """
+    if isinstance(student, ReusedClassifier):
+        raise SetupError(
+            f"STUDENT.WEIGHTS {cfg.STUDENT.WEIGHTS!r}: it has a teacher's classifier already. Give a plain student."
+        )
+    classifier = linear_classifier(cfg.DISTILLER, "TEACHER.NAME", cfg.TEACHER.NAME, teacher.model)
+    out, images = teacher(_noise(data)), _noise(data)
+    with probing(student):
+        channels = student(images, return_features=True).map.shape[1]
+    reduction = checked(cfg, "SIMKD.REDUCTION")
+    if reduction > out.map.shape[1]:
+        raise SetupError(f"SIMKD.REDUCTION {reduction}: the teacher's map has {out.map.shape[1]} channels; take fewer.")
+    size = out.map.shape[2], out.map.shape[3]
+    settings = {"student_channels": channels, "teacher_channels": out.map.shape[1], "size": size}
+    reused = ReusedClassifier(student, data.num_classes, **settings, reduction=reduction)
+    reused.classifier.load_state_dict(classifier.state_dict())
+    return reused
 
 
 def build_student(cfg: CfgNode, data: Data) -> ClassificationModel:
@@ -110,9 +148,7 @@ def build_student(cfg: CfgNode, data: Data) -> ClassificationModel:
     if node.WEIGHTS and node.PRETRAINED:
         raise SetupError("STUDENT.WEIGHTS and STUDENT.PRETRAINED are both set; give one of the two.")
     student = create_from(node, data)
-    if node.WEIGHTS:
-        _load_file(student, Path(node.WEIGHTS), "STUDENT", node.NAME, data)
-    return student
+    return _load_file(student, Path(node.WEIGHTS), "STUDENT", node.NAME, data) if node.WEIGHTS else student
 
 
 def build_teacher(cfg: CfgNode, data: Data, *, uses_logits: bool | None = None) -> FrozenTeacher:
@@ -143,7 +179,7 @@ def build_teacher(cfg: CfgNode, data: Data, *, uses_logits: bool | None = None) 
             uses_logits = part or distiller_class(cfg.DISTILLER).compares_logits
         _check_classifier(cfg, model, data, uses_logits)
         return FrozenTeacher(model, data.mean, data.std, model.input_mean, model.input_std)
-    _load_file(model, weights_path(node.WEIGHTS), "TEACHER", node.NAME, data)
+    model = _load_file(model, weights_path(node.WEIGHTS), "TEACHER", node.NAME, data)
     return FrozenTeacher(model, data.mean, data.std)
 
 
@@ -155,11 +191,22 @@ def create_from(node: CfgNode, data: Data) -> ClassificationModel:
     return model
 
 
-def _load_file(model: nn.Module, path: Path, section: str, name: str, data: Data) -> None:
+def _load_file(model: ClassificationModel, path: Path, section: str, name: str, data: Data) -> ClassificationModel:
+    """``model`` with the file's weights, and with the classifier of a teacher if the file's model has one."""
     key = f"{section}.WEIGHTS"
     content = read_student(path, key)
     _check_description(content, path, section, name, data)
+    settings = content.get("reused_classifier")
+    if settings is not None:
+        try:
+            model = ReusedClassifier(model, data.num_classes, **settings)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SetupError(
+                f"{key}: {str(path)!r} does not describe a student with a teacher's classifier ({one_line(error)}). "
+                "Train it again."
+            ) from error
     load_weights(model, path, content["model"], key)
+    return model
 
 
 def _check_description(content: dict[str, Any], path: Path, section: str, name: str, data: Data) -> None:

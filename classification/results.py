@@ -132,7 +132,7 @@ def describe_run(
         "seconds_per_epoch": median(progress.seconds[: progress.epoch]),
         "peak_memory_mib": peak_memory_mib(accelerator.device),
         "parameters": sum(p.numel() for p in step.student.parameters()),
-        "extra_parameters": sum(p.numel() for p in step.distiller.parameters() if p.requires_grad),
+        "extra_parameters": step.extra_parameters,
         "train_samples": data.train.samples,
         "seed": cfg.SEED,
         "processes": accelerator.num_processes,

@@ -14,7 +14,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from classification.models.layers import STEMS
-from kd_det.common.errors import SetupError, non_negative, one_of, positive, temperature, whole_number
+from kd_det.common.errors import SetupError, in_range, non_negative, one_of, positive, temperature, whole_number
 
 Check = Callable[[str, Any], Any]
 MOST_PIXELS = 4096
@@ -82,6 +82,14 @@ def texts(key: str, value: Any) -> None:
         raise SetupError(f"{key} is {value!r}; it must be a list of texts, such as ['cifar100/base.yaml'].")
 
 
+def temperatures(key: str, value: Any) -> None:
+    """One temperature or more."""
+    if not isinstance(value, (tuple, list)) or not value:
+        raise SetupError(f"{key} is {value!r}; it must be a list of temperatures, such as (2.0, 4.0).")
+    for item in value:
+        temperature(key, item)
+
+
 count = partial(whole_number, least=0)
 at_least_one = partial(whole_number, least=1)
 # Limits, so that a typing error does not take all memory or start thousands of processes.
@@ -92,6 +100,7 @@ SCHEMA: dict[str, Check] = {
     "OUTPUT_DIR": text,  # empty: named after the run
     "SEED": partial(whole, least=0, most=2**32 - 1),  # the seeds that every generator takes
     "DISTILLER": text,
+    "PAIR": text,
     "STANDARDIZE": flag,
     "WARMUP_EPOCHS": count,
     "CE_WEIGHT": non_negative,
@@ -102,6 +111,7 @@ SCHEMA: dict[str, Check] = {
     "DATA.EVAL_BATCH_SIZE": at_least_one,
     "DATA.WORKERS": partial(whole, least=0, most=1024),
     "DATA.AUTO_AUGMENT": flag,
+    "DATA.STRONG_VIEW": flag,
     "DATA.LABEL_NOISE": below_one,
     "DATA.CONFIDENCE_RANGE": fractions,
     "STUDENT.NAME": text,
@@ -120,6 +130,7 @@ SCHEMA: dict[str, Check] = {
     "SOLVER.OPTIMIZER": partial(one_of, allowed=("sgd", "adamw")),
     "SOLVER.LR": positive,
     "SOLVER.MOMENTUM": below_one,
+    "SOLVER.DOT_DELTA": below_one,
     "SOLVER.WEIGHT_DECAY": non_negative,
     "SOLVER.SCHEDULE": partial(one_of, allowed=("step", "cosine")),
     "SOLVER.STEPS": epochs,
@@ -144,6 +155,7 @@ SCHEMA: dict[str, Check] = {
     "SDD.WEIGHT": non_negative,
     "SDD.BASE": partial(one_of, allowed=("kd", "dkd", "nkd")),
     "SDD.SCALES": scales,
+    "SDD.REPEAT": flag,
     "SDD.COMPLEMENTARY_WEIGHT": non_negative,
     "FITNET.WEIGHT": non_negative,
     "FITNET.STAGE": count,
@@ -153,6 +165,7 @@ SCHEMA: dict[str, Check] = {
     "RKD.ANGLE_WEIGHT": non_negative,
     "REVIEWKD.WEIGHT": non_negative,
     "REVIEWKD.MID_CHANNELS": channels,
+    "REVIEWKD.PREACTIVATION": flag,
     "MCLD.WEIGHT": non_negative,
     "MCLD.TEMPERATURE": temperature,
     "MCLD.QUEUE": count,
@@ -160,6 +173,7 @@ SCHEMA: dict[str, Check] = {
     "MCLD.INSTANCE": flag,
     "MCLD.SAMPLE": flag,
     "MCLD.CATEGORY": flag,
+    "MCLD.CATEGORY_NORM": partial(one_of, allowed=("counts", "supcon")),
     "HCD.WEIGHT": non_negative,
     "HCD.N": partial(whole, least=1, most=1024),
     "HCD.TEMPERATURE": temperature,
@@ -167,6 +181,35 @@ SCHEMA: dict[str, Check] = {
     "HCD.ORTHOGONAL_WEIGHT": non_negative,
     "HCD.STAGE": partial(whole_number, least=-1),
     "HCD.PROJECTOR_CHANNELS": channels,
+    "SP.WEIGHT": non_negative,
+    "NST.WEIGHT": non_negative,
+    "PKT.WEIGHT": non_negative,
+    "KDSVD.WEIGHT": non_negative,
+    "KDSVD.K": at_least_one,
+    "CRD.WEIGHT": non_negative,
+    "CRD.FEATURE_DIM": partial(whole, least=1, most=65536),
+    "CRD.NEGATIVES": partial(whole, least=1, most=2**20),
+    "CRD.TEMPERATURE": temperature,
+    "CRD.MOMENTUM": below_one,
+    "VID.WEIGHT": non_negative,
+    "VID.INIT_VARIANCE": partial(in_range, low=1e-4, high=1e6),
+    "OFD.WEIGHT": non_negative,
+    "OFD.STAGES": count,
+    "SIMKD.WEIGHT": non_negative,
+    "SIMKD.REDUCTION": at_least_one,
+    "DIST.WEIGHT": non_negative,
+    "DIST.INTER_WEIGHT": non_negative,
+    "DIST.INTRA_WEIGHT": non_negative,
+    "DIST.TEMPERATURE": temperature,
+    "MLKD.WEIGHT": non_negative,
+    "MLKD.TEMPERATURES": temperatures,
+    "CTKD.WEIGHT": non_negative,
+    "CTKD.START": partial(in_range, low=1e-3, high=1e4),
+    "CTKD.SPAN": partial(in_range, low=0.0, high=1e4),
+    "CTKD.EPOCHS": at_least_one,
+    "CATKD.WEIGHT": non_negative,
+    "CATKD.RESOLUTION": at_least_one,
+    "CATKD.NORMALIZE": flag,
 }
 
 

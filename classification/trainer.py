@@ -14,20 +14,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import KwargsHandler, broadcast
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from tqdm import tqdm
 
 from classification.checkpoint import STUDENT, find_state, restore, save_student, state_files
 from classification.data import Batch, build_data
 from classification.data.file_source import WorkerError
 from classification.data.labels import confident_samples
+from classification.models import ModelOutput
 from classification.networks import build_networks
+from classification.optimizers import DOT, build_optimizer, build_scheduler
 from classification.results import HISTORY, RESULT, Progress, describe_run, describe_student, measure_accuracy
 from classification.states import largest, place_of, save_state
+from classification.step import TASK
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_json
 from kd_det.common.images import UnreadableImageError
@@ -61,6 +63,9 @@ class Trainer:
         self.teacher, self.step = build_networks(cfg, self.data, accelerator.device)
         self.distilled = self._distilled_samples()
         optimizer = build_optimizer(cfg, self.step)
+        self._dot = optimizer if isinstance(optimizer, DOT) else None
+        if self._dot and not self.step.distiller.uses_cross_entropy:
+            raise SetupError(f"SOLVER.DOT_DELTA: DISTILLER {cfg.DISTILLER!r} has no cross-entropy. Set it to 0.0.")
         self.scheduler = build_scheduler(cfg, optimizer)
         self.model, self.optimizer = accelerator.prepare(self.step, optimizer)
         torch.manual_seed(cfg.SEED + 1 + accelerator.process_index)  # each process draws its own dropout
@@ -104,6 +109,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         progress, period = self.progress, self.cfg.SOLVER.CHECKPOINT_PERIOD
         self.model.train()
+        self.step.distiller.start_epoch(progress.epoch)
         start = time.perf_counter()
         for batches in self._with_bar(self._watched(self._groups(), self._steps - progress.step)):
             self._take_step(batches)
@@ -166,28 +172,40 @@ class Trainer:
     def _take_step(self, batches: list[Batch]) -> None:
         for batch in batches:
             # Gradients are summed over the processes once, with the last micro-batch.
-            last = batch is batches[-1]
+            last = batch is batches[-1] and self._dot is None
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self._loss(batch)
-                self.accelerator.backward(loss / len(batches))
+                losses = self._losses(batch)
+                if self._dot is None:
+                    self.accelerator.backward(_total(losses.values()) / len(batches))
+                    continue
+                task = _total(loss for name, loss in losses.items() if name.startswith(TASK))
+                distillation = _total(loss for name, loss in losses.items() if not name.startswith(TASK))
+                self._dot.add_gradients(task / len(batches), distillation / len(batches))
+        if self._dot is not None:
+            self._dot.average(self.accelerator)
         if self.cfg.SOLVER.CLIP_GRAD_NORM:
             self.accelerator.clip_grad_norm_(self.step.parameters(), self.cfg.SOLVER.CLIP_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
         if self.cfg.SOLVER.CHANNELS_LAST:
-            batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
-        teacher_out = None
-        if self.teacher is not None:
-            with self.accelerator.autocast():
-                teacher_out = self.teacher(batch.images)
+            strong = None if batch.strong is None else batch.strong.contiguous(memory_format=torch.channels_last)
+            batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last), strong=strong)
         rows = None if self.distilled is None else self.distilled[batch.indices].nonzero().squeeze(1)
-        losses, logits = self.model(batch, teacher_out, rows, self._warmup())
+        taught, strongly = self._teach(batch.images), self._teach(batch.strong)
+        losses, logits = self.model(batch, taught, rows, self._warmup(), strongly)
         check_finite(losses, lambda: self._where(batch))
         correct = (logits.detach().argmax(1) == batch.labels).sum()
         self.progress.add(losses, correct, len(batch.labels))
-        return sum(losses.values(), torch.zeros((), device=logits.device))
+        return losses
+
+    def _teach(self, images: Tensor | None) -> ModelOutput | None:
+        if self.teacher is None or images is None:
+            return None
+        with self.accelerator.autocast():
+            output: ModelOutput = self.teacher(images)
+        return output
 
     def _where(self, batch: Batch) -> str:
         return f"in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, samples {batch.indices.tolist()}"
@@ -201,7 +219,7 @@ class Trainer:
         record = {"epoch": progress.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], **self._training_means()}
         due = progress.epoch + 1 == cfg.SOLVER.EPOCHS or (progress.epoch + 1) % cfg.SOLVER.EVAL_PERIOD == 0
         if due:
-            student = self.step.student
+            student = self._with_one_statistics()
             with self.accelerator.autocast():
                 batches = self._watched(self.data.val, self.data.val.rounds)
                 record |= measure_accuracy(student, batches, self.data.num_classes, self.accelerator.device)
@@ -211,6 +229,13 @@ class Trainer:
         progress.end_epoch(record)
         self._save_state()
         self._report(record)
+
+    def _with_one_statistics(self) -> nn.Module:
+        """The student, with the first process's BatchNorm statistics in all of them."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.step.student.buffers():
+                broadcast(buffer)
+        return self.step.student
 
     def _training_means(self) -> dict[str, float]:
         """The epoch's mean losses and accuracy over the samples of all processes."""
@@ -239,21 +264,8 @@ class Trainer:
             print(f"epoch {record['epoch']}/{self.cfg.SOLVER.EPOCHS}  {figures}", flush=True)
 
 
-def build_optimizer(cfg: CfgNode, step: nn.Module) -> Optimizer:
-    """SGD with momentum, or AdamW, for every parameter that is trained."""
-    solver = cfg.SOLVER
-    parameters = [p for p in step.parameters() if p.requires_grad]
-    if solver.OPTIMIZER == "adamw":
-        return AdamW(parameters, lr=solver.LR, weight_decay=solver.WEIGHT_DECAY)
-    return SGD(parameters, lr=solver.LR, momentum=solver.MOMENTUM, weight_decay=solver.WEIGHT_DECAY)
-
-
-def build_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
-    """The schedule of the learning rate, stepped once an epoch."""
-    solver = cfg.SOLVER
-    if solver.SCHEDULE == "cosine":
-        return CosineAnnealingLR(optimizer, solver.EPOCHS)
-    return MultiStepLR(optimizer, list(solver.STEPS), solver.GAMMA)
+def _total(losses: Iterable[Tensor]) -> Tensor:
+    return sum(losses, torch.zeros(()))
 
 
 def build_accelerator(cfg: CfgNode) -> Accelerator:
@@ -267,8 +279,10 @@ def build_accelerator(cfg: CfgNode) -> Accelerator:
         if find_spec("wandb") is None:
             raise SetupError("WANDB True: wandb is not installed. Install it, or set WANDB False.")
         trackers.append("wandb")
-    # The other processes wait while one trains the teacher.
-    handlers = [InitProcessGroupKwargs(timeout=timedelta(days=30))] if cfg.TEACHER.AUTO_TRAIN else None
+    # Queues and memories of distillers are the same in all processes, and too large to be sent in every step.
+    handlers: list[KwargsHandler] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    if cfg.TEACHER.AUTO_TRAIN:  # the other processes wait while one trains the teacher
+        handlers.append(InitProcessGroupKwargs(timeout=timedelta(days=30)))
     # Otherwise Accelerate takes several processes without a GPU for separate runs.
     cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     return Accelerator(

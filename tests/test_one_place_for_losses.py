@@ -33,7 +33,7 @@ INGREDIENTS |= {f"_{name}" for name in INGREDIENTS}
 # File, function and ingredient of code that is not distillation.
 ALLOWED = {
     # The task's own loss, with the labels.
-    ("classification/step.py", "TrainingStep.forward", "cross_entropy"),
+    ("classification/step.py", "TrainingStep._view", "cross_entropy"),
     # The plain hand-written loop that the training step is timed against.
     ("classification/studies/step_worker.py", "plain_step.step", "cross_entropy"),
     # Training samples ranked by the teacher's probability of their label.
@@ -129,6 +129,18 @@ RESULTS = {
     "reviewkd": ("hcl_loss",),
     "mcld": ("MCLDLoss",),
     "hcd": ("HCDLoss",),
+    "sp": ("sp_loss",),
+    "nst": ("nst_loss",),
+    "pkt": ("pkt_loss",),
+    "kdsvd": ("kdsvd_loss",),
+    "crd": ("CRDLoss",),
+    "vid": ("VIDLoss",),
+    "ofd": ("ofd_loss",),
+    "simkd": ("fitnet_loss",),
+    "dist": ("dist_loss",),
+    "mlkd": ("mlkd_loss",),
+    "ctkd": ("ctkd_loss",),
+    "catkd": ("catkd_loss",),
     "fgfi": ("fgfi_loss",),
     "pkd": ("pkd_loss",),
 }

@@ -23,7 +23,6 @@ from classification.data.transforms import (
     IMAGENET_STD,
     Normalization,
     auto_augment_small,
-    evaluation_transform,
 )
 from classification.schema import checked
 from kd_det.common.errors import SetupError, did_you_mean
@@ -43,8 +42,13 @@ ON_DISK: dict[str, Callable[[str], FileData]] = {
 # The training transforms of the data sets on disk; each takes IMAGE_SIZE and AUTO_AUGMENT.
 TRAINING_TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "imagenet": transforms.area_crop_transform,
-    "cub200": transforms.fixed_crop_transform,
+    "cub200": transforms.squashed_crop_transform,
     "folder": transforms.area_crop_transform,
+}
+EVALUATION_TRANSFORMS: dict[str, Callable[[int], Transform]] = {
+    "imagenet": transforms.evaluation_transform,
+    "cub200": transforms.squashed_evaluation_transform,
+    "folder": transforms.evaluation_transform,
 }
 MEMORY_SIZE = 32  # height and width of the images of IN_MEMORY
 
@@ -116,16 +120,18 @@ def _memory_source(
 ) -> MemorySource:
     images = PaddedImages(split.images, device, normalize.memory_format, mirror=mirror)
     policy = auto_augment_small() if augment and cfg.DATA.AUTO_AUGMENT else None
-    return MemorySource(images, split.labels, normalize, cfg.SEED, policy)
+    strong = transforms.StrongAugment() if augment and cfg.DATA.STRONG_VIEW else None
+    return MemorySource(images, split.labels, normalize, cfg.SEED, policy, strong)
 
 
 def _file_source(cfg: CfgNode, split: ImagesOnDisk, normalize: Normalization, device: torch.device) -> FileSource:
     size = cfg.DATA.IMAGE_SIZE
+    augment = TRAINING_TRANSFORMS[cfg.DATA.NAME](size, auto_augment=cfg.DATA.AUTO_AUGMENT)
     return FileSource(
         split.paths,
         split.labels,
-        augment=TRAINING_TRANSFORMS[cfg.DATA.NAME](size, auto_augment=cfg.DATA.AUTO_AUGMENT),
-        prepare=evaluation_transform(size),
+        augment=transforms.TwoViews(augment) if cfg.DATA.STRONG_VIEW else augment,
+        prepare=EVALUATION_TRANSFORMS[cfg.DATA.NAME](size),
         normalize=normalize,
         seed=cfg.SEED,
         workers=cfg.DATA.WORKERS,

@@ -33,7 +33,7 @@ def read_image(path: str) -> Image.Image:
         raise UnreadableImageError(f"{error} --check-data lists all unreadable images.") from error.__cause__
 
 
-Transform = Callable[[Image.Image], Tensor]  # to uint8 (3, H, W)
+Transform = Callable[[Image.Image], Tensor]  # to uint8 (3, H, W), or two views of it (2, 3, H, W)
 
 
 class WorkerError(RuntimeError):
@@ -129,7 +129,10 @@ class FileSource:
             if isinstance(images, UnreadableImageError):
                 raise images
             indices = batch.to(self.device)
-            yield Batch(self.normalize(images.to(self.device, non_blocking=True)), self.labels[indices], indices)
+            views = images.to(self.device, non_blocking=True)
+            # (B, 2, 3, H, W) of ``TwoViews``, (B, 3, H, W) otherwise.
+            plain, *strong = map(self.normalize, views.unbind(1) if views.ndim == 5 else [views])
+            yield Batch(plain, self.labels[indices], indices, *strong)
 
 
 def _loaded(loader: DataLoader[Any]) -> Iterator[Tensor | UnreadableImageError]:

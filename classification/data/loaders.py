@@ -17,6 +17,7 @@ class Batch(NamedTuple):
     images: Tensor  # (B, 3, H, W) float32, normalised
     labels: Tensor  # (B,) int64
     indices: Tensor  # (B,) int64: each sample's place in its data set, the same in every epoch
+    strong: Tensor | None = None  # as ``images``: a second, strongly augmented view, with DATA.STRONG_VIEW
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:

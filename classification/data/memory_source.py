@@ -73,6 +73,7 @@ class MemorySource:
         seed: determines crops and mirroring.
         augment: a further transform of each single image, uint8 (3, H, W), after the crop; it draws from torch's global
             generator. It makes the pipeline many times slower.
+        strong: as ``augment``, of a second view of each image, from a crop of its own; None: there is no second view.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class MemorySource:
         normalize: Normalization,
         seed: int,
         augment: Callable[[Tensor], Tensor] | None = None,
+        strong: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.images, self.normalize, self.seed, self.augment = images, normalize, seed, augment
+        self.strong = strong
         self.device = images.windows.device
         self.labels = labels.to(self.device)
 
@@ -94,14 +97,21 @@ class MemorySource:
         """The samples of each of ``batches`` (int64 indices), augmented for ``epoch``."""
         if not batches:
             return
-        drawn = self.images.draw(generator(Purpose.CROPS, self.seed, epoch))
+        drawn = [*self.images.draw(generator(Purpose.CROPS, self.seed, epoch))]
+        if self.strong is not None:
+            drawn += self.images.draw(generator(Purpose.STRONG_CROPS, self.seed, epoch))
         # One transfer and one lookup for the whole epoch: a batch is then a slice.
         indices = torch.cat(list(batches)).to(self.device)
         columns = [indices, self.labels[indices], *(places.to(self.device)[indices] for places in drawn)]
         sizes = [len(batch) for batch in batches]
-        for chosen, labels, top, left in zip(*(column.split(sizes) for column in columns), strict=True):
-            crops = self._augment_each(self.images.crops(chosen, top, left), epoch, chosen)
-            yield Batch(self.normalize(crops), labels, chosen)
+        for chosen, labels, top, left, *more in zip(*(column.split(sizes) for column in columns), strict=True):
+            crops = _transformed(self.augment, self.images.crops(chosen, top, left), self.seed, epoch, chosen)
+            images, strong = self.normalize(crops), None
+            if more:
+                others = self.images.crops(chosen, *more)
+                others = _transformed(self.strong, others, self.seed, epoch, chosen, Purpose.STRONG_SAMPLE)
+                strong = self.normalize(others)
+            yield Batch(images, labels, chosen, strong)
 
     def plain(self, batches: Sequence[Tensor]) -> Iterator[Batch]:
         """The samples of each of ``batches``, prepared for evaluation."""
@@ -109,11 +119,20 @@ class MemorySource:
             indices = batch.to(self.device)
             yield Batch(self.normalize(self.images.whole(indices)), self.labels[indices], indices)
 
-    def _augment_each(self, images: Tensor, epoch: int, indices: Tensor) -> Tensor:
-        if self.augment is None:
-            return images
-        augmented = []
-        for image, index in zip(images, indices.tolist(), strict=True):
-            with sample_random_numbers(self.seed, epoch, index):
-                augmented.append(self.augment(image))
-        return torch.stack(augmented)
+
+def _transformed(
+    transform: Callable[[Tensor], Tensor] | None,
+    images: Tensor,
+    seed: int,
+    epoch: int,
+    indices: Tensor,
+    purpose: Purpose = Purpose.SAMPLE,
+) -> Tensor:
+    """``transform`` of each image, with the random numbers of its sample; the images themselves for None."""
+    if transform is None:
+        return images
+    results = []
+    for image, index in zip(images, indices.tolist(), strict=True):
+        with sample_random_numbers(seed, epoch, index, purpose):
+            results.append(transform(image))
+    return torch.stack(results)

@@ -17,6 +17,8 @@ class Purpose(IntEnum):
     CROPS = 2
     SAMPLE = 3
     LABEL_NOISE = 4
+    STRONG_CROPS = 5
+    STRONG_SAMPLE = 6
 
 
 def seed_of(purpose: Purpose, *key: int) -> int:
@@ -30,11 +32,11 @@ def generator(purpose: Purpose, *key: int) -> torch.Generator:
 
 
 @contextmanager
-def sample_random_numbers(seed: int, epoch: int, index: int) -> Iterator[None]:
+def sample_random_numbers(seed: int, epoch: int, index: int, purpose: Purpose = Purpose.SAMPLE) -> Iterator[None]:
     """Within it, torch's global CPU generator is seeded for one sample in one epoch. Afterwards its state is restored.
 
     torchvision's transforms draw from that generator. GPU generators are not changed.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(Purpose.SAMPLE, seed, epoch, index))
+        torch.default_generator.manual_seed(seed_of(purpose, seed, epoch, index))
         yield

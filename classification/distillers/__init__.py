@@ -6,15 +6,12 @@ from classification.distillers import (  # noqa: F401
     hcd,
     kd,
     mcld,
+    mimic,
+    multi_level,
+    relations,
     sdd,
 )
-from classification.distillers.base import (
-    DISTILLERS,
-    Distiller,
-    NetworkPair,
-    build_distiller,
-    distiller_class,
-    register_distiller,
-)
+from classification.distillers.base import DISTILLERS, Distiller, NetworkPair, register_distiller
+from classification.distillers.several import build_distiller, distiller_class
 
 __all__ = ["DISTILLERS", "Distiller", "NetworkPair", "build_distiller", "distiller_class", "register_distiller"]

@@ -28,6 +28,7 @@ class NetworkPair(NamedTuple):
     student_out: ModelOutput
     teacher_out: Any  # a ModelOutput; None where the distiller needs no teacher
     train_samples: int
+    labels: Tensor | None = None  # of the training samples, int64 (train_samples,)
 
 
 class Distiller(nn.Module, ABC):
@@ -40,11 +41,15 @@ class Distiller(nn.Module, ABC):
         needs_teacher: whether the method has a teacher.
         uses_cross_entropy: whether the cross-entropy with the labels is added.
         compares_logits: whether STANDARDIZE applies.
+        takes_strong_view: whether DATA.STRONG_VIEW applies.
+        reuses_classifier: whether the student's logits are the teacher's classifier's (SimKD).
     """
 
     needs_teacher = True
     uses_cross_entropy = True
     compares_logits = False
+    takes_strong_view = False
+    reuses_classifier = False
     # Configuration keys that a distiller of one's own brings, with their defaults: {"WEIGHT": 1.0} of the distiller
     # "mine" is MINE.WEIGHT. Those of the distillers in this package are in ``classification.config``, with comments.
     keys: ClassVar[Mapping[str, Any]] = {}
@@ -62,6 +67,14 @@ class Distiller(nn.Module, ABC):
             raise SetupError(
                 f"STANDARDIZE True: DISTILLER {cfg.DISTILLER!r} has no loss on logits. Set STANDARDIZE False."
             )
+        if cfg.DATA.STRONG_VIEW and not self.takes_strong_view:
+            raise SetupError(
+                f"DATA.STRONG_VIEW True: DISTILLER {cfg.DISTILLER!r} trains on one view of an image. Set "
+                "DATA.STRONG_VIEW False, or DISTILLER mlkd."
+            )
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the first step of each epoch (from 0), and after a resumption."""
 
     @abstractmethod
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: Any) -> dict[str, Tensor]:
@@ -73,8 +86,14 @@ class Distiller(nn.Module, ABC):
             teacher_out: the teacher's ``ModelOutput`` for them, without a graph; None where ``needs_teacher`` is False.
         """
 
-    def forward(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput | None) -> dict[str, Tensor]:
-        return self.losses(batch, student_out, teacher_out)
+    def strong_losses(self, batch: Batch, student_out: ModelOutput, teacher_out: Any) -> dict[str, Tensor]:
+        """As ``losses``, for the strongly augmented view. The names differ from those of ``losses``."""
+        return {}
+
+    def forward(
+        self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput | None, *, strong: bool = False
+    ) -> dict[str, Tensor]:
+        return (self.strong_losses if strong else self.losses)(batch, student_out, teacher_out)
 
 
 DISTILLERS: Registry[type[Distiller]] = Registry("distiller", "DISTILLER")
@@ -89,22 +108,15 @@ def register_distiller(name: str) -> Callable[[type[Distiller]], type[Distiller]
     return DISTILLERS.register(name)
 
 
-def build_distiller(cfg: CfgNode, pair: NetworkPair) -> Distiller:
-    """The distiller that ``cfg.DISTILLER`` names.
-
-    Raises:
-        SetupError: there is none of that name, or a setting of it does not fit the pair.
-    """
-    return distiller_class(cfg.DISTILLER)(cfg, pair)
-
-
-def distiller_class(name: str) -> type[Distiller]:
-    """The class registered as ``name``.
-
-    Raises:
-        SetupError: there is none; the nearest is suggested.
-    """
-    return DISTILLERS.find(name)
+def check_stages(cfg: CfgNode, pair: NetworkPair) -> None:
+    """Raises ``SetupError`` if the networks have different numbers of stages."""
+    ours, theirs = len(pair.student_out.stages), len(pair.teacher_out.stages)
+    if ours != theirs:
+        raise SetupError(
+            f"DISTILLER {cfg.DISTILLER!r} compares stage by stage, but STUDENT.NAME {cfg.STUDENT.NAME!r} has {ours} "
+            f"stages and TEACHER.NAME {cfg.TEACHER.NAME!r} has {theirs}. Take networks with equally many, or 'fitnet', "
+            "which compares one stage."
+        )
 
 
 class LogitDistiller(Distiller):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classification.data import Batch
-from classification.distillers.base import Distiller, NetworkPair, register_distiller
-from classification.models import ModelOutput
+from classification.distillers.base import Distiller, NetworkPair, check_stages, register_distiller
+from classification.models import ModelOutput, before_relu
 from classification.schema import checked
 from kd_det.common.errors import SetupError
 from kd_det.losses import (
@@ -56,7 +56,7 @@ class AT(Distiller):
 
     def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
         super().__init__(cfg, pair)
-        _check_stages(cfg, pair)
+        check_stages(cfg, pair)
         self.weight = checked(cfg, "AT.WEIGHT")
         self.power = checked(cfg, "AT.POWER")
 
@@ -92,41 +92,37 @@ MOST_CHANNELS = 512
 class ReviewKD(Distiller):
     """``loss_reviewkd``: ``hcl_loss`` between the student's levels after ``ReviewKDFusion`` and the teacher's.
 
-    Chen et al. 2021, in its CIFAR setting. The levels are the stage maps, after their activation on both sides, and the
-    pooled feature as a 1 x 1 map. Where a fused map and the teacher's have different sizes, adaptive average pooling
-    resizes the fused map; it repeats values where it enlarges by a whole factor.
+    Chen et al. 2021. The levels are the stage maps, the teacher's before their last ReLU, and the pooled feature as a
+    1 x 1 map. The student's are after that ReLU, as on CIFAR-100, or before it (REVIEWKD.PREACTIVATION), as on
+    ImageNet. Where a fused map and the teacher's have different sizes, adaptive average pooling resizes the fused map;
+    it repeats values where it enlarges by a whole factor.
     """
 
     def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
         super().__init__(cfg, pair)
-        _check_stages(cfg, pair)
+        check_stages(cfg, pair)
         self.weight = checked(cfg, "REVIEWKD.WEIGHT")
-        given, wanted = ([level.shape[1] for level in _levels(out)] for out in (pair.student_out, pair.teacher_out))
+        self.preactivation = cfg.REVIEWKD.PREACTIVATION
+        levels = self._levels(pair.student_out), _teacher_levels(pair.teacher_out)
+        given, wanted = ([level.shape[1] for level in side] for side in levels)
         mid_channels = checked(cfg, "REVIEWKD.MID_CHANNELS") or min(given[-1], MOST_CHANNELS)
         self.fusion = ReviewKDFusion(given, wanted, mid_channels)
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
-        theirs = _levels(teacher_out)
-        fused = self.fusion(_levels(student_out))
+        theirs = _teacher_levels(teacher_out)
+        fused = self.fusion(self._levels(student_out))
         ours = [_resized(level, wanted) for level, wanted in zip(fused, theirs, strict=True)]
         return {"loss_reviewkd": self.weight * hcl_loss(ours, theirs)}
 
+    def _levels(self, student_out: ModelOutput) -> list[Tensor]:
+        maps = before_relu(student_out) if self.preactivation else student_out.stages
+        return [*maps, student_out.pooled[:, :, None, None]]
 
-def _levels(out: ModelOutput) -> list[Tensor]:
-    return [*out.stages, out.pooled[:, :, None, None]]
+
+def _teacher_levels(out: ModelOutput) -> list[Tensor]:
+    return [*before_relu(out), out.pooled[:, :, None, None]]
 
 
 def _resized(level: Tensor, wanted: Tensor) -> Tensor:
     height, width = wanted.shape[2:]
     return level if level.shape[2:] == wanted.shape[2:] else F.adaptive_avg_pool2d(level, (height, width))
-
-
-def _check_stages(cfg: CfgNode, pair: NetworkPair) -> None:
-    """Raises ``SetupError`` if the networks have different numbers of stages."""
-    ours, theirs = len(pair.student_out.stages), len(pair.teacher_out.stages)
-    if ours != theirs:
-        raise SetupError(
-            f"DISTILLER {cfg.DISTILLER!r} compares stage by stage, but STUDENT.NAME {cfg.STUDENT.NAME!r} has {ours} "
-            f"stages and TEACHER.NAME {cfg.TEACHER.NAME!r} has {theirs}. Take networks with equally many, or 'fitnet', "
-            "which compares one stage."
-        )

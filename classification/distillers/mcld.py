@@ -17,31 +17,34 @@ from kd_det.losses import MCLDLoss
 class MCLD(LogitDistiller):
     """``loss_mcld_instance``, ``loss_mcld_sample``, ``loss_mcld_category``: ``MCLDLoss`` (Wang et al. 2024).
 
-    The queue is part of the training state, so that ``--resume`` restores it.
+    The queue is part of the training state, so that ``--resume`` restores it. With all three terms off, the student
+    learns from the cross-entropy alone, which is the first row of the paper's table 7.
     """
 
     def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
         super().__init__(cfg, pair)
         node = cfg.MCLD
-        if not (node.INSTANCE or node.SAMPLE or node.CATEGORY):
-            raise SetupError("MCLD.INSTANCE, MCLD.SAMPLE and MCLD.CATEGORY are all False; set one of them True.")
-        if not (node.CE or pair.student_out.logits.any()):
+        plain = not (node.INSTANCE or node.SAMPLE or node.CATEGORY)
+        if not (plain or node.CE or pair.student_out.logits.any()):
             raise SetupError(
                 f"DISTILLER 'mcld': the logits of STUDENT.NAME {cfg.STUDENT.NAME!r} are all zero at the start: "
                 "they have no direction. Set MCLD.CE True."
             )
         self.weight = checked(cfg, "MCLD.WEIGHT")
-        self.uses_cross_entropy = node.CE
-        self.loss = MCLDLoss(
+        self.uses_cross_entropy = node.CE or plain
+        self.loss = None if plain else MCLDLoss(
             pair.student_out.logits.shape[1],
             _queue_size(cfg, pair.train_samples) if node.INSTANCE else 0,
             temperature=checked(cfg, "MCLD.TEMPERATURE"),
             instance=node.INSTANCE,
             sample=node.SAMPLE,
             category=node.CATEGORY,
+            category_norm=checked(cfg, "MCLD.CATEGORY_NORM"),
         )
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
+        if self.loss is None:
+            return {}
         terms = self.loss(self.logits(student_out), self.logits(teacher_out), batch.labels, batch.indices)
         return {f"loss_mcld_{name}": self.weight * value for name, value in terms.items()}
 

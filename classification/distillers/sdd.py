@@ -25,6 +25,9 @@ BASES = {
 }
 
 
+MOST_REPEATED = 16  # of SDD.SCALES with SDD.REPEAT; a typing error must not take all memory
+
+
 @register_distiller("sdd")
 class SDD(LogitDistiller):
     """``loss_sdd``: ``sdd_loss`` (Wei et al. 2024) on the logits of regions, from ``multi_scale_logits``.
@@ -36,10 +39,11 @@ class SDD(LogitDistiller):
         super().__init__(cfg, pair)
         # In a tuple they are not submodules: their parameters belong to the models.
         self.classifiers = (
-            _classifier("STUDENT.NAME", cfg.STUDENT.NAME, pair.student),
-            _classifier("TEACHER.NAME", cfg.TEACHER.NAME, pair.teacher),
+            linear_classifier(cfg.DISTILLER, "STUDENT.NAME", cfg.STUDENT.NAME, pair.student),
+            linear_classifier(cfg.DISTILLER, "TEACHER.NAME", cfg.TEACHER.NAME, pair.teacher),
         )
-        self.scales = _scales(checked(cfg, "SDD.SCALES"), pair)
+        self.repeat = checked(cfg, "SDD.REPEAT")
+        self.scales = _scales(checked(cfg, "SDD.SCALES"), self.repeat, pair)
         self.weight = checked(cfg, "SDD.WEIGHT")
         loss, read_settings = BASES[checked(cfg, "SDD.BASE")]
         self.settings = {
@@ -50,29 +54,36 @@ class SDD(LogitDistiller):
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
         ours, theirs = self.classifiers
-        student = multi_scale_logits(student_out.map, ours, self.scales)
+        student = multi_scale_logits(student_out.map, ours, self.scales, repeat=self.repeat)
         with torch.no_grad():
-            teacher = multi_scale_logits(teacher_out.map, theirs, self.scales)
+            teacher = multi_scale_logits(teacher_out.map, theirs, self.scales, repeat=self.repeat)
         loss = sdd_loss(self.standardized(student), self.standardized(teacher), batch.labels, **self.settings)
         return {"loss_sdd": self.weight * loss}
 
 
-def _classifier(key: str, name: str, model: nn.Module | None) -> nn.Linear:
+def linear_classifier(method: str, key: str, name: str, model: nn.Module | None) -> nn.Linear:
+    """The classifier of ``model``, which ``key`` names.
+
+    Raises:
+        SetupError: the model's logits are not the linear classifier's of the map's average.
+    """
     classifier = getattr(model, "classifier", None)
     if not isinstance(classifier, nn.Linear) or getattr(model, "pools_linearly", False) is not True:
         raise SetupError(
-            f"DISTILLER 'sdd': {key} {name!r} does not classify the average of its map by one linear layer, so that "
-            "regions have no logits. Take a model that does, or set DISTILLER to SDD.BASE."
+            f"DISTILLER {method!r}: {key} {name!r} does not classify the average of its map by one linear layer, so "
+            "that positions have no logits. Take a model that does, or another DISTILLER."
         )
     return classifier
 
 
-def _scales(scales: Sequence[int], pair: NetworkPair) -> tuple[int, ...]:
+def _scales(scales: Sequence[int], repeat: bool, pair: NetworkPair) -> tuple[int, ...]:
     for side, out in (("student", pair.student_out), ("teacher", pair.teacher_out)):
         height, width = out.map.shape[2:]
-        if max(scales) > min(height, width):
+        fitting = min(height, width)
+        if max(scales) > (max(MOST_REPEATED, fitting) if repeat else fitting):
+            remedy = f"at most {MOST_REPEATED} with SDD.REPEAT" if repeat else "or set SDD.REPEAT True"
             raise SetupError(
-                f"SDD.SCALES {tuple(scales)}: the {side}'s map is {height} x {width}. Remove scales above "
-                f"{min(height, width)}, or take larger images."
+                f"SDD.SCALES {tuple(scales)}: the {side}'s map is {height} x {width}. Remove scales above {fitting}, "
+                f"{remedy}, or take larger images."
             )
     return tuple(scales)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 import re
 
-from classification.models import mobilenetv2, resnet, shufflenet, vgg, wrn
+from classification.models import mobilenetv1, mobilenetv2, resnet, shufflenet, vgg, wrn
 from classification.models.layers import STEMS, Stem
 from classification.models.protocol import ClassificationModel
 from kd_det.common.errors import SetupError, did_you_mean
@@ -17,7 +17,8 @@ NICKNAMES = {
     "torchvision/resnet34": "r34",
     "torchvision/resnet50.IMAGENET1K_V1": "r50",
     "timm/resnet50.a1_in1k": "r50_a1",
-    "timm/mobilenetv1_100": "mv1",
+    "MobileNetV1": "mv1",
+    "timm/mobilenetv1_100": "mv1_relu6",
     "timm/mobilenetv2_100": "mv2",
     "timm/swin_tiny_patch4_window7_224.ms_in1k": "swin_t",
     "timm/vit_small_patch16_224.augreg_in21k_ft_in1k": "vit_s",
@@ -28,8 +29,8 @@ NICKNAMES = {
     "timm/resmlp_12_224": "resmlp_s12",
     "timm/test_vit": "vit",
 }
-FAMILIES = (resnet.NETWORKS, wrn.NETWORKS, vgg.NETWORKS, mobilenetv2.NETWORKS, shufflenet.NETWORKS)
-NETWORKS = {name: build for family in FAMILIES for name, build in family.items()}
+FAMILIES = (resnet, wrn, vgg, mobilenetv1, mobilenetv2, shufflenet)
+NETWORKS = {name: build for family in FAMILIES for name, build in family.NETWORKS.items()}
 # Imported only when needed: importing timm takes a second or two.
 LIBRARIES = {
     "timm": "classification.models.timm_model:TimmModel",

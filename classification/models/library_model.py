@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,14 @@ from classification.models.protocol import ClassificationModel, ModelOutput
 SAME = 2e-6
 
 D = TypeVar("D", bound=dict[str, Any])
+RELUS = (nn.ReLU, nn.ReLU6)
+
+
+class StageEnd(NamedTuple):
+    """A stage's last ReLU, and the last batch normalisation before it."""
+
+    relu: Any
+    norm: nn.BatchNorm2d | None
 
 
 class LibraryModel(ClassificationModel):
@@ -26,6 +34,48 @@ class LibraryModel(ClassificationModel):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self._ends: list[StageEnd | None] = []
+        self._inputs: dict[nn.Module, Tensor] = {}
+
+    def norms_before_relu(self) -> Sequence[nn.BatchNorm2d | None]:
+        return [end and end.norm for end in self._ends]
+
+    def find_stage_ends(self, image: Tensor) -> None:
+        """Finds the ReLU and the batch normalisation with which each stage ends, by running ``image`` (1, 3, H, W).
+
+        From then on ``take_preactivations`` has these ReLUs' inputs.
+        """
+        calls: list[tuple[nn.Module, nn.BatchNorm2d | None, Tensor]] = []
+        norms: list[nn.BatchNorm2d] = []
+        hooks = []
+        for module in self.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                hooks.append(module.register_forward_pre_hook(lambda norm, _: norms.append(norm)))
+            elif isinstance(module, RELUS):
+                record = lambda relu, _, out: calls.append((relu, norms[-1] if norms else None, out))  # noqa: E731
+                hooks.append(module.register_forward_hook(record))
+        with probing(self):
+            stages = self(image, return_features=True).stages
+        for hook in hooks:
+            hook.remove()
+        for stage in stages:
+            # The same memory: a module that wraps the ReLU may return a view of its output.
+            ends = [StageEnd(relu, norm) for relu, norm, out in calls if out.data_ptr() == stage.data_ptr()]
+            taken = [end.relu for end in self._ends if end]
+            self._ends.append(ends[-1] if ends and ends[-1].relu not in taken else None)
+        for end in filter(None, self._ends):
+            end.relu.inplace = False
+            end.relu.register_forward_pre_hook(self._keep)
+
+    def _keep(self, relu: nn.Module, inputs: tuple[Tensor]) -> None:
+        self._inputs[relu] = inputs[0]
+
+    def take_preactivations(self, stages: Sequence[Tensor]) -> list[Tensor]:
+        """The stages before their last ReLU, from the forward pass that has just been made. They are kept no longer."""
+        pairs = zip(self._ends or [None] * len(stages), stages, strict=True)
+        found = [stage if end is None else self._inputs[end.relu] for end, stage in pairs]
+        self._inputs.clear()
+        return found
 
     @overload
     def state_dict(self, *, destination: D, prefix: str = ..., keep_vars: bool = ...) -> D: ...

@@ -53,7 +53,7 @@ class MobileNetV2(ConvNet):
         self.reduction = 16 if stem == "cifar" else 32
         first = stem_conv(stem, STEM_CHANNELS, stride=2)
         self.conv1 = nn.Sequential(first, nn.BatchNorm2d(STEM_CHANNELS), nn.ReLU(inplace=True))
-        self.maxpool = stem_pool(stem)
+        self.maxpool = nn.MaxPool2d(2) if stem == "cub" else stem_pool(stem)
         self.blocks = nn.ModuleList()
         channels = STEM_CHANNELS
         for expansion, width, count, stride in STAGES:
@@ -73,14 +73,18 @@ class MobileNetV2(ConvNet):
     def classifier(self) -> nn.Linear:
         return cast(nn.Linear, cast(nn.Sequential, self._modules["classifier"])[0])
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         x = self.maxpool(self.conv1(x))
         stages = []
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in SHOWN:
                 stages.append(x)
-        return stages, self.conv2(x)
+        return stages, stages, self.conv2(x)
+
+    def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
+        ends = [cast(InvertedResidual, cast(nn.Sequential, self.blocks[i])[-1]) for i in SHOWN]
+        return [cast(nn.BatchNorm2d, end.conv[-1]) for end in ends]
 
 
 NETWORKS: dict[str, Callable[[int, Stem], ConvNet]] = {"MobileNetV2": MobileNetV2}

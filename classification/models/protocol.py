@@ -6,6 +6,7 @@ Shape legend: B images, C classes, D channels before the classifier, H and W hei
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -23,6 +24,14 @@ class ModelOutput(NamedTuple):
     map: Tensor  # (B, D, H, W), before pooling
     pooled: Tensor  # (B, D)
     stages: list[Tensor]  # (B, D_l, H_l, W_l) after each stage, largest first
+    # The maps of ``stages`` before their last ReLU; a stage that does not end with one has its map here too. None: the
+    # model does not say.
+    preactivations: list[Tensor] | None = None
+
+
+def before_relu(output: ModelOutput) -> list[Tensor]:
+    """``output.preactivations``; the stages themselves where the model does not say."""
+    return output.stages if output.preactivations is None else output.preactivations
 
 
 class ClassificationModel(nn.Module):
@@ -47,6 +56,17 @@ class ClassificationModel(nn.Module):
     def classifier(self) -> nn.Linear | None:
         """The linear layer that returns the logits; None where the model has no such layer."""
 
+    def saved_settings(self) -> dict[str, Any]:
+        """What model.pth must say besides the model's name, in plain values."""
+        return {}
+
+    def norms_before_relu(self) -> Sequence[nn.BatchNorm2d | None]:
+        """The last batch normalisation before the last ReLU of each stage, for the margins of OFD.
+
+        None for a stage without one, and no entries where the model does not say.
+        """
+        return ()
+
 
 class ConvNet(ClassificationModel):
     """A network whose logits are ``classifier(average of the map)``. It takes any image size from ``reduction`` on."""
@@ -59,14 +79,15 @@ class ConvNet(ClassificationModel):
         """The last layer."""
 
     @abstractmethod
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Returns the stage maps of images (B, 3, H, W), largest first, and the map before pooling."""
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Returns the stage maps of images (B, 3, H, W), largest first, these maps before their last ReLU, and the map
+        before pooling."""
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | ModelOutput:
-        stages, feature_map = self.features(x)
+        stages, preactivations, feature_map = self.features(x)
         pooled = F.adaptive_avg_pool2d(feature_map, 1).flatten(1)
         logits = self.classifier(pooled)
-        return ModelOutput(logits, feature_map, pooled, stages) if return_features else logits
+        return ModelOutput(logits, feature_map, pooled, stages, preactivations) if return_features else logits
 
 
 def resize_inputs(model: nn.Module, size: int) -> None:

@@ -10,11 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import ResidualBlock, Stem, initialise, stage_outputs, stem_conv, stem_pool
+from classification.models.layers import (
+    STEM_REDUCTION,
+    ResidualBlock,
+    Stem,
+    initialise,
+    stage_outputs,
+    stem_conv,
+    stem_pool,
+)
 from classification.models.protocol import ConvNet
 
 WIDTHS = (64, 128, 256, 512)  # of ResNet's stages
@@ -28,7 +37,7 @@ class CifarResNet(ConvNet):
 
     def __init__(self, num_classes: int, stem: Stem, *, depth: int, widths: tuple[int, ...] = (16, 16, 32, 64)) -> None:
         super().__init__()
-        self.reduction = 4 if stem == "cifar" else 16
+        self.reduction = 4 * STEM_REDUCTION[stem]
         self.conv1 = stem_conv(stem, widths[0])
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.maxpool = stem_pool(stem)
@@ -43,10 +52,13 @@ class CifarResNet(ConvNet):
     def classifier(self) -> nn.Linear:
         return self.fc
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages = stage_outputs(x, self.layer1, self.layer2, self.layer3)
-        return stages, stages[-1]
+        stages, preactivations = stage_outputs(x, self.layer1, self.layer2, self.layer3)
+        return stages, preactivations, stages[-1]
+
+    def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
+        return [cast(ResidualBlock, layer[-1]).last_norm for layer in (self.layer1, self.layer2, self.layer3)]
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
@@ -71,7 +83,7 @@ class ResNet(ConvNet):
 
     def __init__(self, num_classes: int, stem: Stem, *, blocks: tuple[int, ...], bottleneck: bool) -> None:
         super().__init__()
-        self.reduction = 8 if stem == "cifar" else 32
+        self.reduction = 8 * STEM_REDUCTION[stem]
         self.conv1 = stem_conv(stem, WIDTHS[0])
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.maxpool = stem_pool(stem)
@@ -89,10 +101,14 @@ class ResNet(ConvNet):
     def classifier(self) -> nn.Linear:
         return self.linear
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages = stage_outputs(x, self.layer1, self.layer2, self.layer3, self.layer4)
-        return stages, stages[-1]
+        stages, preactivations = stage_outputs(x, self.layer1, self.layer2, self.layer3, self.layer4)
+        return stages, preactivations, stages[-1]
+
+    def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
+        layers = self.layer1, self.layer2, self.layer3, self.layer4
+        return [cast(ResidualBlock, layer[-1]).last_norm for layer in layers]
 
 
 def _block(in_channels: int, width: int, stride: int, bottleneck: bool) -> ResidualBlock:

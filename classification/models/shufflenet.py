@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import Stem, channel_shuffle, conv, stage_outputs, stem_conv, stem_pool
+from classification.models.layers import (
+    STEM_REDUCTION,
+    Stem,
+    channel_shuffle,
+    conv,
+    stage_outputs,
+    stem_conv,
+    stem_pool,
+)
 from classification.models.protocol import ConvNet
 
 STEM_CHANNELS = 24
@@ -41,12 +49,14 @@ class UnitV1(nn.Module):
         self.bn3 = nn.BatchNorm2d(branch)
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.before_relu(x), inplace=True)
+
+    def before_relu(self, x: Tensor) -> Tensor:
+        """The output before its ReLU."""
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         y = F.relu(self.bn2(self.conv2(channel_shuffle(y, self.first_groups))), inplace=True)
         y = self.bn3(self.conv3(y))
-        if self.stride == 1:
-            return F.relu(y + x, inplace=True)
-        return F.relu(torch.cat([y, F.avg_pool2d(x, 3, stride=2, padding=1)], 1), inplace=True)
+        return y + x if self.stride == 1 else torch.cat([y, F.avg_pool2d(x, 3, stride=2, padding=1)], 1)
 
 
 class ShuffleNetV1(ConvNet):
@@ -58,7 +68,7 @@ class ShuffleNetV1(ConvNet):
 
     def __init__(self, num_classes: int, stem: Stem) -> None:
         super().__init__()
-        self.reduction = 8 if stem == "cifar" else 32
+        self.reduction = 8 * STEM_REDUCTION[stem]
         self.conv1 = stem_conv(stem, STEM_CHANNELS, kernel=1)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
         self.maxpool = stem_pool(stem)
@@ -74,10 +84,10 @@ class ShuffleNetV1(ConvNet):
     def classifier(self) -> nn.Linear:
         return self.linear
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages = stage_outputs(x, self.layer1, self.layer2, self.layer3)
-        return stages, stages[-1]
+        stages, preactivations = stage_outputs(x, self.layer1, self.layer2, self.layer3)
+        return stages, preactivations, stages[-1]
 
 
 class UnitV2(nn.Module):
@@ -95,10 +105,17 @@ class UnitV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kept, y = x.chunk(2, dim=1)
+        return channel_shuffle(torch.cat([kept, F.relu(self._branch(y), inplace=True)], 1), 2)
+
+    def before_relu(self, x: Tensor) -> Tensor:
+        """The output before the branch's ReLU. The half that passes has had its own."""
+        kept, y = x.chunk(2, dim=1)
+        return channel_shuffle(torch.cat([kept, self._branch(y)], 1), 2)
+
+    def _branch(self, y: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(y)), inplace=True)
         y = self.bn2(self.conv2(y))
-        y = F.relu(self.bn3(self.conv3(y)), inplace=True)
-        return channel_shuffle(torch.cat([kept, y], 1), 2)
+        return self.bn3(self.conv3(y))
 
 
 class DownUnitV2(nn.Module):
@@ -139,7 +156,7 @@ class ShuffleNetV2(ConvNet):
 
     def __init__(self, num_classes: int, stem: Stem) -> None:
         super().__init__()
-        self.reduction = 8 if stem == "cifar" else 32
+        self.reduction = 8 * STEM_REDUCTION[stem]
         self.conv1 = stem_conv(stem, STEM_CHANNELS, kernel=1)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS)
         self.maxpool = stem_pool(stem)
@@ -156,10 +173,10 @@ class ShuffleNetV2(ConvNet):
     def classifier(self) -> nn.Linear:
         return self.linear
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
-        stages = stage_outputs(x, self.layer1, self.layer2, self.layer3)
-        return stages, F.relu(self.bn2(self.conv2(stages[-1])), inplace=True)
+        stages, preactivations = stage_outputs(x, self.layer1, self.layer2, self.layer3)
+        return stages, preactivations, F.relu(self.bn2(self.conv2(stages[-1])), inplace=True)
 
 
 NETWORKS: dict[str, Callable[[int, Stem], ConvNet]] = {"ShuffleV1": ShuffleNetV1, "ShuffleV2": ShuffleNetV2}

@@ -48,13 +48,16 @@ class TimmModel(LibraryModel):
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | ModelOutput:
         if not return_features:
-            return self.model(x)
+            logits = self.model(x)
+            self._inputs.clear()
+            return logits
         final, stages = self._trunk(x)
         pooled = self.model.forward_head(final, pre_logits=True)
         classifier = self.classifier
         logits = self.model.forward_head(final) if classifier is None else classifier(pooled)
         feature_map = self._to_map(final, stages[-1].shape[2:] if stages else None)
-        return ModelOutput(logits, feature_map, pooled, stages or [feature_map])
+        stages = stages or [feature_map]
+        return ModelOutput(logits, feature_map, pooled, stages, self.take_preactivations(stages))
 
     def _trunk(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """timm's final features, in its own layout, and the stage maps."""
@@ -91,6 +94,7 @@ class TimmModel(LibraryModel):
         if output.map.ndim != 4 or not is_close(output.logits, logits):
             raise SetupError(f"timm/{name}: its features are not a map, or its logits do not come from them.")
         self.pools_linearly = self.one_linear_layer and pools_linearly(self, image)
+        self.find_stage_ends(image)
 
 
 def _build(name: str, num_classes: int, pretrained: bool, image_size: int | None) -> nn.Module:

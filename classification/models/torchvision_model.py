@@ -50,6 +50,7 @@ class TorchvisionModel(LibraryModel):
             self.classifier_name = classifier
             self.stage_roles = [_role(wanted[1], block) for block in blocks]
             self.pools_linearly = pools_linearly(self, image)
+            self.find_stage_ends(image)
         except (RuntimeError, AssertionError) as error:
             size = f"{image.shape[2]}x{image.shape[3]}"
             raise SetupError(f"torchvision/{name} does not take {size} images: {error}") from error
@@ -64,9 +65,10 @@ class TorchvisionModel(LibraryModel):
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | ModelOutput:
         found = self.model(x)
         if not return_features:
+            self._inputs.clear()
             return found["logits"]
-        stages = [found[role] for role in self.stage_roles]
-        return ModelOutput(found["logits"], found["map"], found["pooled"], stages or [found["map"]])
+        stages = [found[role] for role in self.stage_roles] or [found["map"]]
+        return ModelOutput(found["logits"], found["map"], found["pooled"], stages, self.take_preactivations(stages))
 
 
 def _weights(name: str, tag: str) -> WeightsEnum:

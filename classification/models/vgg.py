@@ -22,15 +22,16 @@ class VGG(ConvNet):
     """Stages: the outputs of ``block1`` to ``block4`` after ReLU, before max-pooling. The last is the map.
 
     A 2x2 max-pooling lies between blocks, except between the last two on CIFAR, which have maps of the same size. With
-    the large stem the first convolution is 7x7 with stride 2, and a pooling lies between the last two blocks too.
+    the large stem the first convolution is 7x7 with stride 2, and a pooling lies between the last two blocks too. With
+    the CUB stem the network is that of CIFAR: at 224 pixels its map is 28x28.
     ``counts`` is the number of convolutions in each block.
     """
 
     def __init__(self, num_classes: int, stem: Stem, *, counts: tuple[int, ...]) -> None:
         super().__init__()
-        self.reduction = 8 if stem == "cifar" else 32
+        self.reduction = 32 if stem == "large" else 8
         self.pools = (False, True, True, True, stem == "large")  # before each block
-        first = stem_conv(stem, WIDTHS[0], bias=True)
+        first = stem_conv("cifar" if stem == "cub" else stem, WIDTHS[0], bias=True)
         in_channels = (3, *WIDTHS[:-1])
         blocks = [_block(i, width, count) for i, width, count in zip(in_channels, WIDTHS, counts, strict=True)]
         blocks[0][0] = first
@@ -43,14 +44,19 @@ class VGG(ConvNet):
     def classifier(self) -> nn.Linear:
         return cast(nn.Linear, self._modules["classifier"])
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        stages = []
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        stages, preactivations = [], []
         for i, pools in enumerate(self.pools):
             if pools:
                 x = F.max_pool2d(x, 2)
-            x = F.relu(getattr(self, f"block{i}")(x), inplace=True)
+            preactivation = getattr(self, f"block{i}")(x)
+            x = F.relu(preactivation)
             stages.append(x)
-        return stages[1:], x
+            preactivations.append(preactivation)
+        return stages[1:], preactivations[1:], x
+
+    def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
+        return [getattr(self, f"block{i}")[-1] for i in range(1, len(self.pools))]
 
 
 def _block(in_channels: int, width: int, count: int) -> nn.Sequential:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from classification.models.layers import Stem, conv, initialise, stem_conv, stem_pool
+from classification.models.layers import STEM_REDUCTION, Stem, conv, initialise, stem_conv, stem_pool
 from classification.models.protocol import ConvNet
 
 
@@ -27,12 +28,13 @@ class PreActivationUnit(nn.Module):
         self.conv2 = conv(channels, channels, 3)
         self.convShortcut = conv(in_channels, channels, 1, stride) if in_channels != channels else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the unit's output and its activated input."""
-        activated = F.relu(self.bn1(x), inplace=True)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the unit's output, its activated input, and that input before the ReLU."""
+        normalized = self.bn1(x)
+        activated = F.relu(normalized)
         y = F.relu(self.bn2(self.conv1(activated)), inplace=True)
         y = self.conv2(y)
-        return y + (x if self.convShortcut is None else self.convShortcut(activated)), activated
+        return y + (x if self.convShortcut is None else self.convShortcut(activated)), activated, normalized
 
 
 class Stage(nn.Module):
@@ -43,12 +45,12 @@ class Stage(nn.Module):
         first = PreActivationUnit(in_channels, channels, stride)
         self.layer = nn.Sequential(first, *(PreActivationUnit(channels, channels, 1) for _ in range(units - 1)))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the stage's output and its activated input."""
-        x, activated_input = self.layer[0](x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the stage's output, its activated input, and that input before the ReLU."""
+        x, activated_input, normalized_input = self.layer[0](x)
         for unit in self.layer[1:]:
-            x, _ = unit(x)
-        return x, activated_input
+            x, _, _ = unit(x)
+        return x, activated_input, normalized_input
 
 
 class WideResNet(ConvNet):
@@ -59,7 +61,7 @@ class WideResNet(ConvNet):
 
     def __init__(self, num_classes: int, stem: Stem, *, depth: int, widen_factor: int) -> None:
         super().__init__()
-        self.reduction = 4 if stem == "cifar" else 16
+        self.reduction = 4 * STEM_REDUCTION[stem]
         units = (depth - 4) // 6
         widths = [16, 16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
         self.conv1 = stem_conv(stem, widths[0])
@@ -76,12 +78,16 @@ class WideResNet(ConvNet):
     def classifier(self) -> nn.Linear:
         return self.fc
 
-    def features(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        x, _ = self.block1(self.maxpool(self.conv1(x)))
-        x, first = self.block2(x)
-        x, second = self.block3(x)
-        last = F.relu(self.bn1(x), inplace=True)
-        return [first, second, last], last
+    def features(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        x, _, _ = self.block1(self.maxpool(self.conv1(x)))
+        x, first, before_first = self.block2(x)
+        x, second, before_second = self.block3(x)
+        before_last = self.bn1(x)
+        last = F.relu(before_last)
+        return [first, second, last], [before_first, before_second, before_last], last
+
+    def norms_before_relu(self) -> list[nn.BatchNorm2d | None]:
+        return [*(cast(PreActivationUnit, stage.layer[0]).bn1 for stage in (self.block2, self.block3)), self.bn1]
 
 
 NETWORKS: dict[str, Callable[[int, Stem], ConvNet]] = {

@@ -71,7 +71,7 @@ def plain_step(cfg: CfgNode, trainer: Trainer) -> Callable[[], None]:
     teacher: nn.Module = trainer.teacher.model
     student: nn.Module = trainer.step.student.train()
     optimizer = build_optimizer(cfg, student)
-    images, labels, _ = next(iter(trainer.data.train.epoch(0)))
+    images, labels, *_ = next(iter(trainer.data.train.epoch(0)))
     settings = {"alpha": cfg.DKD.ALPHA, "beta": cfg.DKD.BETA, "temperature": cfg.DKD.TEMPERATURE}
 
     def step() -> None:
@@ -103,7 +103,7 @@ def figures_of(trainer: Trainer) -> dict[str, float]:
     distiller = trainer.step.distiller
     return {
         "peak_memory_mib": peak_memory_mib(trainer.accelerator.device),
-        "extra_parameters": sum(p.numel() for p in distiller.parameters() if p.requires_grad),
+        "extra_parameters": trainer.step.extra_parameters,
         "buffers_mib": sum(b.numel() * b.element_size() for b in distiller.buffers()) / 2**20,
     }
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_det.common.config_files import split_section
 from kd_det.common.errors import SetupError
 from kd_det.common.registry import IMPORT, import_code
 
@@ -127,7 +128,7 @@ def _is_key(value: str) -> bool:
 def split_values(values: Sequence[str]) -> tuple[list[str], list[str]]:
     """The leading values that name configurations, at least one, and the rest: KEY VALUE ..."""
     count = 1
-    while count < len(values) and values[count].endswith(SUFFIXES):
+    while count < len(values) and split_section(values[count])[0].endswith(SUFFIXES):
         count += 1
     return list(values[:count]), list(values[count:])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,28 +19,37 @@ logger = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 NEAREST = 3
+SECTION = re.compile(r"(.*\.ya?ml):([\w+]+)")
 
 
 def find_config(name: str | os.PathLike[str], source: str = "--config-file") -> str:
     """The path of a configuration.
 
     Args:
-        name: a path, or the name of a shipped configuration: its path below ``CONFIGS``, "coco/dkd_r101_r18.yaml".
+        name: a path, or the name of a shipped configuration: its path below ``CONFIGS``, "coco/dkd_r101_r18.yaml". A
+            section of a file follows it after a colon, here and in the result: "cifar100/methods.yaml:crd".
         source: the option or key that gave the name, for the error.
 
     Raises:
         SetupError: it is neither (the nearest names are listed), or it is a Python configuration.
     """
     refuse_python(os.fspath(name), source)
-    for path in (Path(name), CONFIGS / name):
+    file, section = split_section(os.fspath(name))
+    for path in (Path(file), CONFIGS / file):
         if path.is_file():
-            return str(path)
+            return f"{path}:{section}" if section else str(path)
     near = difflib.get_close_matches(os.fspath(name).removeprefix("configs/"), shipped_configs(), NEAREST)
     nearest = f" The nearest are {', '.join(near)}." if near else ""
     raise SetupError(
         f"{source}: no file {os.fspath(name)!r}, and no configuration of that name is shipped.{nearest} Give the path "
         "of a YAML configuration, or a name such as 'coco/dkd_r101_r18.yaml'."
     )
+
+
+def split_section(name: str) -> tuple[str, str]:
+    """A file's name and the section that is meant, "" for all of it: ("methods.yaml", "crd") for "methods.yaml:crd"."""
+    found = SECTION.fullmatch(name)
+    return (found[1], found[2]) if found else (name, "")
 
 
 def find_configs(names: str | Sequence[str], source: str = "--config-file") -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from kd_det.common.config_files import find_configs, log_differences
+from kd_det.common.config_files import find_configs, log_differences, split_section
 from kd_det.common.errors import SetupError, did_you_mean, one_line
 from kd_det.common.yaml_files import read_config_file
 
@@ -41,15 +41,28 @@ def merge_config(cfg: CfgNode, config_file: str | Sequence[str], overrides: Sequ
 
 
 def merge_file(cfg: CfgNode, path: str, source: str = "--config-file") -> dict[str, Any]:
-    """Merges one file into ``cfg``; returns its content, ``_BASE_`` included.
+    """Merges one file, or a section of one, into ``cfg``; returns its content, ``_BASE_`` included.
 
     Raises:
-        SetupError: see ``read_config_file``; or it does not fit ``cfg``.
+        SetupError: see ``read_config_file``; or it does not fit ``cfg``, or there is no such section.
     """
-    content = read_config_file(path, source, type(cfg))
+    file, section = split_section(path)
+    content = read_config_file(file, source, type(cfg))
+    if section:
+        content = _section_of(content, section, file, source)
     with _explained(cfg, path):
         _merge_content(cfg, content, path)
     return content
+
+
+def _section_of(content: dict[str, Any], section: str, file: str, source: str) -> dict[str, Any]:
+    found = content.get(section)
+    if not isinstance(found, dict):
+        known = [name for name, value in content.items() if isinstance(value, dict)]
+        raise SetupError(
+            f"{source}: {file!r} has no section {section!r}.{did_you_mean(section, known)} Known: {', '.join(known)}."
+        )
+    return found
 
 
 @contextmanager
@@ -72,6 +85,8 @@ def _merge_content(cfg: CfgNode, content: dict[str, Any], config_file: str) -> N
         raise SetupError(
             f"configuration {config_file!r}: VERSION is {version!r:.100}; Detectron2 reads 1 to {latest}. Correct it."
         )
+    if split_section(config_file)[1]:
+        raise SetupError(f"configuration {config_file!r}: for detection, give a whole file.")
     cfg.merge_from_file(config_file, allow_unsafe=False)  # Detectron2 guesses the version, and converts old ones
 
 

@@ -44,6 +44,13 @@ def read_config_file(config_file: str, source: str, kind: type[CfgNode] = CfgNod
         raise SetupError(f"{source}: {error}") from error
 
 
+def read_own_content(config_file: str, kind: type[CfgNode] = CfgNode) -> dict[str, Any]:
+    """As ``read_config_file``, without the content of the ``_BASE_`` files."""
+    content = _parse(_Reader(kind)._text(config_file, ()), config_file)
+    content.pop(BASE_KEY, None)
+    return content
+
+
 def refuse_python(config_file: str, source: str) -> None:
     """Raises ``SetupError`` for a ``.py`` file: Detectron2's LazyConfig would run it."""
     if config_file.endswith(".py"):

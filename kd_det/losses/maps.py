@@ -19,8 +19,8 @@ from kd_det.losses.normalize import z_score
 PKD_EPS = 1e-6
 # A map whose largest activation is this or less passes no gradient in at_loss, which would divide by it.
 MIN_ACTIVATION = 1e-4
-# Side of the pooled map in hcl_loss, and its weight; the map itself has weight 1.
-POOLINGS = ((4, 1 / 2), (2, 1 / 4), (1, 1 / 8))
+# Sides of the pooled maps in hcl_loss.
+POOLINGS = (4, 2, 1)
 
 
 def fitnet_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
@@ -165,10 +165,12 @@ def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     """Σ over levels of Σ_k w_k MSE_k / Σ_k w_k: the hierarchical context loss.
 
     MSE_k is the mean squared error of the maps themselves (w = 1) and of their average poolings to 4 × 4, 2 × 2 and
-    1 × 1 (w = 1/2, 1/4, 1/8). A pooling counts, with its weight, only if its side is smaller than the map's height and
-    width: a 4 × 9 map has no 4 × 4 pooling, and a 1 × 1 map has none at all.
+    1 × 1. A pooling counts only if its side is smaller than the map's height and width: a 4 × 9 map has no 4 × 4
+    pooling, and a 1 × 1 map has none at all. The first pooling that counts has w = 1/2, each further one half of that
+    before it.
 
-    Source: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3.
+    Source: Chen, Liu, Zhao, Jia, "Distilling Knowledge via Knowledge Review", CVPR 2021, section 3, with the weights of
+    its code, which compares the pooling's side with the map's height alone.
 
     Args:
         student_maps: one or more (B, C, H, W), largest first, such as ``ReviewKDFusion`` returns.
@@ -184,10 +186,11 @@ def hcl_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
 
 
 def _context_error(s: Tensor, t: Tensor) -> Tensor:
-    loss, total = _mean_squared_error(s, t), 1.0
-    for side, weight in POOLINGS:
+    loss, total, weight = _mean_squared_error(s, t), 1.0, 1.0
+    for side in POOLINGS:
         if side < min(s.shape[2:]):
             pooled = (F.adaptive_avg_pool2d(z, side) for z in (s, t))
+            weight /= 2
             loss = loss + weight * _mean_squared_error(*pooled)
             total += weight
     return loss / total

@@ -6,16 +6,19 @@ Shape legend: B samples of this process, A samples of all processes together, C 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kd_det.losses._checks import check_labels, check_logits, check_temperature
 from kd_det.losses._closed_form import ClosedFormLoss
 from kd_det.losses._gather import GlobalBatch, gather_batch
 from kd_det.losses.normalize import products, unit_rows
 
+CategoryNorm = Literal["counts", "supcon"]
+CATEGORY_NORMS = ("counts", "supcon")
 # The sample index of a queue entry that is not filled yet.
 EMPTY = -1
 
@@ -29,9 +32,11 @@ class MCLDLoss(nn.Module):
       teacher's logits q of earlier steps. Entries of sample i itself are left out. The term is 0 if there are no
       others.
     - **sample**: the cross-entropy of row i of the matrix cos(u_i, v_j)/τ over the batch, with j = i as the target.
-    - **category**: the mean, over the other samples p of the batch with the label of i, of −log of
-      exp(cos(u_i, v_p)/τ) over the sum of exp(cos(u_i, v_j)/τ) over all j ≠ i. It is averaged over the samples that
-      have such a p, and 0 if none has.
+    - **category**: with the positives of i, the N_p other samples of the batch that have its label, and its negatives,
+      the N_n samples of other labels. P is the mean of exp(cos(u_i, v_j)/τ) over the positives, N the mean over the
+      negatives. Per sample it is −log of P over P + N ("counts"), or, as in the supervised contrastive loss ("supcon"),
+      the mean over the positives p of −log of exp(cos(u_i, v_p)/τ) over the sum of exp(cos(u_i, v_j)/τ) over all
+      j ≠ i. It is averaged over the samples that have a positive, and 0 if none has.
 
     **Queue.** It keeps normalised logits and the indices of their samples. Once it is full, new entries replace the
     oldest. A batch enters after its loss is computed, in training mode only. The queue is in the state_dict
@@ -47,11 +52,11 @@ class MCLDLoss(nn.Module):
     B = 64) and frees them before it returns. It computes two products of (B, C) by (C, Q), one of them for the
     gradient. For the backward pass it keeps (B, C) for the instance term, and (B, A) for the other two.
 
-    Source: Wang, Zhou, "Multi-perspective Contrastive Logit Distillation", 2024, arXiv 2411.10693: the names of the
-    three perspectives, the negatives of the instance term, and τ. We know its abstract and summaries of it. The rest
-    is our reading: the category term is normalised as the supervised contrastive loss (Khosla et al. 2020, L_out),
-    with positives and negatives from the teacher, and the terms are summed without weights. The paper's second
-    version also has a target mask and a warm-up towards the category term; this loss has neither.
+    Source: Wang, Zhou, "Multi-perspective Contrastive Logit Distillation", 2024, arXiv 2411.10693, section 4: eq. 2-4
+    the instance term, 5-6 the sample term, 7-8 the category term, 9 the sum without weights; τ from section 5. Of the
+    equations we know the text around them. For the category term it says that positives have the label of i and are
+    other samples, that negatives have other labels, and that the numbers of both, N_p and N_n, enter: "counts" is our
+    reading of that. "supcon" is L_out of Khosla et al. 2020, which the section cites; N_n does not enter there.
 
     Args:
         num_classes: C, 2 or more.
@@ -60,6 +65,7 @@ class MCLDLoss(nn.Module):
         instance: whether the instance term is computed. At least one of the three terms must be.
         sample: whether the sample term is computed.
         category: whether the category term is computed.
+        category_norm: "counts" or "supcon", see above.
 
     Raises:
         ValueError: a setting other than these.
@@ -78,6 +84,7 @@ class MCLDLoss(nn.Module):
         instance: bool = True,
         sample: bool = True,
         category: bool = True,
+        category_norm: CategoryNorm = "counts",
     ) -> None:
         super().__init__()
         check_temperature(temperature)
@@ -85,10 +92,13 @@ class MCLDLoss(nn.Module):
             raise ValueError(f"num_classes must be 2 or more; got {num_classes}.")
         if not (instance or sample or category):
             raise ValueError("MCLD has no term left: at least one of instance, sample and category must be on.")
+        if category_norm not in CATEGORY_NORMS:
+            raise ValueError(f"category_norm must be one of {', '.join(CATEGORY_NORMS)}; got {category_norm!r}.")
         if instance and queue_size < 1:
             raise ValueError(f"queue_size must be 1 or more; got {queue_size}.")
         self.num_classes, self.temperature = num_classes, temperature
         self.instance, self.sample, self.category = instance, sample, category
+        self.category_norm = category_norm
         entries = queue_size if instance else 0
         self.register_buffer("logits", torch.zeros(entries, num_classes))
         self.register_buffer("indices", torch.full((entries,), EMPTY))
@@ -139,7 +149,7 @@ class MCLDLoss(nn.Module):
             if self.sample:
                 terms["sample"] = (-similarity.log_softmax(1).gather(1, own.unsqueeze(1))).sum() * scale
             if self.category:
-                terms["category"] = _category(similarity, own, labels, batch)
+                terms["category"] = _category(similarity, own, labels, batch, self.category_norm)
         return terms
 
     @torch.no_grad()
@@ -172,17 +182,35 @@ class MCLDLoss(nn.Module):
             )
 
 
-def _category(similarity: Tensor, own: Tensor, labels: Tensor, batch: GlobalBatch) -> Tensor:
-    """The category term of ``similarity`` (B, A), already over τ; ``own`` (B,) is the column of each row's sample."""
+def _category(similarity: Tensor, own: Tensor, labels: Tensor, batch: GlobalBatch, norm: CategoryNorm) -> Tensor:
+    """The category term of ``similarity`` (B, A), already over τ; ``own`` (B,) has the column of each row's sample."""
     itself = own.unsqueeze(1) == torch.arange(batch.labels.shape[0], device=own.device)
-    positive = (labels.unsqueeze(1) == batch.labels) & ~itself
-    # A finite value, not −inf: a batch of one sample has no other column.
-    log_p = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min).log_softmax(1)
-    positives = positive.sum(1)
-    rows = torch.where(positive, -log_p, 0).sum(1) / positives.clamp(min=1)
+    same = labels.unsqueeze(1) == batch.labels
+    rows = (_by_counts if norm == "counts" else _supcon)(similarity, same & ~itself, ~same, itself)
     # How many samples of the joined batch share their label with another.
     counted = ((batch.labels.unsqueeze(1) == batch.labels).sum(1) > 1).sum()
     return rows.sum() * batch.processes / counted.clamp(min=1)
+
+
+def _by_counts(similarity: Tensor, positive: Tensor, negative: Tensor, itself: Tensor) -> Tensor:
+    """−log P / (P + N) for each row (B,); 0 for a row without positives."""
+    gap = _log_mean_exp(similarity, negative) - _log_mean_exp(similarity, positive)
+    return torch.where(positive.any(1), F.softplus(gap), 0)
+
+
+def _log_mean_exp(values: Tensor, chosen: Tensor) -> Tensor:
+    """log of the mean of exp over the chosen columns of (B, A); a very negative number for a row without any."""
+    # A finite value in place of −inf, whose gradient is nan. A quarter of the range, so that differences are finite.
+    left_out = torch.finfo(values.dtype).min / 4
+    total = values.masked_fill(~chosen, left_out).logsumexp(1) if values.shape[1] else values.sum(1)
+    return total - chosen.sum(1).clamp(min=1).to(values.dtype).log()
+
+
+def _supcon(similarity: Tensor, positive: Tensor, negative: Tensor, itself: Tensor) -> Tensor:
+    """The mean over the positives of −log p for each row (B,); 0 for a row without positives."""
+    # A finite value in place of −inf: a batch of one sample has no other column.
+    log_p = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min).log_softmax(1)
+    return torch.where(positive, -log_p, 0).sum(1) / positive.sum(1).clamp(min=1)
 
 
 class _Instance(ClosedFormLoss):

@@ -23,7 +23,7 @@ from kd_det.losses._checks import (
 )
 from kd_det.losses._closed_form import LARGEST
 from kd_det.losses.kd import kd_loss
-from kd_det.losses.normalize import products, unit_rows
+from kd_det.losses.normalize import products, standardize_logits, unit_rows
 
 # Added to a product of norms in dist_loss, as the authors do.
 DIST_EPS = 1e-8
@@ -105,7 +105,12 @@ def _centred(rows: Tensor) -> Tensor:
 
 
 def mlkd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, *, temperatures: Sequence[float] = (2, 3, 4, 5, 6)
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperatures: Sequence[float] = (2, 3, 4, 5, 6),
+    relations: bool = True,
+    standardize: bool = False,
 ) -> Tensor:
     """Σ_T [T² KL(p ‖ q) + ‖q qᵀ − p pᵀ‖² / B + ‖qᵀ q − pᵀ p‖² / C]: multi-level logit distillation.
 
@@ -122,6 +127,10 @@ def mlkd_loss(
         student_logits: (B, C), C >= 2.
         teacher_logits: (B, C).
         temperatures: one or more T, each from 1e-6 to 1e6.
+        relations: whether the second and the third part are taken. The published code leaves them out on the strongly
+            augmented view.
+        standardize: whether the first part is taken of ``standardize_logits`` of both (Sun et al. 2024). Their code
+            leaves the relations as they are.
 
     Returns:
         A scalar; 0 with a graph for an empty batch. Precision and range: see ``kd_det.losses``.
@@ -134,10 +143,12 @@ def mlkd_loss(
         raise ValueError("temperatures must have one entry or more; got none.")
     # Widened here, so that the gradients of all parts are added up in one wide dtype.
     s, t = to_loss_dtype(student_logits, teacher_logits)
-    # It also checks each temperature.
-    instance = [kd_loss(s, t, temperature=temperature) for temperature in temperatures]
-    relations = [_relation_errors(*(probabilities(z, temperature) for z in (s, t))) for temperature in temperatures]
-    return torch.stack(instance + relations).sum()
+    compared = (standardize_logits(s), standardize_logits(t)) if standardize else (s, t)
+    # kd_loss also checks each temperature.
+    parts = [kd_loss(*compared, temperature=temperature) for temperature in temperatures]
+    if relations:
+        parts += [_relation_errors(*(probabilities(z, temperature) for z in (s, t))) for temperature in temperatures]
+    return torch.stack(parts).sum()
 
 
 def _relation_errors(q: Tensor, p: Tensor) -> Tensor:

@@ -14,20 +14,25 @@ from kd_det.losses._checks import check_labels, check_one_device, check_weight, 
 from kd_det.losses.dkd import dkd_loss
 
 
-def multi_scale_logits(feature_map: Tensor, classifier: nn.Linear, scales: Sequence[int] = (1, 2, 4)) -> Tensor:
+def multi_scale_logits(
+    feature_map: Tensor, classifier: nn.Linear, scales: Sequence[int] = (1, 2, 4), *, repeat: bool = False
+) -> Tensor:
     """The logits of every region of a map: of the whole, of its 2 × 2 parts, and so on.
 
     A linear classifier commutes with average pooling. So the regions are pooled first and then classified in one matrix
     product: there are usually fewer regions than positions (21 and 49 for a 7 × 7 map). Each scale is pooled from the
     map itself: region 0 gives exactly the model's own logits.
 
-    Source: Wei, Luo, Luo, "Scaled Decoupled Distillation", CVPR 2024, section 3.
+    Source: Wei, Luo, Luo, "Scale Decoupled Distillation", CVPR 2024, section 3.
 
     Args:
         feature_map: the map that the model averages before its classifier (B, D, H, W).
         classifier: the model's last layer, D features to C classes.
         scales: different whole numbers, the first of them 1, none larger than H or W. Scale m gives m × m regions by
             adaptive average pooling. If m does not divide the map's side, neighbouring regions overlap.
+        repeat: whether scales may be larger than H or W. Adaptive pooling then repeats positions, so that regions are
+            equal and count several times: with scales (1, 2, 4) each position of a 2 × 2 map counts five times, once
+            for 2 and four times for 4. The published code does so for MobileNetV2 on CIFAR-100.
 
     Returns:
         (B, C, N) with N = Σ m², scale after scale and row after row, in the dtype of the classifier's output. Both the
@@ -46,18 +51,20 @@ def multi_scale_logits(feature_map: Tensor, classifier: nn.Linear, scales: Seque
             f"feature_map must be (B, {classifier.in_features}, H, W), as the classifier has {classifier.in_features} "
             f"inputs; got {tuple(feature_map.shape)}."
         )
-    _check_scales(scales, min(feature_map.shape[2:]))
+    _check_scales(scales, None if repeat else min(feature_map.shape[2:]))
     pooled = [F.adaptive_avg_pool2d(feature_map, scale).flatten(2) for scale in scales]
     logits: Tensor = classifier(torch.cat(pooled, dim=2).transpose(1, 2))
     return logits.transpose(1, 2)
 
 
-def _check_scales(scales: Sequence[int], side: int) -> None:
+def _check_scales(scales: Sequence[int], side: int | None) -> None:
     whole = all(isinstance(scale, int) and not isinstance(scale, bool) and scale >= 1 for scale in scales)
     if not whole or not scales or scales[0] != 1 or len(set(scales)) < len(scales):
         raise ValueError(f"scales must be different whole numbers, the first of them 1; got {scales!r}.")
-    if max(scales) > side:
-        raise ValueError(f"scales {scales!r}: the map's shorter side is {side}; leave out larger scales.")
+    if side is not None and max(scales) > side:
+        raise ValueError(
+            f"scales {scales!r}: the map's shorter side is {side}; leave out larger scales, or give repeat=True."
+        )
 
 
 def sdd_loss(
@@ -75,7 +82,7 @@ def sdd_loss(
     largest logit there is the label's. w_bn is ``complementary_weight`` where the teacher is right about the region and
     wrong about the whole, or the reverse, and 1 otherwise. So it is always 1 for region 0, the whole.
 
-    Source: Wei, Luo, Luo, "Scaled Decoupled Distillation", CVPR 2024, section 3: D_con + β D_com, averaged over the
+    Source: Wei, Luo, Luo, "Scale Decoupled Distillation", CVPR 2024, section 3: D_con + β D_com, averaged over the
     regions. The paper takes β = 2. The plain formula: ``textbook.sdd``.
 
     Args:

@@ -30,7 +30,8 @@ def refused(distil, monkeypatch, capsys, tmp_path):
     ("overrides", "expected"),
     [
         (["DKD.BETTA", "2.0"], ["DKD.BETTA", "Did you mean 'DKD.BETA'?"]),
-        (["DISTILLER", "dkt"], ["DISTILLER: there is no distiller 'dkt'. Did you mean 'dkd'?"]),
+        (["DISTILLER", "dkdd"], ["DISTILLER: there is no distiller 'dkdd'. Did you mean 'dkd'?"]),
+        (["DISTILLER", "dkd+dkd"], ["DISTILLER 'dkd+dkd': 'dkd' is listed twice; leave one out."]),
         (["STUDENT.NAME", "resnet9"], ["resnet9", "Did you mean"]),
         (["DATA.NAME", "cifar10"], ["cifar10", "cifar100"]),
         (["DKD.TEMPERATURE", "0.0"], ["DKD.TEMPERATURE", "0"]),

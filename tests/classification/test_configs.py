@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from functools import cache
+from itertools import product
 
 import pytest
 import timm
@@ -31,6 +32,11 @@ DIFFERENT = [
     *("res32x4_MobileNetV2", "wrn_40_2_vgg8", "wrn_40_2_MobileNetV2", "ResNet50_ShuffleV1", "ResNet50_vgg8"),
 ]
 CUB = ["res32x4_MobileNetV2", "res32x4_ShuffleV1", "vgg13_MobileNetV2", "vgg13_vgg8", "ResNet50_ShuffleV1"]
+# Those of Wang et al. 2024 that the two papers lack, all in one file.
+MORE = [
+    *("res32x4_wrn_16_2", "res32x4_wrn_40_2", "res32x4_res20", "wrn_40_2_res8x4", "wrn_40_2_res20", "vgg13_res20"),
+    *("ResNet50_res20", "res110_res20", "res110_MobileNetV2", "res56_MobileNetV2"),
+]
 # Different numbers of stages: reviewkd does not fit them.
 UNREVIEWED = (
     "res32x4_MobileNetV2",
@@ -100,11 +106,15 @@ def distilled_runs():
     chosen = [(data, method, pair) for data in pairs for method in METHODS for pair in pairs[data]]
     chosen = [run for run in chosen if run[1] != "reviewkd" or run[2] not in UNREVIEWED]
     chosen += [(data, "mcld", pair) for data in pairs for pair in pairs[data]]
+    chosen += [("cifar100", "hcd", pair) for pair in SIMILAR]
     chosen += [(data, name, pair) for data in HETEROGENEOUS for name in TRANSFER for pair in HETEROGENEOUS[data]]
     chosen += [("digits", method, "vit_resnet8") for method in ("kd", "dkd", "mcld", "hcd")]
     chosen += [("digits", method, "resnet20_resnet8") for method in (*METHODS, *DIGITS)]
     for data, method, pair in chosen:
         yield f"{data}/{method}_{pair}", [f"cifar100/methods/{method}.yaml", f"{data}/pairs/{pair}.yaml"], []
+    for method, pair in product(("kd", "dkd", "sdd_dkd", "mcld", "hcd"), MORE):
+        files = [f"cifar100/methods/{method}.yaml", "cifar100/more_pairs.yaml"]
+        yield f"cifar100/{method}_{pair}", files, ["PAIR", pair]
 
 
 TRANSFER = ("kd", "dkd", "hcd")
@@ -263,14 +273,17 @@ def test_settings_of_pairs_of_two_families():
         cfg = read(leaf)
         assert cfg.CE_WEIGHT == 1.0, leaf
         assert (cfg.KD.WEIGHT, cfg.KD.TEMPERATURE) == (1.0, 1.0), leaf
-        if cfg.DISTILLER == "hcd":
-            assert cfg.HCD.TEMPERATURE == 1.0, leaf
         assert (cfg.DKD.ALPHA, cfg.DKD.BETA, cfg.DKD.TEMPERATURE) == (1.0, 2.0, 1.0), leaf
         # Data at 32 are enlarged for the networks of ImageNet, and for them alone.
         for node in (cfg.TEACHER, cfg.STUDENT):
             seen = node.IMAGE_SIZE or cfg.DATA.IMAGE_SIZE
             assert seen == (224 if "/" in node.NAME else 32), leaf
         assert not cfg.STUDENT.PRETRAINED, leaf
+
+
+def test_the_temperature_of_hcd_is_that_of_kd():
+    for leaf in (leaf for leaf in LEAVES if read(leaf).DISTILLER == "hcd"):
+        assert read(leaf).HCD.TEMPERATURE == read(leaf).KD.TEMPERATURE, leaf
 
 
 def test_schedules_of_large_networks():
@@ -307,16 +320,16 @@ def test_mcld_has_a_cross_entropy_where_the_teacher_is_weak():
 def test_scales_of_sdd():
     for leaf in (leaf for leaf in LEAVES if read(leaf).DISTILLER == "sdd"):
         pair = leaf.split("/")[1].removeprefix(f"sdd_{read(leaf).SDD.BASE}_")
-        coarse = pair in (*SIMILAR, "r34_r18", "resnet20_resnet8") or (
-            pair.endswith("MobileNetV2") and leaf.startswith("cifar")
-        )
+        coarse = pair in (*SIMILAR, "r34_r18", "resnet20_resnet8") and not leaf.startswith("cub200/")
+        assert (pair.endswith("MobileNetV2") and leaf.startswith("cifar")) == read(leaf).SDD.REPEAT, leaf
         assert tuple(read(leaf).SDD.SCALES) == ((1, 2) if coarse else (1, 2, 4)), leaf
         assert read(leaf).SDD.COMPLEMENTARY_WEIGHT == 2.0, leaf
 
 
 def test_a_schedule_is_written_in_one_place():
+    """But for what a method has of its own, in METHODS or its section."""
     for data in DATA:
-        files = [path for path in (CONFIGS / data).rglob("*.yaml") if "SOLVER" in path.read_text()]
+        files = [path for path in (CONFIGS / data).rglob("*.yaml") if re.search("^SOLVER", path.read_text(), re.M)]
         assert {path.parent.name for path in files} <= {data, "schedules"}, files
 
 
@@ -364,6 +377,36 @@ def test_a_value_that_the_methods_section_replaces_is_logged(written, caplog):
     files = written(mine="_BASE_: " + str(CONFIGS / "imagenet/base.yaml") + "\nWARMUP_EPOCHS: 9")
     assert load_config(["cifar100/methods/dkd.yaml", *files]).WARMUP_EPOCHS == 1
     assert f"METHODS of this method overrides {files[0]}: WARMUP_EPOCHS 1 instead of 9" in caplog.text
+
+
+PAIR = "PAIRS: {a: {STUDENT: {NAME: small}, DKD: {BETA: 3.0}}, b: {STUDENT: {NAME: other}}}\nMETHODS: {}"
+
+
+def test_a_pair_is_chosen_by_its_name(written):
+    more = "PAIRS: {a: {DKD: {ALPHA: 0.5}}}\nDKD: {BETA: 1.0}\nMETHODS: {dkd: {DKD: {TEMPERATURE: 2.0}}}"
+    files = written(pairs=PAIR, more=more)
+    a = load_config(files, ["PAIR", "a", "DISTILLER", "dkd"])
+    assert "PAIRS" not in a and a.PAIR == "a" and a.OUTPUT_DIR.endswith("dkd_small")
+    assert (a.STUDENT.NAME, a.DKD.BETA, a.DKD.ALPHA, a.DKD.TEMPERATURE) == ("small", 3.0, 0.5, 2.0)
+    assert load_config(files, ["PAIR", "a", "DKD.BETA", "5.0"]).DKD.BETA == 5.0
+    b = load_config(files, ["PAIR", "b"])
+    assert (b.STUDENT.NAME, b.DKD.BETA) == ("other", 1.0)
+    assert load_config(files).STUDENT.NAME == "resnet8"  # a plain model needs no pair
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        (PAIR, ["PAIR", "aa"], "PAIR 'aa' is not in PAIRS. Did you mean 'a'.? Known: a, b."),
+        (PAIR, ["DISTILLER", "dkd"], "PAIR is empty, but a file has a section PAIRS. Add PAIR and one of a, b."),
+        ("SEED: 1", ["PAIR", "a"], "PAIR is 'a', but no file has a section PAIRS"),
+        ("PAIRS: {a: {STUDENT: {NAMES: b}}}", [], "PAIRS.a: .*STUDENT.NAMES.*Did you mean 'STUDENT.NAME'?"),
+        ("PAIRS: {a: 5}", [], "PAIRS.a is 5; it must be a section"),
+    ],
+)
+def test_what_pairs_cannot_be(written, text, overrides, message):
+    with pytest.raises(SetupError, match=message):
+        load_config(written(pair=text), overrides)
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,18 @@ def pair(request):
 def suits(name: str, pair: NetworkPair) -> bool:
     """Whether the protocol has what the method needs; if not, it must say so."""
     both = (pair.student, pair.teacher)
-    if name == "sdd":
+    if name in ("sdd", "catkd"):
         return all(model.pools_linearly and model.classifier is not None for model in both)
-    if name in ("at", "reviewkd"):
+    if name in ("at", "reviewkd", "nst", "vid"):
         return len(pair.student_out.stages) == len(pair.teacher_out.stages)
+    if name == "kdsvd":
+        ours, theirs = ([stage.shape[1] for stage in out.stages] for out in (pair.student_out, pair.teacher_out))
+        return ours == theirs and len(ours) > 1
+    if name == "ofd":
+        norms = pair.teacher.norms_before_relu()
+        return bool(norms) and all(norm is not None for norm in norms)
+    if name == "simkd":  # build_networks gives the student a classifier first
+        return False
     if name == "mcld":
         return bool(pair.student_out.logits.any())
     return True

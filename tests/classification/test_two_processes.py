@@ -22,6 +22,8 @@ from classification.states import last_state, place_of
 from tests.classification.conftest import ROOT, command, outcome
 
 METHODS = ["none", "kd", "dkd", "nkd", "sdd", "fitnet", "at", "reviewkd", "mcld", "hcd"]
+# SP, PKT, NST, DIST and MLKD relate the samples of one process; CRD draws negatives in each.
+METHODS += ["ofd", "vid", "simkd", "ctkd", "catkd", "kd+fitnet"]
 
 
 def gradients(cfg, process: int, processes: int) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 
 from kd_det.losses import MCLDLoss
+from kd_det.losses.mcld import CATEGORY_NORMS
 
 TERMS = ("instance", "sample", "category")
 CLASSES, BATCH, QUEUE, SAMPLES = 5, 6, 16, 9
@@ -39,7 +40,7 @@ def mean(values):
     return sum(values) / len(values) if values else 0.0
 
 
-def mcld_by_loops(s, t, y, indices, queue, temperature):
+def mcld_by_loops(s, t, y, indices, queue, temperature, norm="counts"):
     """The terms, one exponential after the other; ``queue`` has pairs of a sample's index and teacher logits."""
     rows = range(len(s))
     similar = [[(cosine(s[i], t[j].tolist()) / temperature).exp() for j in rows] for i in rows]
@@ -48,10 +49,12 @@ def mcld_by_loops(s, t, y, indices, queue, temperature):
         others = [(cosine(s[i], logits) / temperature).exp() for index, logits in queue if index != int(indices[i])]
         instance.append(-(similar[i][i] / (similar[i][i] + sum(others))).log())
         sample.append(-(similar[i][i] / sum(similar[i])).log())
-        rest = sum(similar[i][j] for j in rows if j != i)
-        positives = [-(similar[i][j] / rest).log() for j in rows if j != i and y[j] == y[i]]
-        if positives:
-            category.append(mean(positives))
+        positives = [similar[i][j] for j in rows if j != i and y[j] == y[i]]
+        negatives = [similar[i][j] for j in rows if y[j] != y[i]]
+        if positives and norm == "supcon":
+            category.append(mean([-(one / (sum(positives) + sum(negatives))).log() for one in positives]))
+        elif positives:
+            category.append(-(mean(positives) / (mean(positives) + mean(negatives))).log())
     return {"instance": mean(instance), "sample": mean(sample), "category": mean(category)}
 
 
@@ -59,13 +62,14 @@ def gradient(value, s):
     return torch.autograd.grad(value, s, retain_graph=True)[0]
 
 
+@pytest.mark.parametrize("norm", ["counts", "supcon"])
 @pytest.mark.parametrize("temperature", [0.2, 1.0])
-def test_equals_plain_loops_while_the_queue_fills_and_wraps_around(temperature):
-    module, queue = loss_module(temperature=temperature), deque(maxlen=QUEUE)
+def test_equals_plain_loops_while_the_queue_fills_and_wraps_around(temperature, norm):
+    module, queue = loss_module(temperature=temperature, category_norm=norm), deque(maxlen=QUEUE)
     left_out = 0
     for step in range(7):
         s, t, y, indices = batch(step)
-        terms, expected = module(s, t, y, indices), mcld_by_loops(s, t, y, indices, queue, temperature)
+        terms, expected = module(s, t, y, indices), mcld_by_loops(s, t, y, indices, queue, temperature, norm)
         assert tuple(terms) == TERMS
         for name, value in terms.items():
             torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-14)
@@ -195,16 +199,33 @@ def test_a_batch_with_no_two_samples_of_one_label():
     assert gradient(value, s).tolist() == [[0.0] * CLASSES] * BATCH
 
 
-def test_samples_without_a_positive_do_not_count():
+@pytest.mark.parametrize("norm", ["counts", "supcon"])
+def test_samples_without_a_positive_do_not_count(norm):
     s, t, _, indices = batch()
-    module = loss_module()
+    module = loss_module(category_norm=norm)
     value = module(s, t, torch.tensor([0, 1, 2, 3, 4, 0]), indices)["category"]
     expected = mcld_by_loops(
-        s, t, torch.tensor([0, 7, 7, 8, 9, 0]) * torch.tensor([1, 1, 2, 1, 1, 1]), indices, [], 0.2
+        s, t, torch.tensor([0, 7, 7, 8, 9, 0]) * torch.tensor([1, 1, 2, 1, 1, 1]), indices, [], 0.2, norm
     )
     torch.testing.assert_close(value, expected["category"])
     # They are negatives still; their own rows pass nothing.
     assert gradient(value, s).any(1).tolist() == [True, False, False, False, False, True]
+
+
+def test_a_batch_of_one_label_has_no_negatives():
+    """Counted, nothing is left to tell the positives from. The supervised contrastive loss compares them still."""
+    s, t, _, indices = batch()
+    values = [loss_module(category_norm=norm)(s, t, torch.zeros(BATCH).long(), indices) for norm in CATEGORY_NORMS]
+    assert values[0]["category"].item() == 0 and not gradient(values[0]["category"], s).any()
+    assert values[1]["category"] > 0.1
+
+
+def test_many_negatives_count_as_much_as_few():
+    """Where all similarities are equal: log 2 whatever the numbers, and log of the others' number in "supcon"."""
+    s = torch.ones(BATCH, CLASSES, dtype=torch.float64)
+    y = torch.tensor([0, 0, 1, 2, 3, 4])
+    both = [loss_module(category_norm=norm)(s, s, y, y)["category"].item() for norm in CATEGORY_NORMS]
+    assert both == pytest.approx([math.log(2), math.log(BATCH - 1)], rel=1e-12)
 
 
 @pytest.mark.parametrize("size", [0, 1])
@@ -298,6 +319,7 @@ def test_autocast_changes_nothing():
         ({"num_classes": 1}, "num_classes must be 2 or more; got 1"),
         ({"queue_size": 0}, "queue_size must be 1 or more; got 0"),
         ({"temperature": 0.0}, "temperature must be from 1e-06 to 1e\\+06; got 0.0"),
+        ({"category_norm": "sum"}, "category_norm must be one of counts, supcon; got 'sum'"),
         (dict.fromkeys(TERMS, False), "at least one of instance, sample and category must be on"),
     ],
 )

@@ -115,6 +115,17 @@ def test_scales_larger_than_the_map(size):
         multi_scale_logits(random_maps(size)[0], classifier_of())
 
 
+def test_repeated_positions_are_those_of_the_map():
+    """As the published code pools: a 2 x 2 map to 4 x 4, then that to 2 x 2 and to 1 x 1."""
+    (feature_map,) = random_maps((2, 2))
+    classifier = classifier_of()
+    logits = multi_scale_logits(feature_map, classifier, repeat=True)
+    four = nn.functional.adaptive_avg_pool2d(feature_map, 4)
+    levels = [nn.functional.adaptive_avg_pool2d(four, 1), nn.functional.adaptive_avg_pool2d(four, 2), four]
+    pooled = torch.cat([level.flatten(2) for level in levels], 2)
+    torch.testing.assert_close(logits, classifier(pooled.transpose(1, 2)).transpose(1, 2), rtol=1e-13, atol=1e-14)
+
+
 @pytest.mark.parametrize("classifier", [nn.Conv2d(3, 5, 1), nn.Sequential(nn.Linear(3, 5)), torch.zeros(5, 3)])
 def test_a_classifier_that_is_not_linear(classifier):
     with pytest.raises(TypeError, match=f"must be an nn.Linear.*got {type(classifier).__name__}"):

@@ -105,7 +105,7 @@ def fusion(training: bool) -> Case:
 
 def mcld() -> Case:
     """The second step, of which the first has filled a part of the queue, in training and in evaluation."""
-    module = losses.MCLDLoss(5, 16).double()
+    module = losses.MCLDLoss(5, 16, category_norm="supcon").double()
     module(numbers(1, 6, 5), numbers(2, 6, 5), labels(6, 5), torch.arange(6))
     s = leaf(3, 6, 5)
     return module(s, numbers(4, 6, 5), labels(6, 3), torch.arange(3, 9)), [s]

@@ -11,6 +11,11 @@ import torch
 from classification.data import build_data
 
 
+def fields(batch):
+    """Those of a batch that are there: without a strong view, the first three."""
+    return [field for field in batch if field is not None]
+
+
 def batches_of(cfg, *, epoch=0, start=0, process=0, processes=1):
     return list(build_data(cfg, "cpu", process, processes).train.epoch(epoch, start))
 
@@ -18,7 +23,7 @@ def batches_of(cfg, *, epoch=0, start=0, process=0, processes=1):
 def assert_same(first, second):
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(fields(a), fields(b), strict=True))
 
 
 def test_an_epoch_is_a_function_of_seed_and_epoch(any_config):
@@ -33,6 +38,20 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(any_config):
     assert not torch.equal(first[0].images, next(data.train.epoch(3)).images)
     any_config.SEED = 1
     assert not torch.equal(first[0].images, batches_of(any_config, epoch=2)[0].images)
+
+
+def test_a_strong_view_is_beside_the_same_plain_one(any_config):
+    plain = batches_of(any_config, epoch=2)
+    any_config.DATA.STRONG_VIEW = True
+    first, again = batches_of(any_config, epoch=2), batches_of(any_config, epoch=2)
+    assert_same(first, again)
+    for batch, without in zip(first, plain, strict=True):
+        assert without.strong is None and batch.strong.shape == batch.images.shape
+        assert torch.equal(batch.labels, without.labels)
+        assert not torch.equal(batch.images, batch.strong)
+    if any_config.DATA.NAME in ("digits", "cifar100"):
+        assert all(torch.equal(a.images, b.images) for a, b in zip(first, plain, strict=True))
+    assert all(batch.strong is None for batch in build_data(any_config, "cpu").val)
 
 
 @pytest.mark.parametrize("auto_augment", [False, True])
@@ -53,7 +72,7 @@ def test_two_processes_join_to_one(any_config, auto_augment):
     one = batches_of(any_config)
     whole = len(one) - (len(one[-1].labels) < any_config.DATA.BATCH_SIZE)
     halves = zip(*(batches_of(any_config, process=process, processes=2)[:whole] for process in (0, 1)), strict=True)
-    joined = [type(a)(*(torch.cat(pair) for pair in zip(a, b, strict=True))) for a, b in halves]
+    joined = [type(a)(*(torch.cat(pair) for pair in zip(fields(a), fields(b), strict=True))) for a, b in halves]
     assert_same(one[:whole], joined)
 
 
@@ -62,8 +81,8 @@ def test_validation_sees_each_sample_once_over_three_processes(any_config):
     one = build_data(any_config, "cpu").val
     shares = [build_data(any_config, "cpu", process, 3).val for process in range(3)]
     assert all(len(list(share)) == len(share) and share.samples == one.samples for share in shares)
-    seen = [item for share in shares for batch in share for item in zip(*batch, strict=True)]
-    expected = [item for batch in one for item in zip(*batch, strict=True)]
+    seen = [item for share in shares for batch in share for item in zip(*fields(batch), strict=True)]
+    expected = [item for batch in one for item in zip(*fields(batch), strict=True)]
     assert [int(index) for _, _, index in expected] == list(range(one.samples))
     for (image, label, _), (its, its_label, _) in zip(expected, sorted(seen, key=lambda item: item[2]), strict=True):
         assert torch.equal(image, its) and label == its_label

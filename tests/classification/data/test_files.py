@@ -24,6 +24,10 @@ def folder_config(root: Path, *overrides: object):
     return config("DATA.NAME", "folder", "DATA.ROOT", root, "DATA.IMAGE_SIZE", 24, *overrides)
 
 
+def squashed(image, size, side):
+    return evaluated(image.resize((side, side), Image.Resampling.BILINEAR), size, side)
+
+
 def evaluated(image: Image.Image, size: int, short_side: int) -> torch.Tensor:
     """The shorter side resized and the centre cut, in Pillow; ImageNet's normalisation."""
     factor = short_side / min(image.size)
@@ -55,11 +59,11 @@ def test_cub_follows_its_three_files(tmp_path):
     assert batch.labels.tolist() == [0, 1]  # images 3, 4
     saved = [Image.open(next(tmp_path.rglob(f"Bird_{image:04d}.jpg"))) for image in (3, 4)]
     for image, its_picture in zip(batch.images, saved, strict=True):
-        torch.testing.assert_close(image, evaluated(its_picture, 24, 27), rtol=0, atol=1e-5)
+        torch.testing.assert_close(image, squashed(its_picture, 24, 27), rtol=0, atol=1e-5)
 
 
 def test_cub_is_cropped_without_another_scale(tmp_path):
-    """Every training image is a window of the resized picture, mirrored or not."""
+    """Every training image is a window of the squashed picture, mirrored or not."""
     write_cub(tmp_path)
     cfg = config("DATA.NAME", "cub200", "DATA.ROOT", tmp_path, "DATA.IMAGE_SIZE", 24, "DATA.BATCH_SIZE", 4)
     data = build_data(cfg, "cpu")
@@ -68,7 +72,7 @@ def test_cub_is_cropped_without_another_scale(tmp_path):
         (batch,) = data.train.epoch(epoch)
         for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
             path = next(tmp_path.rglob(f"Bird_{(1, 2, 5, 6)[index]:04d}.jpg"))
-            resized = Image.open(path).resize((32, 27), Image.Resampling.BILINEAR)
+            resized = Image.open(path).resize((27, 27), Image.Resampling.BILINEAR)
             pixels = np.array(resized) / 255
             whole = torch.from_numpy((pixels - data.mean) / data.std).permute(2, 0, 1).float()
             for mirrored, view in ((False, image), (True, image.flip(-1))):
@@ -91,7 +95,7 @@ def test_workers_change_nothing(folders, auto_augment):
     by_workers = list(data.train.epoch(1))
     assert torch.equal(torch.get_rng_state(), before)
     for a, b in zip(alone, by_workers, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
     (tail,) = data.train.epoch(1, start=1)
     assert torch.equal(tail.images, alone[1].images)
 
@@ -100,9 +104,9 @@ def test_an_image_looks_the_same_in_whatever_batch(folders):
     """Its augmentation depends on seed, epoch and index alone."""
     small, large = (build_data(folder_config(folders, "DATA.BATCH_SIZE", size), "cpu") for size in (3, 15))
     (everything,) = large.train.epoch(4)
-    by_index = {int(index): image for image, _, index in zip(*everything, strict=True)}
+    by_index = {int(index): image for image, _, index in zip(*everything[:3], strict=True)}
     for batch in small.train.epoch(4):
-        for image, _, index in zip(*batch, strict=True):
+        for image, _, index in zip(*batch[:3], strict=True):
             assert torch.equal(image, by_index[int(index)])
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from classification.distillers import DISTILLERS, NetworkPair, build_distiller
+from classification.models import before_relu
 from kd_det.common.errors import SetupError
 from kd_det.losses import (
     at_loss,
@@ -44,7 +45,8 @@ LOGITS = {
 
 def test_all_methods_are_there():
     methods = {"none", "kd", "dkd", "nkd", "sdd", "dkd_tckd", "dkd_nckd", "dkd_coupled", "fitnet", "at", "rkd"}
-    assert methods | {"reviewkd"} <= set(DISTILLERS)
+    toolbox = {"sp", "nst", "pkt", "kdsvd", "vid", "ofd", "simkd", "crd", "dist", "mlkd", "ctkd", "catkd"}
+    assert methods | {"reviewkd"} | toolbox <= set(DISTILLERS)
 
 
 @NAMES
@@ -54,7 +56,7 @@ def test_finite_losses_and_gradients_in_the_student_and_what_is_learnt(name):
     assert losses and all(key == f"loss_{name}" or key.startswith(f"loss_{name}_") for key in losses)
     assert all(value.shape == () and value.isfinite() and value.requires_grad for value in losses.values())
     sum(losses.values()).backward()
-    learnt = [case.student.stages[0].weight, *case.distiller.parameters()]
+    learnt = [next(case.student.parameters()), *case.distiller.parameters()]
     assert all(parameter.grad.isfinite().all() for parameter in learnt)
     assert learnt[0].grad.any()
     assert all(parameter.grad is None for parameter in case.teacher.parameters())
@@ -152,12 +154,23 @@ def test_at_and_rkd_are_their_losses_on_stages_and_pooled_features():
 
 def test_reviewkd_fuses_stages_and_pooled_feature():
     case = Case("reviewkd", "REVIEWKD.WEIGHT", 2.0, "REVIEWKD.MID_CHANNELS", 3)
-    ours, theirs = ([*out.stages, out.pooled.unflatten(1, (-1, 1, 1))] for out in (case.student_out, case.teacher_out))
-    expected = 2 * hcl_loss(case.distiller.fusion(ours), theirs)
+    ours, theirs = levels(case.student_out.stages, case.student_out), before_relu(case.teacher_out)
+    expected = 2 * hcl_loss(case.distiller.fusion(ours), levels(theirs, case.teacher_out))
     assert case.losses()["loss_reviewkd"].item() == expected.item()
     fusion = case.distiller.fusion
     assert (fusion.in_channels, fusion.out_channels) == ((4, 6, 8, 8), (5, 7, 9, 9))
     assert fusion.blocks[0].reduce[0].out_channels == 3
+
+
+def levels(maps, out):
+    return [*maps, out.pooled.unflatten(1, (-1, 1, 1))]
+
+
+def test_reviewkd_fuses_the_students_maps_before_their_relu_too():
+    case = Case("reviewkd", "REVIEWKD.PREACTIVATION", True)
+    ours, theirs = (levels(before_relu(out), out) for out in (case.student_out, case.teacher_out))
+    assert (ours[0] < 0).any() and (theirs[0] < 0).any()
+    assert case.losses()["loss_reviewkd"].item() == hcl_loss(case.distiller.fusion(ours), theirs).item()
 
 
 @pytest.mark.parametrize(("width", "expected"), [(8, 8), (600, 512)])
@@ -174,7 +187,7 @@ def test_reviewkd_brings_a_fused_map_to_the_teachers_size(turned):
     ours = case.distiller.fusion([*case.student_out.stages, case.student_out.pooled[:, :, None, None]])
     changed = ours[2].unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((3, 5)) if turned else ours[2]
     ours[2] = changed if turned else changed.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    theirs = [*case.teacher_out.stages, case.teacher_out.pooled[:, :, None, None]]
+    theirs = levels(before_relu(case.teacher_out), case.teacher_out)
     torch.testing.assert_close(case.losses()["loss_reviewkd"], hcl_loss(ours, theirs), rtol=1e-10, atol=0)
 
 

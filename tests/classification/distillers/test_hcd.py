@@ -6,7 +6,7 @@ from torch import nn
 
 from classification.config import get_config
 from classification.data.loaders import Batch
-from classification.distillers.base import NetworkPair, build_distiller
+from classification.distillers import NetworkPair, build_distiller
 from classification.distillers.hcd import HCD
 from classification.models.protocol import ModelOutput
 from kd_det.common.errors import SetupError

@@ -8,7 +8,7 @@ from torch import nn
 
 from classification.config import get_config
 from classification.data.loaders import Batch
-from classification.distillers.base import NetworkPair, build_distiller
+from classification.distillers import NetworkPair, build_distiller
 from classification.distillers.mcld import MCLD
 from classification.models.protocol import ModelOutput
 from kd_det.common.errors import SetupError
@@ -66,6 +66,21 @@ def test_ablations(on):
     assert set(distiller(batch(0), output(0), output(1))) == {f"loss_mcld_{name}" for name in on}
 
 
+def test_without_a_term_the_student_is_a_plain_one():
+    """The first row of the paper's table 7."""
+    plain = build(*itertools.chain.from_iterable((f"MCLD.{name.upper()}", False) for name in TERMS))
+    assert plain(batch(0), output(0), output(1)) == {} and plain.uses_cross_entropy
+    assert not list(plain.state_dict())
+
+
+def test_the_category_terms_normalisation():
+    student_out, teacher_out = output(0), output(1)
+    names = ["counts", "supcon"]
+    counts, supcon = (build("MCLD.CATEGORY_NORM", name)(batch(0), student_out, teacher_out) for name in names)
+    assert counts == build()(batch(0), student_out, teacher_out)
+    assert counts["loss_mcld_category"] != supcon["loss_mcld_category"]
+
+
 def test_the_queue_is_as_large_as_the_training_set_unless_told():
     assert build().loss.logits.shape == (SAMPLES, CLASSES)
     assert build("MCLD.QUEUE", 7).loss.logits.shape == (7, CLASSES)
@@ -94,11 +109,7 @@ def test_the_cross_entropy_is_off_unless_told():
         ([], 4, "MCLD.QUEUE 0: a queue of 4 cannot hold a batch of DATA.BATCH_SIZE, 6"),
         (["MCLD.TEMPERATURE", 0.0], SAMPLES, "MCLD.TEMPERATURE is 0.0"),
         (["MCLD.WEIGHT", -1.0], SAMPLES, "MCLD.WEIGHT is -1.0"),
-        (
-            ["MCLD.INSTANCE", False, "MCLD.SAMPLE", False, "MCLD.CATEGORY", False],
-            SAMPLES,
-            "MCLD.INSTANCE, MCLD.SAMPLE and MCLD.CATEGORY are all False",
-        ),
+        (["MCLD.CATEGORY_NORM", "count"], SAMPLES, "MCLD.CATEGORY_NORM is 'count'; .* Did you mean 'counts'"),
     ],
 )
 def test_bad_input(settings, samples, message):

@@ -118,6 +118,22 @@ def test_a_teachers_map_that_is_too_small():
         Case("sdd", networks=networks)
 
 
+def test_repeat_allows_scales_larger_than_a_map():
+    """A teacher's 2 x 2 map: what its 16 regions of scale 4 are is each of its positions four times."""
+    networks = (student(), teacher())
+    networks[1].stages[0].stride = (2, 2)
+    case = Case("sdd", "SDD.REPEAT", True, networks=networks)
+    seen = []
+    case.teacher.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    assert case.losses()["loss_sdd"] > 0
+    (logits,) = seen
+    quarters = logits[:, 1:5].unflatten(1, (2, 2))
+    expected = quarters.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
+    torch.testing.assert_close(logits[:, 5:], expected, rtol=1e-12, atol=1e-14)
+    with pytest.raises(SetupError, match=r"the student's map is 4 x 4.*at most 16 with SDD\.REPEAT"):
+        Case("sdd", "SDD.REPEAT", True, "SDD.SCALES", (1, 17))
+
+
 class Wrapped(nn.Module):
     """A model whose ``classifier`` and ``pools_linearly`` are what is given, or missing."""
 

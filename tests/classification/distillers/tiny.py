@@ -9,13 +9,17 @@ from torch import Tensor, nn
 from classification.config import get_config
 from classification.data.loaders import Batch
 from classification.distillers import Distiller, NetworkPair, build_distiller
+from classification.models import ReusedClassifier
 from classification.models.protocol import ModelOutput
 
 CLASSES = 5
 
 
 class Tiny(nn.Module):
-    """Stages of ``widths``, each half the size of the one before, from the image's own; float64."""
+    """Stages of ``widths``, each half the size of the one before, from the image's own; float64.
+
+    BatchNorms are in evaluation mode, as they are made: the identity.
+    """
 
     pools_linearly = True
 
@@ -24,17 +28,22 @@ class Tiny(nn.Module):
         torch.manual_seed(seed)
         pairs = zip((3, *widths[:-1]), widths, (1, *(2 for _ in widths[1:])), strict=True)
         self.stages = nn.ModuleList(nn.Conv2d(i, o, 3, stride, 1) for i, o, stride in pairs)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width).eval() for width in widths)
         self.classifier = nn.Linear(widths[-1], classes)
         self.double()
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | ModelOutput:
-        maps = []
-        for stage in self.stages:
-            x = stage(x).relu()
+        maps, before = [], []
+        for stage, norm in zip(self.stages, self.norms, strict=True):
+            before.append(norm(stage(x)))
+            x = before[-1].relu()
             maps.append(x)
         pooled = x.mean((2, 3))
         logits = self.classifier(pooled)
-        return ModelOutput(logits, x, pooled, maps) if return_features else logits
+        return ModelOutput(logits, x, pooled, maps, before) if return_features else logits
+
+    def norms_before_relu(self):
+        return list(self.norms)
 
 
 def student(**settings) -> Tiny:
@@ -43,6 +52,24 @@ def student(**settings) -> Tiny:
 
 def teacher(**settings) -> Tiny:
     return Tiny((5, 7, 9), **{"seed": 1, **settings})
+
+
+def networks_for(name: str) -> tuple[nn.Module, nn.Module]:
+    """A student and a teacher that the method ``name`` takes."""
+    if name == "kdsvd":  # the channels must be equal
+        return student(), student(seed=1)
+    if name == "simkd":
+        return reusing(student(), teacher()), teacher()
+    return student(), teacher()
+
+
+def reusing(body: Tiny, reused: Tiny, size: int = 4) -> ReusedClassifier:
+    """``body`` with the classifier of ``reused``."""
+    channels = body.classifier.in_features, reused.classifier.in_features
+    settings = {"student_channels": channels[0], "teacher_channels": channels[1], "size": (size, size), "reduction": 2}
+    model = ReusedClassifier(body, reused.classifier.out_features, **settings).double().eval()
+    model.classifier.load_state_dict(reused.classifier.state_dict())
+    return model
 
 
 def batch(size: int = 4, side: int = 16, seed: int = 2) -> Batch:
@@ -61,7 +88,7 @@ class Case:
     """A distiller, its two networks, and what they say about a batch."""
 
     def __init__(self, name: str, *overrides: object, networks=None, size: int = 4, side: int = 16) -> None:
-        self.student, self.teacher = networks or (student(), teacher())
+        self.student, self.teacher = networks or networks_for(name)
         self.batch = batch(size, side)
         probe = batch(2, side, seed=3).images
         with torch.no_grad():

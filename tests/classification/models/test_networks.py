@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from classification.models import ClassificationModel, create_model
 
 FAMILIES = ["resnet8", "resnet8x4", "ResNet18", "wrn_16_1", "wrn_16_2", "vgg8"]
-FAMILIES += ["MobileNetV2", "ShuffleV1", "ShuffleV2"]
+FAMILIES += ["MobileNetV1", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
 # Channels and size of the stages, then of the map.
 SHAPES = {
     "resnet20": [(16, 32), (32, 16), (64, 8), (64, 8)],
@@ -19,6 +19,7 @@ SHAPES = {
     "ResNet50": [(256, 32), (512, 16), (1024, 8), (2048, 4), (2048, 4)],
     "wrn_16_4": [(64, 32), (128, 16), (256, 8), (256, 8)],
     "vgg13": [(128, 16), (256, 8), (512, 4), (512, 4), (512, 4)],
+    "MobileNetV1": [(128, 8), (256, 4), (512, 2), (1024, 1), (1024, 1)],
     "MobileNetV2": [(12, 16), (16, 8), (48, 4), (160, 2), (1280, 2)],
     "ShuffleV1": [(240, 16), (480, 8), (960, 4), (960, 4)],
     "ShuffleV2": [(116, 16), (232, 8), (464, 4), (1024, 4)],
@@ -32,6 +33,16 @@ LARGE = {
     "MobileNetV2": [56, 28, 14, 7, 7],
     "ShuffleV1": [28, 14, 7, 7],
     "ShuffleV2": [28, 14, 7, 7],
+}
+# And with the CUB stem: (kernel, stride) of the first convolution, then the sizes.
+CUB = {
+    "resnet20": ((7, 2), [112, 56, 28, 28]),
+    "ResNet18": ((7, 2), [112, 56, 28, 14, 14]),
+    "wrn_16_2": ((7, 2), [112, 56, 28, 28]),
+    "vgg8": ((3, 1), [112, 56, 28, 28, 28]),
+    "MobileNetV2": ((7, 2), [56, 28, 14, 7, 7]),
+    "ShuffleV1": ((7, 2), [56, 28, 14, 14]),
+    "ShuffleV2": ((7, 2), [56, 28, 14, 14]),
 }
 
 
@@ -48,6 +59,19 @@ def test_shapes(name):
     assert output.pooled.shape == (2, SHAPES[name][-1][0])
     maps = [*output.stages, output.map]
     assert [tuple(m.shape) for m in maps] == [(2, d, size, size) for d, size in SHAPES[name]]
+
+
+@pytest.mark.parametrize("name", CUB)
+def test_the_cub_stem(name):
+    model = build(name, stem="cub", image_size=224).eval()
+    with torch.no_grad():
+        output = model(torch.randn(1, 3, 224, 224), return_features=True)
+    (kernel, stride), sizes = CUB[name]
+    assert [m.shape[-1] for m in [*output.stages, output.map]] == sizes
+    assert 224 // model.reduction == output.map.shape[-1]
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    assert (first.kernel_size, first.stride) == ((kernel, kernel), (stride, stride))
+    assert list(model.state_dict()) == list(build(name).state_dict())
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -124,6 +148,20 @@ def test_a_batch_of_one(name):
     x = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model(x[:1]), model(x)[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_mobilenet_v1_is_the_published_network():
+    """Names, size and activations as in the ImageNet students' code: 4.23 M parameters, no ReLU6."""
+    model = create_model("MobileNetV1", 1000)
+    state = model.state_dict()
+    assert state["model.0.0.weight"].shape == (32, 3, 3, 3)
+    assert state["model.1.0.weight"].shape == (32, 1, 3, 3) and state["model.1.3.weight"].shape == (64, 32, 1, 1)
+    assert state["model.13.3.weight"].shape == (1024, 1024, 1, 1) and state["fc.weight"].shape == (1000, 1024)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 4_231_976
+    assert sum(isinstance(module, nn.ReLU) for module in model.modules()) == 27
+    assert not any(isinstance(module, nn.ReLU6) for module in model.modules())
+    strides = [module.stride[0] for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert [i for i, stride in enumerate(strides) if stride == 2] == [0, 3, 7, 11, 23]
 
 
 def test_mobilenet_keeps_the_published_name_of_its_classifier():
