@@ -28,7 +28,7 @@ def suggest_beta(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser(
         "kd-det suggest-beta",
         "Measures how confident the teacher is of its targets, and prints the beta of DKD that goes with it.\n\nFor a "
-        "detector the targets are the objects of a data set, for a classifier its validation images.\nThe figures and "
+        "detector the targets are the objects of a data set, for a classifier its training images.\nThe figures and "
         "a histogram go into --output-dir: gaps.json, gaps.png, gaps.svg.",
         "kd-det suggest-beta --config-file coco/dkd_r101_r18.yaml --on coco_2017_val --images 500",
         "kd-det suggest-beta --config-file digits/pairs/resnet20_resnet8.yaml     (in a clone)",
