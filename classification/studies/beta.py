@@ -56,7 +56,7 @@ def classifier_gaps(cfg: CfgNode, images: int | None = None) -> MeasuredGaps:
     if cfg.TEACHER.AUTO_TRAIN:
         train_teacher(cfg)
     accelerator = build_accelerator(cfg)
-    data = build_data(cfg, accelerator)
+    data = build_data(cfg, accelerator.device)
     teacher = build_teacher(cfg, data, uses_logits=True).to(accelerator.device)
     used = _spread(data.train.samples, images).to(accelerator.device)
     gaps = []

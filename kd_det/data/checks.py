@@ -38,7 +38,7 @@ def check_datasets(cfg: CfgNode) -> None:
     contents = [_check_dataset(cfg, "TRAIN", name) for name in cfg.DATASETS.TRAIN]
     known = [coco for coco in contents if coco is not None]
     if len(known) == len(contents):
-        _check_objects(cfg, known)
+        check_objects(cfg, known)
     for name in cfg.DATASETS.TEST:
         _check_dataset(cfg, "TEST", name)
     for name in cfg.DATASETS.TEST:
@@ -148,8 +148,15 @@ def missing_for_model(cfg: CfgNode, name: str, coco: CheckedCoco, *, trains: boo
         yield from _missing_keypoints(cfg, name, coco, trains=trains, evaluates=evaluates)
 
 
-def _check_objects(cfg: CfgNode, contents: Sequence[CheckedCoco]) -> None:
-    """Raises a ``SetupError`` if no image of the training sets, all together, can be trained on."""
+def check_objects(cfg: CfgNode, contents: Sequence[CheckedCoco]) -> None:
+    """Checks that the training sets together have something to train on.
+
+    Args:
+        contents: of the sets of ``DATASETS.TRAIN``.
+
+    Raises:
+        SetupError: no image has an object, or none has as many visible keypoints as training asks for.
+    """
     sets = f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}"
     objects = [item for coco in contents for item in coco.objects]
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and not any(coco.trained_on for coco in contents):

@@ -19,7 +19,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
-from kd_det.data.checks import check_coco_json, check_datasets, missing_for_model
+from kd_det.data.checks import check_coco_json, check_objects, missing_for_model
 from kd_det.data.coco_json import register_coco_json
 from kd_det.data.report import compare_sets, examine, format_report
 from kd_det.engine.evaluation import FasterCOCOEvaluator
@@ -73,7 +73,7 @@ def read(path: Path) -> None:
         cfg.MODEL[key] = True
         tasks[task] = not any(missing_for_model(cfg, NAME, coco, trains=True, evaluates=True))
         cfg.MODEL[key] = tasks[task]
-    check_datasets(cfg)
+    check_objects(cfg, [coco])
     with contextlib.redirect_stdout(io.StringIO()):
         records = DatasetCatalog.get(NAME)
         _targets(cfg, records)

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import subprocess
+from functools import partial
+from pathlib import Path
+
 import pytest
 
-from tests.classification.conftest import SHORT
+from tests.classification.conftest import ROOT, SHORT
 from tests.classification.forked import train
 from tests.tools.commands import run_door
 
@@ -19,7 +23,18 @@ def outputs(tmp_path_factory, teacher_file):
 
 
 @pytest.fixture
-def analyse(outputs, monkeypatch):
-    """``analyse(tool, *arguments)`` does what ``tools/<tool>.py`` does, in that folder."""
-    monkeypatch.chdir(outputs)
-    return run_door
+def tool(monkeypatch):
+    """``tool(folder, name, *arguments)`` does what ``tools/<name>.py`` does in ``folder``."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the processes that it starts
+
+    def run(folder: Path, name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(folder)
+        return run_door(name, *arguments)
+
+    return run
+
+
+@pytest.fixture
+def analyse(tool, outputs):
+    """``analyse(name, *arguments)`` does what ``tools/<name>.py`` does in the folder of ``outputs``."""
+    return partial(tool, outputs)

@@ -78,7 +78,7 @@ def test_refused_requests(settings):
         classifier_gaps(load_config("", settings), images=0)
     with pytest.raises(SetupError, match=r"TEACHER\.NAME is empty"):
         classifier_gaps(load_config())
-    with pytest.raises(SetupError, match=r"TEACHER\.WEIGHTS: no file"):
+    with pytest.raises(SetupError, match=r"TEACHER\.WEIGHTS: there is no file"):
         classifier_gaps(load_config("", [*settings, "TEACHER.WEIGHTS", "nowhere.pth"]))
 
 

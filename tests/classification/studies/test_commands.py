@@ -79,7 +79,7 @@ def test_plot_correlation(analyse, tmp_path, mode):
         (["plot_tsne", *RUNS, "--classes", 1], "--classes 1"),
         (
             ["plot_correlation", *RUNS, "--opts", "TEACHER.WEIGHTS", "absent.pth"],
-            "TEACHER.WEIGHTS: no file 'absent.pth'",
+            "TEACHER.WEIGHTS: there is no file 'absent.pth'",
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
