@@ -29,8 +29,8 @@ NICKNAMES = {
     "timm/resmlp_12_224": "resmlp_s12",
     "timm/test_vit": "vit",
 }
-FAMILIES = (resnet.NETWORKS, wrn.NETWORKS, vgg.NETWORKS, mobilenetv1.NETWORKS, mobilenetv2.NETWORKS, shufflenet.NETWORKS)
-NETWORKS = {name: build for family in FAMILIES for name, build in family.items()}
+FAMILIES = (resnet, wrn, vgg, mobilenetv1, mobilenetv2, shufflenet)
+NETWORKS = {name: build for family in FAMILIES for name, build in family.NETWORKS.items()}
 # Imported only when needed: importing timm takes a second or two.
 LIBRARIES = {
     "timm": "classification.models.timm_model:TimmModel",

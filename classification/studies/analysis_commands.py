@@ -78,8 +78,8 @@ def linear_probe(arguments: Sequence[str] | None = None) -> None:
         "linear_probe",
         probes.NAME,
         "+",
-        "Trains a linear classifier on frozen features, on other data: top-1, one row a run.\n\nA run may also be a model.pth "
-        "alone, such as an imported teacher's. SGD is as in Zhao et al. 2022, A.7: 40 epochs.\n\nWrites "
+        "Trains a linear classifier on frozen features, on other data: top-1, one row a run.\n\nA run may also be a "
+        "model.pth alone, such as an imported teacher's. SGD is as in Zhao et al. 2022, A.7: 40 epochs.\n\nWrites "
         "linear_probe.json, .csv, .png and .svg. digits_rotated_inverted is embedded; stl10 and tiny_imagenet are\n"
         "expected below --data-root as published (stl10_binary/, tiny-imagenet-200/) and seen at the size of the run's "
         "own images.",
@@ -168,12 +168,12 @@ def efficiency(arguments: Sequence[str] | None = None) -> None:
     command = "python tools/efficiency.py"
     parser = command_parser(
         command,
-        "Measures what every distiller costs: the time of a batch, data included, memory and parameters in one "
-        "interleaved\nrun, beside the accuracy it gives (figure 2 of Zhao et al. 2022).\n\nThe steps are taken on noise of CIFAR-100's shape: 50,000 samples, which is the size "
-        "of MCLD's queue, of 100 classes.\nAll methods are in memory at once, about 1 GiB each; --methods takes fewer "
-        "of them. Accuracies are those of a\nresults file of tools/run_classification.py, or a paper's in results/. Into --output-dir "
-        "go efficiency.json, the picture\nof accuracy against time, efficiency.png, and that of all costs, "
-        "efficiency_costs.png (and .svg).",
+        "Measures what every distiller costs: the time of a batch, data included, memory and parameters, in one run that\n"
+        "takes turns, beside the accuracy it gives (figure 2 of Zhao et al. 2022).\n\nThe steps are taken on noise of "
+        "CIFAR-100's shape: 50,000 samples, which is the size of MCLD's queue, of 100 classes.\nAll methods are in "
+        "memory at once, about 1 GiB each; --methods takes fewer of them. Accuracies are those of a\nresults file of "
+        "tools/run_classification.py, or a paper's in results/. Into --output-dir go efficiency.json, the\npicture of "
+        "accuracy against time, efficiency.png, and that of all costs, efficiency_costs.png (and .svg).",
         command,
         f"{command} --methods mcld hcd --rounds 9                  (with DKD, to which they are compared)",
         f"{command} --results results/classification_zhao2022.json",

@@ -68,8 +68,8 @@ def read_accuracies(path: Path, teacher: str, student: str) -> dict[str, Any]:
     runs = content.get("runs", _published(content.get("rows")))
     if content.get("kind") != "classification" or not isinstance(runs, list):
         raise SetupError(
-            f"--results {str(path)!r} is not a results file of tools/run_classification.py, and no paper's. Make one with that "
-            "command, or give --results '' to measure the costs alone."
+            f"--results {str(path)!r} is not a results file of tools/run_classification.py, and no paper's. Make one "
+            "with that command, or give --results '' to measure the costs alone."
         )
     pairs: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in runs:
@@ -141,8 +141,8 @@ def efficiency_table(rows: Sequence[dict[str, Any]]) -> str:
         ]
         for row in sorted(rows, key=lambda row: row["seconds"])
     ]
-    headers = ["method", "step, ms", "to DKD", "peak MiB", "extra parameters", "memory entries", "buffers, MiB", "top-1"]
-    return markdown(body, headers, text_columns=1)
+    costs = ["step, ms", "to DKD", "peak MiB", "extra parameters", "memory entries", "buffers, MiB"]
+    return markdown(body, ["method", *costs, "top-1"], text_columns=1)
 
 
 def points(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

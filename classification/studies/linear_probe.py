@@ -144,9 +144,7 @@ def probe_run(
     }
     for name, content in domains.items():
         try:
-            train, test = (
-                collect(network, split) for split in transfer_data(content, run)
-            )
+            train, test = (collect(network, split) for split in transfer_data(content, run))
         except UnreadableImageError as error:
             raise SetupError(f"{name}: {error}") from error
         samples = {"train_samples": len(train.labels), "test_samples": len(test.labels)}
@@ -157,7 +155,7 @@ def probe_run(
 def write_probes(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
     """Writes linear_probe.json, .csv, .png and .svg into ``folder``."""
     pictures = save_figure(draw(rows), folder, NAME)
-    content = {"kind": NAME, "max_iterations": MAX_ITERATIONS, "epochs": EPOCHS, "rows": list(rows), "versions": versions()}
+    content = {"kind": NAME, "max_iterations": MAX_ITERATIONS, "rows": list(rows), "versions": versions()}
     write_json(folder / f"{NAME}.json", content)
     header = ["run", "distiller", "student", "data", "own_top1", "probe", "domain", *Accuracy._fields]
     table = [

@@ -180,8 +180,9 @@ def draw(embeddings: Sequence[Embedding], class_names: Sequence[str]) -> Figure:
         axes.set_yticks([])
     if named:
         handles, labels = panels[0].get_legend_handles_labels()
-        where = {"loc": "outside right center", "title": "class"}
-        figure.legend(handles, labels, markerscale=2, frameon=False, fontsize=9, **where)
+        figure.legend(
+            handles, labels, title="class", loc="outside right center", markerscale=2, frameon=False, fontsize=9
+        )
     return figure
 
 

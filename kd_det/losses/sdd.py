@@ -23,7 +23,7 @@ def multi_scale_logits(
     regions than positions (21 and 49 for a 7 × 7 map), and then classified in one matrix product. Each scale is
     pooled from the map itself: region 0 is exactly what the model says about the image.
 
-    Source: Wei, Luo, Luo, "Scaled Decoupled Distillation", CVPR 2024, section 3.
+    Source: Wei, Luo, Luo, "Scale Decoupled Distillation", CVPR 2024, section 3.
 
     Args:
         feature_map: the map that the model averages before its classifier (B, D, H, W).
@@ -82,7 +82,7 @@ def sdd_loss(
     greatest logit there is the label's. w_bn is ``complementary_weight`` where the teacher is right about the region
     and wrong about the whole, or the reverse, and 1 otherwise. So it is always 1 for region 0, the whole.
 
-    Source: Wei, Luo, Luo, "Scaled Decoupled Distillation", CVPR 2024, section 3: D_con + β D_com, averaged over the
+    Source: Wei, Luo, Luo, "Scale Decoupled Distillation", CVPR 2024, section 3: D_con + β D_com, averaged over the
     regions. The paper takes β = 2. The plain formula: ``textbook.sdd``.
 
     Args:

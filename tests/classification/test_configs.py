@@ -321,7 +321,7 @@ def test_scales_of_sdd():
     for leaf in (leaf for leaf in LEAVES if read(leaf).DISTILLER == "sdd"):
         pair = leaf.split("/")[1].removeprefix(f"sdd_{read(leaf).SDD.BASE}_")
         coarse = pair in (*SIMILAR, "r34_r18", "resnet20_resnet8") and not leaf.startswith("cub200/")
-        assert read(leaf).SDD.REPEAT == (pair.endswith("MobileNetV2") and leaf.startswith("cifar")), leaf
+        assert (pair.endswith("MobileNetV2") and leaf.startswith("cifar")) == read(leaf).SDD.REPEAT, leaf
         assert tuple(read(leaf).SDD.SCALES) == ((1, 2) if coarse else (1, 2, 4)), leaf
         assert read(leaf).SDD.COMPLEMENTARY_WEIGHT == 2.0, leaf
 
