@@ -163,7 +163,7 @@ def draw(embeddings: Sequence[Embedding], class_names: Sequence[str]) -> Figure:
     """The embeddings side by side, one colour for each class; without scales, because t-SNE's have no meaning."""
     present = np.unique(embeddings[0].labels)
     named = len(present) <= NAMED_CLASSES
-    columns = min(COLUMNS, len(embeddings))
+    columns = 2 if len(embeddings) == 4 else min(COLUMNS, len(embeddings))
     rows = -(-len(embeddings) // columns)
     figure = Figure((5 * columns + 1.5 * named, 5.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).flatten()

@@ -103,9 +103,9 @@ def test_too_few_samples(settings):
         choose_samples(torch.arange(60) % 2 * 2, 2, settings)
 
 
-@pytest.mark.parametrize(("runs", "grid"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 3))])
+@pytest.mark.parametrize(("runs", "grid"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3))])
 def test_many_runs_and_classes(runs, grid):
-    """100 classes have 100 colours and no legend; the panels lie in rows of three."""
+    """100 classes have 100 colours and no legend; the panels lie in rows of three at most."""
     labels, points = np.arange(100), np.arange(200.0).reshape(100, 2)
     figures = {"embedding": {"silhouette": 0.25, "knn_top1": 75.0}}
     names = [f"run {number}" for number in range(runs)]
