@@ -191,7 +191,7 @@ def heat_map(rows: Sequence[dict[str, Any]]) -> HeatMap:
 def draw_heat_map(data: HeatMap, title: str) -> Figure:
     """The means as colours and numbers. A grey cell: a seed diverged."""
     height, width = data.means.shape
-    figure = Figure(figsize=(max(4.5, 2.2 + 1.1 * width), max(2.4, 1.6 + 0.8 * height)), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 2.2 + 1.1 * width), max(2.4, 1.6 + 0.8 * height)), layout="constrained")
     axes = figure.subplots()
     colours = matplotlib.colormaps["viridis"].with_extremes(bad="#bbbbbb")
     picture = axes.imshow(data.means, cmap=colours, aspect="auto")

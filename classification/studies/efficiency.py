@@ -177,7 +177,7 @@ def draw_costs(rows: Sequence[dict[str, Any]], title: str) -> Figure:
         axes.set_xlabel(label)
         axes.margins(x=0.18)
         tidy(axes)
-    panels[1].set_xscale("symlog", linthresh=1e3)
+    panels[1].set_xscale("symlog", linthresh=1)
     figure.suptitle(title, fontsize=10)
     return figure
 
