@@ -169,11 +169,12 @@ def efficiency(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser(
         command,
         "Measures what every distiller costs: the time of a batch, data included, memory and parameters,\n"
-        "in one interleaved run, beside the accuracy it gives (figure 2 of Zhao et al. 2022).\n\nThe steps are taken "
-        "on noise of CIFAR-100's shape: 50,000 samples, which is the size of MCLD's queue, of 100 classes.\n"
-        "All methods are in memory at once, about 1 GiB each; --methods takes fewer of them. Accuracies are those of "
-        "a\nresults file of tools/run_classification.py, or a paper's in results/. Into --output-dir go efficiency.json, the\npicture of "
-        "accuracy against time, efficiency.png, and that of all costs, efficiency_costs.png (and .svg).",
+        "in one interleaved run, beside the accuracy it gives (figure 2 of Zhao et al. 2022).\n\n"
+        "The steps are taken on noise of CIFAR-100's shape: 50,000 samples, which is the size of MCLD's queue, of\n"
+        "100 classes. All methods are in memory at once, about 1 GiB each; --methods takes fewer of them.\n"
+        "Accuracies are those of a results file of tools/run_classification.py, or a paper's in results/. Into\n"
+        "--output-dir go efficiency.json, the picture of accuracy against time, efficiency.png, and that of all\n"
+        "costs, efficiency_costs.png (and .svg).",
         command,
         f"{command} --methods mcld hcd --rounds 9                  (with DKD, to which they are compared)",
         f"{command} --results results/classification_zhao2022.json",
