@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 
 from classification.distillers import DISTILLERS
 from classification.models import short_name
-from kd_det.common.config_files import find_configs, leaves, log_differences, split_section
+from kd_det.common.config_files import find_configs, leaves, log_differences
 from kd_det.common.config_merge import merge_config, merge_file
 from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.common.yaml_files import read_own_content
@@ -20,14 +20,13 @@ logger = logging.getLogger(__name__)
 METHODS = "METHODS"
 # Before the name of a method whose logits are standardised (Sun et al. 2024), and of one trained with DOT's optimiser.
 LSKD, DOT = "lskd_", "dot_"
-PAIRS = "PAIRS"
 SDD_BASES = ("kd", "dkd", "nkd")
 OUTPUT = "output"
 ALONE = "vanilla"
 
 
 def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence[object]) -> None:
-    """Merges files, then their settings for the run's pair and method, then overrides. Sets OUTPUT_DIR if it is empty.
+    """Merges files, then their settings for the run's method, then overrides. Sets OUTPUT_DIR if it is empty.
 
     A file may have a section ``METHODS`` with settings for single methods: ``METHODS: {kd: {CE_WEIGHT: 0.1}, sdd_kd:
     {...}}``, or ``sdd`` for every SDD.BASE. They apply only to runs with that method. So the files of a method and of a
@@ -35,32 +34,23 @@ def compose(cfg: CfgNode, config_files: str | Sequence[str], overrides: Sequence
     (SOLVER.DOT_DELTA) as well, and so do the sections of ``sdd`` and of ``reviewkd`` to ``sdd+reviewkd``; the section
     of the more special name wins.
 
-    A file may have a section ``PAIRS`` with the settings of pairs of networks by name, METHODS of their own included;
-    PAIR chooses one of them.
-
     Args:
         config_files: see ``merge_config``.
         overrides: KEY VALUE ...
 
     Raises:
-        SetupError: see ``merge_config``; or METHODS or PAIRS has an unknown name or key, METHODS disagrees with itself,
-            or PAIR is not in PAIRS.
+        SetupError: see ``merge_config``; or METHODS has an unknown method or key, or sets a key to two values for two
+            methods of a run.
     """
-    cfg[METHODS], cfg[PAIRS] = CfgNode(), CfgNode()
+    cfg[METHODS] = CfgNode()
     contents, written = {}, {}
     for name, path in find_configs(config_files).items():
-        for section in (METHODS, PAIRS):
-            cfg[section].set_new_allowed(True)  # also in the sections that the previous file has added
+        cfg[METHODS].set_new_allowed(True)  # also in the sections that the previous file has added
         contents[name] = merge_file(cfg, path)
-        written[name] = contents[name] if split_section(path)[1] else read_own_content(path)
+        written[name] = read_own_content(path)
     log_differences(contents)
-    methods, pairs = cfg.pop(METHODS), cfg.pop(PAIRS)
-    merge_config(cfg, "", overrides, source="overrides")  # they may choose the method and the pair
-    pair, pair_methods = _chosen_pair(cfg, pairs)
-    merge_config(cfg, "", [*pair, *overrides], source="overrides")
-    by_method = _overrides_by_method(cfg, methods)
-    for name, values in _overrides_by_method(cfg, pair_methods).items():
-        by_method[name] = [*by_method.get(name, []), *values]
+    by_method = _overrides_by_method(cfg, cfg.pop(METHODS))
+    merge_config(cfg, "", overrides, source="overrides")  # they may choose the method
     own = _own_overrides(cfg, by_method, overrides)
     _log_unused(written, own)
     merge_config(cfg, "", [*own, *overrides], source="overrides")
@@ -110,22 +100,6 @@ def _own_overrides(cfg: CfgNode, by_method: Mapping[str, list[object]], override
     lskd = [f"{LSKD}{name}" for name in (cfg.DISTILLER, whole)] if cfg.STANDARDIZE else []
     dot = [f"{DOT}{name}" for name in (cfg.DISTILLER, whole, *lskd)] if cfg.SOLVER.DOT_DELTA else []
     return own + [part for name in dict.fromkeys((*special, *lskd, *dot)) for part in by_method.get(name, ())]
-
-
-def _chosen_pair(cfg: CfgNode, sections: CfgNode) -> tuple[list[object], CfgNode]:
-    """KEY VALUE ... of PAIR, and its own section METHODS; none if no file has PAIRS and PAIR is empty."""
-    methods = {
-        name: section.pop(METHODS, CfgNode()) for name, section in sections.items() if isinstance(section, CfgNode)
-    }
-    by_pair = {name: _as_overrides(cfg, f"{PAIRS}.{name}", section) for name, section in sections.items()}
-    known = ", ".join(by_pair)
-    if cfg.PAIR == "" and by_pair and cfg.DISTILLER != "none":
-        raise SetupError(f"PAIR is empty, but a file has a section PAIRS. Add PAIR and one of {known}.")
-    if cfg.PAIR and not by_pair:
-        raise SetupError(f"PAIR is {cfg.PAIR!r}, but no file has a section PAIRS. Name such a file, or leave PAIR out.")
-    if cfg.PAIR and cfg.PAIR not in by_pair:
-        raise SetupError(f"PAIR {cfg.PAIR!r} is not in PAIRS.{did_you_mean(cfg.PAIR, by_pair)} Known: {known}.")
-    return by_pair.get(cfg.PAIR, []), methods.get(cfg.PAIR, CfgNode())
 
 
 def _log_unused(contents: Mapping[str, Mapping[str, Any]], own: Sequence[object]) -> None:

@@ -27,9 +27,6 @@ def get_config() -> CfgNode:
     # A file may also have a section METHODS with settings for single methods: METHODS: {kd: {CE_WEIGHT: 0.1}, sdd_kd:
     # {CE_WEIGHT: 0.1}}. They are merged after all files and before the overrides.
     cfg.DISTILLER = "none"
-    # A pair of networks by its name in the section PAIRS of a file, such as cifar100/more_pairs.yaml: a file with many
-    # pairs instead of one file for each.
-    cfg.PAIR = ""
     # Sun et al. 2024: standardises the logits of student and teacher over the classes before any loss on logits.
     cfg.STANDARDIZE = False
     # Epochs of a linear warm-up of the distillation terms: epoch e (from 1) has the factor e / WARMUP_EPOCHS.

@@ -100,7 +100,6 @@ SCHEMA: dict[str, Check] = {
     "OUTPUT_DIR": text,  # empty: named after the run
     "SEED": partial(whole, least=0, most=2**32 - 1),  # the seeds that every generator takes
     "DISTILLER": text,
-    "PAIR": text,
     "STANDARDIZE": flag,
     "WARMUP_EPOCHS": count,
     "CE_WEIGHT": non_negative,

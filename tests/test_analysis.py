@@ -55,8 +55,9 @@ def test_bad_arguments(logits, labels, message):
 
 
 def test_beta_at_between_and_beyond_the_anchors():
-    assert [suggested_beta(gap) for gap, _ in ANCHORS] == [beta for _, beta in ANCHORS] == [2.0, 6.0, 8.0]
-    assert suggested_beta(6.25) == 4.0 and suggested_beta(7.75) == 7.0
+    assert [suggested_beta(gap) for gap, _ in ANCHORS] == [beta for _, beta in ANCHORS] == [2, 2, 6, 6, 8, 8]
+    assert [gap for gap, _ in ANCHORS] == [5.36, 6.73, 7.24, 8.25, 8.40, 8.53]  # table A.2
+    assert suggested_beta(6.0) == 2.0 and suggested_beta(6.985) == pytest.approx(4.0) and suggested_beta(7.7) == 6.0
     assert suggested_beta(-3.0) == 2.0 and suggested_beta(100.0) == 8.0
     betas = [suggested_beta(gap / 10) for gap in range(120)]
     assert betas == sorted(betas)  # the surer the teacher, the larger

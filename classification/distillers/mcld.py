@@ -32,21 +32,26 @@ class MCLD(LogitDistiller):
             )
         self.weight = checked(cfg, "MCLD.WEIGHT")
         self.uses_cross_entropy = node.CE or plain
-        self.loss = None if plain else MCLDLoss(
-            pair.student_out.logits.shape[1],
-            _queue_size(cfg, pair.train_samples) if node.INSTANCE else 0,
-            temperature=checked(cfg, "MCLD.TEMPERATURE"),
-            instance=node.INSTANCE,
-            sample=node.SAMPLE,
-            category=node.CATEGORY,
-            category_norm=checked(cfg, "MCLD.CATEGORY_NORM"),
-        )
+        self.loss = None if plain else _loss(cfg, pair)
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
         if self.loss is None:
             return {}
         terms = self.loss(self.logits(student_out), self.logits(teacher_out), batch.labels, batch.indices)
         return {f"loss_mcld_{name}": self.weight * value for name, value in terms.items()}
+
+
+def _loss(cfg: CfgNode, pair: NetworkPair) -> MCLDLoss:
+    node = cfg.MCLD
+    return MCLDLoss(
+        pair.student_out.logits.shape[1],
+        _queue_size(cfg, pair.train_samples) if node.INSTANCE else 0,
+        temperature=checked(cfg, "MCLD.TEMPERATURE"),
+        instance=node.INSTANCE,
+        sample=node.SAMPLE,
+        category=node.CATEGORY,
+        category_norm=checked(cfg, "MCLD.CATEGORY_NORM"),
+    )
 
 
 def _queue_size(cfg: CfgNode, train_samples: int) -> int:

@@ -165,12 +165,9 @@ def _figures(top1: Sequence[float | None]) -> list[float | str]:
     return [fmean(finite), stdev(finite) if len(finite) > 1 else "", len(finite)]
 
 
-MOST_KEYS = 2
-
-
 @dataclass(frozen=True)
 class HeatMap:
-    """The cells of a heat map. Rows are the values of the first of two keys, columns those of the last key."""
+    """The cells of a heat map. Columns are the values of the last key, rows those of the others together."""
 
     row_key: str
     column_key: str
@@ -181,27 +178,20 @@ class HeatMap:
 
 
 def heat_map(rows: Sequence[dict[str, Any]]) -> HeatMap:
-    """The cells of a sweep's rows, one for each combination.
-
-    Raises:
-        ValueError: the sweep has more than two keys.
-    """
-    keys = list(rows[0]["values"])
-    if len(keys) > MOST_KEYS:
-        raise ValueError(f"a heat map has two keys at most; got {keys}.")
-    *first, last = keys
-    places = {(*("" for _ in range(MOST_KEYS - len(keys))), *row["values"].values()): row["last_top1"] for row in rows}
+    """The cells of a sweep's rows, one for each combination."""
+    *first, last = rows[0]["values"]
+    places = {(", ".join(row["values"][key] for key in first), row["values"][last]): row["last_top1"] for row in rows}
     row_values, column_values = (list(dict.fromkeys(place[side] for place in places)) for side in (0, 1))
     cells = [[places[row, column] for column in column_values] for row in row_values]
     means = np.array([[np.nan if None in cell else fmean(cell) for cell in line] for line in cells])
     texts = [[described(cell).replace(" ±", "\n±").replace(" (", "\n(") for cell in line] for line in cells]
-    return HeatMap(first[0] if first else "", last, row_values, column_values, means, texts)
+    return HeatMap(",\n".join(first), last, row_values, column_values, means, texts)
 
 
 def draw_heat_map(data: HeatMap, title: str) -> Figure:
     """The means as colours and numbers. A grey cell: a seed diverged."""
     height, width = data.means.shape
-    figure = Figure(figsize=(max(4.5, 2.2 + 1.1 * width), max(2.4, 1.6 + 0.8 * height)), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 2.2 + 1.1 * width), max(2.4, 1.6 + 0.8 * height)), layout="constrained")
     axes = figure.subplots()
     colours = matplotlib.colormaps["viridis"].with_extremes(bad="#bbbbbb")
     picture = axes.imshow(data.means, cmap=colours, aspect="auto")

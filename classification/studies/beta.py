@@ -1,4 +1,4 @@
-"""A classifier teacher's confidence on validation data, for ``tools/suggest_beta.py``."""
+"""A classifier teacher's confidence on its training data, for ``tools/suggest_beta.py``."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def is_classification(config_files: str | Sequence[str]) -> bool:
 
 
 def classifier_gaps(cfg: CfgNode, images: int | None = None) -> MeasuredGaps:
-    """Measures the teacher of ``cfg`` on the validation data.
+    """Measures the teacher of ``cfg`` on the training data without augmentation, as Zhao et al. 2022, A.3.
 
     If TEACHER.AUTO_TRAIN is on, a missing teacher is trained first.
 
@@ -58,15 +58,15 @@ def classifier_gaps(cfg: CfgNode, images: int | None = None) -> MeasuredGaps:
     accelerator = build_accelerator(cfg)
     data = build_data(cfg, accelerator.device)
     teacher = build_teacher(cfg, data, uses_logits=True).to(accelerator.device)
-    used = _spread(data.val.samples, images).to(accelerator.device)
+    used = _spread(data.train.samples, images).to(accelerator.device)
     gaps = []
-    for batch in data.val:
+    for batch in data.train.plain():
         rows = used[batch.indices]
         if rows.any():
             with accelerator.autocast():
                 logits = teacher(batch.images[rows]).logits
             gaps.append(confidence_gap(logits, batch.labels[rows]).cpu())
-    name = f"validation images of {cfg.DATA.NAME}"
+    name = f"training images of {cfg.DATA.NAME}"
     return MeasuredGaps(cfg.TEACHER.NAME, name, "images", torch.cat(gaps), USE, ADVICE)
 
 

@@ -1,4 +1,8 @@
-"""The cost of every distiller's training step, and its accuracy: rows, table and figure."""
+"""The cost of every distiller's training step, and its accuracy: rows, table and figure.
+
+Figure 2 of Zhao et al. 2022 (section A.7): the time of a batch is that of the data, the forward and backward passes and
+the update of memories; extra parameters are learnable ones and the entries of memories.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +50,10 @@ def choose_arms(names: Sequence[str]) -> list[Arm]:
 
 
 def read_accuracies(path: Path, teacher: str, student: str) -> dict[str, Any]:
-    """The accuracies of one pair of models in a results file of tools/run_classification.py.
+    """The accuracies of one pair of models in a results file of tools/run_classification.py, or in a paper's table.
 
     Args:
-        path: the results file.
+        path: the results file, or a file of results/ with a paper's rows.
         teacher: the name of the pair's teacher.
         student: the name of the pair's student. If the file does not have the pair, the pair with most methods is
             taken.
@@ -61,23 +65,40 @@ def read_accuracies(path: Path, teacher: str, student: str) -> dict[str, Any]:
         SetupError: it is not such a file, or it has no distilled student.
     """
     content = read_json(path)
-    if content.get("kind") != "classification" or not isinstance(content.get("runs"), list):
+    runs = content.get("runs", _published(content.get("rows")))
+    if content.get("kind") != "classification" or not isinstance(runs, list):
         raise SetupError(
-            f"--results {str(path)!r} is not a results file of tools/run_classification.py. Make one with that "
-            "command, or give --results '' to measure the costs alone."
+            f"--results {str(path)!r} is not a results file of tools/run_classification.py, and no paper's. Make one "
+            "with that command, or give --results '' to measure the costs alone."
         )
     pairs: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for row in content["runs"]:
+    for row in runs:
         if row["distiller"] != "none" and (name := arm_name(row)):
-            pairs.setdefault((row["teacher"], row["student"]), {})[name] = row["last_top1"]
+            pairs.setdefault((row["teacher"], row["student"]), {}).setdefault(name, row["last_top1"])
     if not pairs:
         raise SetupError(f"--results {str(path)!r} has no distilled student. Run one with tools/run_classification.py.")
     pair = (teacher, student) if (teacher, student) in pairs else max(pairs, key=lambda pair: len(pairs[pair]))
     top1 = pairs[pair]
-    for row in content["runs"]:
+    for row in runs:
         if row["distiller"] == "none" and row["student"] == pair[1]:
             top1["none"] = row["last_top1"]
-    return {"teacher": pair[0], "student": pair[1], "data": content.get("data"), "top1": top1}
+    data = content.get("data") or f"cifar100, {content.get('source')}"
+    return {"teacher": pair[0], "student": pair[1], "data": data, "top1": top1}
+
+
+def _published(rows: Any) -> list[dict[str, Any]] | None:
+    """A paper's rows on CIFAR-100 as rows of runs. Rows whose configuration has further settings are left out."""
+    if not isinstance(rows, list):
+        return None
+    found = []
+    for row in rows:
+        files = (row.get("config") or "").split()
+        alone = row.get("teacher") == ""
+        if row.get("data") == "cifar100" and row.get("top1") is not None and (alone or len(files) == 2):
+            method = "none" if alone else Path(files[0]).stem
+            pair = {"teacher": row["teacher"], "student": row["student"]}
+            found.append({**pair, "method": method, "distiller": method, "last_top1": [row["top1"]]})
+    return found
 
 
 def arm_name(row: dict[str, Any]) -> str | None:
@@ -89,6 +110,9 @@ def arm_name(row: dict[str, Any]) -> str | None:
 def make_rows(measured: Iterable[dict[str, Any]], top1: dict[str, list[float]]) -> list[dict[str, Any]]:
     """One row for each method: the result of ``compare_steps``, the ratio to DKD's step, and the known accuracies.
 
+    "extra_numbers" are the extra parameters and the entries of memories together.
+
+
     Args:
         measured: results of ``compare_steps``, DKD's among them.
         top1: of ``read_accuracies``.
@@ -97,6 +121,7 @@ def make_rows(measured: Iterable[dict[str, Any]], top1: dict[str, list[float]]) 
     reference = next(row["seconds"] for row in rows if row["method"] == REFERENCE)
     for row in rows:
         row |= {"ratio_to_dkd": row["seconds"] / reference, "last_top1": top1.get(row["method"])}
+        row["extra_numbers"] = row["extra_parameters"] + row["memory_entries"]
         del row["title"]
     return rows
 
@@ -110,13 +135,14 @@ def efficiency_table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['ratio_to_dkd']:.2f}",
             f"{row['peak_memory_mib']:.0f}",
             row["extra_parameters"],
+            row["memory_entries"],
             f"{row['buffers_mib']:.1f}",
             summary(row["last_top1"], 2) if row["last_top1"] else "",
         ]
         for row in sorted(rows, key=lambda row: row["seconds"])
     ]
-    headers = ["method", "step, ms", "to DKD", "peak MiB", "extra parameters", "buffers, MiB", "top-1"]
-    return markdown(body, headers, text_columns=1)
+    costs = ["step, ms", "to DKD", "peak MiB", "extra parameters", "memory entries", "buffers, MiB"]
+    return markdown(body, ["method", *costs, "top-1"], text_columns=1)
 
 
 def points(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -127,6 +153,33 @@ def points(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 MARKERS = "osD^vP*X"
 FENCE = 1.5  # Tukey's: in interquartile ranges beyond the quartiles
+
+
+def draw_costs(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Bars of every method's time, extra parameters with the entries of memories, and peak memory; the fastest on top.
+
+    Args:
+        rows: of ``make_rows``.
+        title: above the figure.
+    """
+    order = sorted(rows, key=lambda row: -row["seconds"])
+    names = [row["method"] for row in order]
+    figure = Figure(figsize=(14, 1.6 + 0.28 * len(order)), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    bars = {
+        "time of a batch, data included, ms (median)": ([1000 * row["seconds"] for row in order], "{:.0f}"),
+        "extra parameters and memory entries": ([row["extra_numbers"] for row in order], "{:,.0f}"),
+        "peak memory of the process, MiB": ([row["peak_memory_mib"] for row in order], "{:.0f}"),
+    }
+    for axes, (label, (values, text)) in zip(panels, bars.items(), strict=True):
+        drawn = axes.barh(names, values, color="#3b8ea5")
+        axes.bar_label(drawn, fmt=text, padding=3, fontsize=8)
+        axes.set_xlabel(label)
+        axes.margins(x=0.18)
+        tidy(axes)
+    panels[1].set_xscale("symlog", linthresh=1)
+    figure.suptitle(title, fontsize=10)
+    return figure
 
 
 def draw_scatter(points: Sequence[dict[str, Any]], title: str) -> Figure:
@@ -182,5 +235,5 @@ def _draw(axes: Axes, points: Sequence[dict[str, Any]]) -> None:
             alpha=0.85,
             label=f"{point['method']}  {fmean(accuracy):.2f}",
         )
-    axes.set(xlabel="time of a training step, ms (median)", ylabel="top-1 after the last epoch, %")
+    axes.set(xlabel="time of a batch, data included, ms (median)", ylabel="top-1 after the last epoch, %")
     tidy(axes, grid="both")

@@ -1,22 +1,31 @@
 """Transfer of frozen features to other data sets: the accuracy of a linear classifier on them.
 
-Tian et al. 2020 (CRD) and Zhao et al. 2022 (DKD) transfer CIFAR-100 students to STL-10 and Tiny-ImageNet this way.
+Tian et al. 2020 (CRD), Zhao et al. 2022 (DKD) and Wang et al. 2024 (MCLD) transfer CIFAR-100 students to STL-10 and
+Tiny-ImageNet this way.
+
+Shape legend: N samples, D features, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
 
 from classification.data.image_folders import FileData
+from classification.models import ModelOutput
 from classification.studies.runs import Answers, FinishedRun, collect
 from classification.studies.transfer_data import Splits, transfer_data
 from kd_det.common.environment import versions
@@ -27,7 +36,9 @@ from kd_det.common.images import UnreadableImageError
 from kd_det.common.tables import markdown
 
 NAME = "linear_probe"
-MAX_ITERATIONS = 1000
+MAX_ITERATIONS = 1000  # of L-BFGS
+# Of SGD: Zhao et al. 2022, section A.7.
+EPOCHS, BATCH_SIZE, LR, MOMENTUM, LR_PERIOD, LR_FACTOR = 40, 128, 0.1, 0.9, 10, 0.1
 
 
 class Accuracy(NamedTuple):
@@ -35,10 +46,52 @@ class Accuracy(NamedTuple):
 
     top1: float  # on the test split
     train_top1: float
-    converged: bool  # the fit ended before MAX_ITERATIONS
+    converged: bool  # L-BFGS ended before MAX_ITERATIONS; the weights of SGD stayed finite
 
 
-def probe(train: Answers, test: Answers) -> Accuracy:
+def probe_by_sgd(train: Answers, test: Answers, seed: int = 0) -> Accuracy:
+    """One linear layer on the penultimate features as they are, by SGD on the cross-entropy.
+
+    40 epochs at batch 128, momentum 0.9, no weight decay, learning rate 0.1, divided by 10 every 10 epochs. The last
+    batch of an epoch may be smaller. The test split is used once, after the last epoch.
+
+    Source: Zhao et al. 2022, section A.7. The initialisation is torch's.
+
+    Args:
+        train, test: the features (N, D) and labels of both splits.
+        seed: of the initialisation and of the order of the samples.
+    """
+    features, labels = train.pooled, train.labels
+    generator = torch.Generator().manual_seed(seed)
+    layer = _linear(features.shape[1], int(torch.cat((labels, test.labels)).max()) + 1, generator)
+    optimizer = SGD(layer.parameters(), LR, MOMENTUM)
+    scheduler = StepLR(optimizer, LR_PERIOD, LR_FACTOR)
+    for _ in range(EPOCHS):
+        for rows in torch.randperm(len(labels), generator=generator).split(BATCH_SIZE):
+            optimizer.zero_grad()
+            F.cross_entropy(layer(features[rows]), labels[rows]).backward()
+            optimizer.step()
+        scheduler.step()
+    finite = all(bool(parameter.isfinite().all()) for parameter in layer.parameters())
+    return Accuracy(_top1(layer, test), _top1(layer, train), finite)
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """torch's linear layer with torch's initialisation, from ``generator`` instead of the global one."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+    return layer
+
+
+@torch.no_grad()
+def _top1(layer: nn.Linear, split: Answers) -> float:
+    right: Tensor = layer(split.pooled).argmax(1) == split.labels
+    return 100 * right.double().mean().item()
+
+
+def probe_by_lbfgs(train: Answers, test: Answers) -> Accuracy:
     """Multinomial logistic regression (scikit-learn, L-BFGS, C = 1) on the penultimate features.
 
     Each feature is standardised to mean 0 and variance 1 over the training split. The fit starts from zero and uses no
@@ -52,33 +105,50 @@ def probe(train: Answers, test: Answers) -> Accuracy:
     return Accuracy(100 * on_test, 100 * classifier.score(features, labels), iterations < MAX_ITERATIONS)
 
 
-def probe_run(run: FinishedRun, domains: Mapping[str, Splits | FileData]) -> dict[str, Any]:
+# A probe gets the answers to the training split and to the test split.
+PROBES: dict[str, Callable[[Answers, Answers], Accuracy]] = {"sgd": probe_by_sgd, "lbfgs": probe_by_lbfgs}
+
+
+def probe_run(
+    run: FinishedRun, domains: Mapping[str, Splits | FileData], kind: str = "sgd", *, teacher: bool = False
+) -> dict[str, Any]:
     """One run's row: its names, its own accuracy, and for each domain ``Accuracy`` and the samples of the splits.
 
     Args:
         run: the run whose student is probed.
         domains: by name, as ``read_domain`` gives them.
+        kind: one of ``PROBES``.
+        teacher: probe the run's teacher instead.
 
     Raises:
-        SetupError: an image cannot be read.
+        SetupError: an image cannot be read; or the run has no teacher, or it cannot be loaded.
     """
+    network: Callable[[Tensor], ModelOutput]
+    if teacher:
+        network, node = run.teacher(), run.cfg.TEACHER
+        name, distiller, own = node.WEIGHTS or f"{node.NAME}, pretrained", "none", None
+    else:
+        network, node = partial(run.student, return_features=True), run.cfg.STUDENT
+        name, distiller, own = run.name, run.cfg.DISTILLER, run.result["last_top1"]
+    if own is None:
+        answers = collect(network, run.data.val)
+        own = 100 * (answers.logits.argmax(1) == answers.labels).double().mean().item()
     row: dict[str, Any] = {
-        "run": run.name,
-        "distiller": run.cfg.DISTILLER,
-        "student": run.cfg.STUDENT.NAME,
+        "run": name,
+        "distiller": distiller,
+        "student": node.NAME,
         "data": run.cfg.DATA.NAME,
-        "own_top1": run.result["last_top1"],
+        "own_top1": own,
+        "probe": kind,
         "domains": {},
     }
     for name, content in domains.items():
         try:
-            train, test = (
-                collect(partial(run.student, return_features=True), split) for split in transfer_data(content, run)
-            )
+            train, test = (collect(network, split) for split in transfer_data(content, run))
         except UnreadableImageError as error:
             raise SetupError(f"{name}: {error}") from error
         samples = {"train_samples": len(train.labels), "test_samples": len(test.labels)}
-        row["domains"][name] = {**probe(train, test)._asdict(), **samples}
+        row["domains"][name] = {**PROBES[kind](train, test)._asdict(), **samples}
     return row
 
 
@@ -87,9 +157,9 @@ def write_probes(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
     pictures = save_figure(draw(rows), folder, NAME)
     content = {"kind": NAME, "max_iterations": MAX_ITERATIONS, "rows": list(rows), "versions": versions()}
     write_json(folder / f"{NAME}.json", content)
-    header = ["run", "distiller", "student", "data", "own_top1", "domain", *Accuracy._fields]
+    header = ["run", "distiller", "student", "data", "own_top1", "probe", "domain", *Accuracy._fields]
     table = [
-        [row[key] for key in header[:5]] + [domain] + [figures[key] for key in Accuracy._fields]
+        [row[key] for key in header[:6]] + [domain] + [figures[key] for key in Accuracy._fields]
         for row in rows
         for domain, figures in row["domains"].items()
     ]
@@ -97,13 +167,13 @@ def write_probes(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
 
 
 def probe_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table with one row for each run; "*" marks a fit that did not converge."""
+    """A Markdown table with one row for each run; "*" marks one that did not converge."""
     body = [
         [row["run"], row["distiller"], row["student"], f"{row['own_top1']:.2f}"]
         + [f"{figures['top1']:.2f}{'' if figures['converged'] else '*'}" for figures in row["domains"].values()]
         for row in rows
     ]
-    headers = ["run", "distiller", "student", f"{rows[0]['data']} (own)", *rows[0]["domains"]]
+    headers = ["run", "distiller", "model", f"{rows[0]['data']} (own)", *rows[0]["domains"]]
     return markdown(body, headers)
 
 

@@ -11,7 +11,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from classification.checkpoint import STUDENT
+from classification.checkpoint import STUDENT, describe_folder, read_student
 from classification.config import check_config, get_config
 from classification.data import Data, build_data
 from classification.data.loaders import Batch
@@ -31,7 +31,7 @@ class FinishedRun:
         name: its name in tables and pictures: its folder below "output/".
         folder: its OUTPUT_DIR as found, which may differ from cfg.OUTPUT_DIR.
         cfg: its full configuration, with the overrides that were given.
-        result: the content of its result.json.
+        result: the content of its result.json; of a checkpoint alone, "last_top1" as its file has it, or None.
         student: with the weights of its model.pth, in evaluation mode, frozen, on ``device``.
         data: its own data set, on ``device``.
         device: of student and data.
@@ -55,7 +55,7 @@ class FinishedRun:
 
 
 def load_run(path_or_name: str | Path, overrides: Sequence[object] = (), device: str | None = None) -> FinishedRun:
-    """Loads a finished run. Its files must be complete and belong to one model.
+    """Loads a finished run, or a model.pth alone, such as an imported teacher's. The files must belong to one model.
 
     Args:
         path_or_name: its OUTPUT_DIR, the model.pth in it, or its name below output/ ("digits/dkd_resnet20_resnet8").
@@ -67,13 +67,10 @@ def load_run(path_or_name: str | Path, overrides: Sequence[object] = (), device:
             truncated or belongs to another model, or its data are missing.
     """
     folder = find_folder(path_or_name)
-    result = read_json(folder / RESULT)
-    if not isinstance(result.get("config"), dict) or not (folder / STUDENT).is_file():
-        raise SetupError(
-            f"run {str(path_or_name)!r}: {str(folder)!r} has no complete {RESULT} and {STUDENT}. Either the training "
-            "is not finished (continue it with --resume), or the folder is not a run's OUTPUT_DIR."
-        )
-    cfg = _read_config(result["config"], folder, overrides)
+    if describe_folder(folder).startswith(f"a {STUDENT} without"):
+        cfg, result = _of_checkpoint(folder / STUDENT, overrides)
+    else:
+        cfg, result = _of_run(folder, str(path_or_name), overrides)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     data = build_data(cfg, place)
     finished = cfg.clone()
@@ -81,6 +78,44 @@ def load_run(path_or_name: str | Path, overrides: Sequence[object] = (), device:
     student = build_student(finished, data)
     student.to(place).eval().requires_grad_(False)
     return FinishedRun(_name(folder), folder, cfg, result, student, data, place)
+
+
+def _of_run(folder: Path, given: str, overrides: Sequence[object]) -> tuple[CfgNode, dict[str, Any]]:
+    """The configuration and the result of a run."""
+    result = read_json(folder / RESULT)
+    if not isinstance(result.get("config"), dict) or not (folder / STUDENT).is_file():
+        raise SetupError(
+            f"run {given!r}: {str(folder)!r} has no complete {RESULT} and {STUDENT}. Either the training is not "
+            "finished (continue it with --resume), or the folder is not a run's OUTPUT_DIR."
+        )
+    cfg = get_config()
+    try:
+        cfg.merge_from_other_cfg(CfgNode(result["config"]))
+    except (KeyError, ValueError) as error:
+        reason = error.args[0] if error.args else error
+        raise SetupError(f"{str(folder / RESULT)!r} is of another version of this project: {reason}.") from error
+    return _overridden(cfg, overrides), result
+
+
+def _of_checkpoint(path: Path, overrides: Sequence[object]) -> tuple[CfgNode, dict[str, Any]]:
+    """A configuration and a result from what the file itself says: model and data set."""
+    content = read_student(path, "run")
+    cfg = get_config()
+    keys = {"STUDENT.NAME": "name", "STUDENT.STEM": "stem", "STUDENT.IMAGE_SIZE": "image_size", "DATA.NAME": "data"}
+    for key, name in keys.items():
+        if name in content:
+            merge_config(cfg, "", [key, content[name]], source=str(path))
+    given = [str(key) for key in overrides[::2]]
+    missing = [key for key, name in keys.items() if name in ("name", "data") and name not in content]
+    if absent := [key for key in missing if key not in given]:
+        raise SetupError(f"run {str(path)!r}: the file does not say its {absent[0]}. Give --opts {absent[0]} and it.")
+    return _overridden(cfg, overrides), {"last_top1": content.get("top1")}
+
+
+def _overridden(cfg: CfgNode, overrides: Sequence[object]) -> CfgNode:
+    merge_config(cfg, "", list(map(str, overrides)), source="run")
+    check_config(cfg)
+    return cfg
 
 
 def find_folder(path_or_name: str | Path) -> Path:
@@ -99,18 +134,6 @@ def find_folder(path_or_name: str | Path) -> Path:
         f"run {str(path)!r}: neither {str(path)!r} nor {str(Path('output') / path)!r} is a folder. Give a run's "
         "OUTPUT_DIR, or its name below output/."
     )
-
-
-def _read_config(content: dict[str, Any], folder: Path, overrides: Sequence[object]) -> CfgNode:
-    cfg = get_config()
-    try:
-        cfg.merge_from_other_cfg(CfgNode(content))
-    except (KeyError, ValueError) as error:
-        reason = error.args[0] if error.args else error
-        raise SetupError(f"{str(folder / RESULT)!r} is of another version of this project: {reason}.") from error
-    merge_config(cfg, "", list(map(str, overrides)), source="run")
-    check_config(cfg)
-    return cfg
 
 
 def _name(folder: Path) -> str:
@@ -147,8 +170,13 @@ def collect(answer: Callable[[Tensor], ModelOutput], batches: Iterable[Batch]) -
     return Answers(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def check_same_samples(first: FinishedRun, second: FinishedRun) -> None:
-    """Raises ``SetupError`` if the two runs do not validate on the same samples of the same classes."""
+def check_same_samples(first: FinishedRun, *others: FinishedRun) -> None:
+    """Raises ``SetupError`` if the runs do not validate on the same samples of the same classes."""
+    for other in others:
+        _check_samples(first, other)
+
+
+def _check_samples(first: FinishedRun, second: FinishedRun) -> None:
     names = [run.cfg.DATA.NAME for run in (first, second)]
     sizes = [(run.data.class_names, run.data.val.samples) for run in (first, second)]
     if names[0] != names[1] or sizes[0] != sizes[1]:
@@ -156,12 +184,17 @@ def check_same_samples(first: FinishedRun, second: FinishedRun) -> None:
             f"{name!r}, {len(classes)} classes, {n} images" for name, (classes, n) in zip(names, sizes, strict=True)
         ]
         raise SetupError(
-            f"{first.name} validates on {counts[0]}, {second.name} on {counts[1]}. Give two runs on the same data."
+            f"{first.name} validates on {counts[0]}, {second.name} on {counts[1]}. Give runs on the same data."
         )
 
 
-def check_same_teacher(first: FinishedRun, second: FinishedRun) -> None:
-    """Raises ``SetupError`` if the configurations of the two runs name different teachers."""
+def check_same_teacher(first: FinishedRun, *others: FinishedRun) -> None:
+    """Raises ``SetupError`` if the configurations of the runs name different teachers."""
+    for other in others:
+        _check_teacher(first, other)
+
+
+def _check_teacher(first: FinishedRun, second: FinishedRun) -> None:
     for key in ("NAME", "WEIGHTS", "PRETRAINED", "STEM", "IMAGE_SIZE"):
         values = [run.cfg.TEACHER[key] for run in (first, second)]
         if values[0] != values[1]:

@@ -104,6 +104,7 @@ def figures_of(trainer: Trainer) -> dict[str, float]:
     return {
         "peak_memory_mib": peak_memory_mib(trainer.accelerator.device),
         "extra_parameters": trainer.step.extra_parameters,
+        "memory_entries": sum(buffer.numel() for buffer in distiller.buffers() if buffer.ndim > 1),
         "buffers_mib": sum(b.numel() * b.element_size() for b in distiller.buffers()) / 2**20,
     }
 

@@ -96,7 +96,8 @@ def compare_steps(
         data: "digits", the embedded ones, or ``NOISE``, of CIFAR-100's shape.
 
     Returns:
-        For each arm: "title", "seconds" (median of a step), "peak_memory_mib", "extra_parameters", "buffers_mib".
+        For each arm: "title", "seconds" (median of a step), "peak_memory_mib", "extra_parameters",
+        "memory_entries" (numbers in the distiller's queues and memories), "buffers_mib".
 
     Raises:
         SetupError: there is no such model.

@@ -26,22 +26,23 @@ from kd_det.common.figures import save_figure
 from kd_det.common.files import write_csv, write_json
 
 NAME = "tsne"
-MOST_CLASSES = 20  # more colours are hard to distinguish
+NAMED_CLASSES = 20  # more have no legend: their colours are hard to distinguish
+COLUMNS = 3  # panels side by side
 NEIGHBOURS = 10
 
 
 class Settings(NamedTuple):
     """The samples that are drawn, and the settings of t-SNE."""
 
-    classes: int = 10  # how many classes, evenly spread over the data's
+    classes: int = 0  # how many classes, evenly spread over the data's; 0: all
     samples: int = 2000  # at most, drawn at random from the validation samples of these classes
     perplexity: float = 30.0
     seed: int = 0  # of the samples and of t-SNE
 
     def check(self) -> None:
         """Raises ``SetupError`` for a setting that cannot work."""
-        if not 2 <= self.classes <= MOST_CLASSES:
-            raise SetupError(f"--classes {self.classes}: give 2 to {MOST_CLASSES}; more colours would look alike.")
+        if self.classes < 0 or self.classes == 1:
+            raise SetupError(f"--classes {self.classes}: give 2 or more, or 0 for all.")
         if self.samples <= NEIGHBOURS:
             raise SetupError(f"--samples {self.samples}: give more than {NEIGHBOURS}.")
         if self.seed < 0:
@@ -70,7 +71,7 @@ def choose_samples(labels: Tensor, num_classes: int, settings: Settings) -> Tens
     Raises:
         SetupError: there are too few samples for the perplexity, or all are of one class.
     """
-    wanted = min(settings.classes, num_classes)
+    wanted = min(settings.classes or num_classes, num_classes)
     classes = torch.tensor([place * num_classes // wanted for place in range(wanted)])
     places = torch.isin(labels, classes).nonzero().flatten()
     count = min(len(places), settings.samples)
@@ -119,16 +120,16 @@ def embed(name: str, answers: Answers, chosen: Tensor, settings: Settings) -> Em
     return Embedding(name, chosen.numpy(), labels, points, figures)
 
 
-def compare(first: FinishedRun, second: FinishedRun, settings: Settings) -> list[Embedding]:
-    """The embeddings of the same samples by two runs.
+def compare(runs: Sequence[FinishedRun], settings: Settings) -> list[Embedding]:
+    """The embeddings of the same samples by each of the runs.
 
     Raises:
         SetupError: the runs have different data, or the settings do not fit the data.
     """
     settings.check()
-    check_same_samples(first, second)
+    check_same_samples(*runs)
     embeddings = []
-    for run in (first, second):
+    for run in runs:
         answers = collect(partial(run.student, return_features=True), run.data.val)
         chosen = choose_samples(answers.labels, run.data.num_classes, settings)
         embeddings.append(embed(run.name, answers, chosen, settings))
@@ -160,18 +161,33 @@ def write_comparison(folder: Path, embeddings: Sequence[Embedding], run: Finishe
 
 def draw(embeddings: Sequence[Embedding], class_names: Sequence[str]) -> Figure:
     """The embeddings side by side, one colour for each class; without scales, because t-SNE's have no meaning."""
-    figure = Figure((5 * len(embeddings) + 1.5, 5.2), layout="constrained")
-    panels = figure.subplots(1, len(embeddings), squeeze=False)[0]
     present = np.unique(embeddings[0].labels)
-    colours = colormaps["tab10" if len(present) <= 10 else "tab20"]
-    for axes, each in zip(panels, embeddings, strict=True):
+    named = len(present) <= NAMED_CLASSES
+    columns = 2 if len(embeddings) == 4 else min(COLUMNS, len(embeddings))
+    rows = -(-len(embeddings) // columns)
+    figure = Figure((5 * columns + 1.5 * named, 5.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for unused in panels[len(embeddings) :]:
+        unused.remove()
+    colours = _colours(len(present))
+    for axes, each in zip(panels, embeddings, strict=False):
         for place, label in enumerate(present):
             points = each.points[each.labels == label]
-            axes.scatter(*points.T, s=12, color=colours(place), label=class_names[label], linewidths=0)
+            axes.scatter(*points.T, s=12 if named else 6, color=colours[place], label=class_names[label], linewidths=0)
         here = each.figures["embedding"]
         axes.set_title(f"{each.run}\nsilhouette {here['silhouette']:.3f}, kNN {here['knn_top1']:.1f} %", fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, title="class", loc="outside right center", markerscale=2, frameon=False, fontsize=9)
+    if named:
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, title="class", loc="outside right center", markerscale=2, frameon=False, fontsize=9
+        )
     return figure
+
+
+def _colours(count: int) -> list[tuple[float, ...]]:
+    """A colour for each class: different ones up to 20, then a rainbow."""
+    if count <= NAMED_CLASSES:
+        return [colormaps["tab10" if count <= 10 else "tab20"](place) for place in range(count)]
+    return [colormaps["gist_rainbow"](place / (count - 1)) for place in range(count)]

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_det.common.config_files import split_section
 from kd_det.common.errors import SetupError
 from kd_det.common.registry import IMPORT, import_code
+from kd_det.common.yaml_files import split_section
 
 OPTION = "--config-file"
 SUFFIXES = (".yaml", ".yml", ".py")  # .py is refused later, with a message; here it must not count as a key

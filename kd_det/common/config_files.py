@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kd_det.common.errors import SetupError
-from kd_det.common.yaml_files import refuse_python
+from kd_det.common.yaml_files import refuse_python, split_section
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +18,6 @@ logger = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
 NEAREST = 3
-SECTION = re.compile(r"(.*\.ya?ml):([\w+]+)")
 
 
 def find_config(name: str | os.PathLike[str], source: str = "--config-file") -> str:
@@ -44,12 +42,6 @@ def find_config(name: str | os.PathLike[str], source: str = "--config-file") -> 
         f"{source}: no file {os.fspath(name)!r}, and no configuration of that name is shipped.{nearest} Give the path "
         "of a YAML configuration, or a name such as 'coco/dkd_r101_r18.yaml'."
     )
-
-
-def split_section(name: str) -> tuple[str, str]:
-    """A file's name and the section that is meant, "" for all of it: ("methods.yaml", "crd") for "methods.yaml:crd"."""
-    found = SECTION.fullmatch(name)
-    return (found[1], found[2]) if found else (name, "")
 
 
 def find_configs(names: str | Sequence[str], source: str = "--config-file") -> dict[str, str]:

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from kd_det.common.config_files import find_configs, log_differences, split_section
+from kd_det.common.config_files import find_configs, log_differences
 from kd_det.common.errors import SetupError, did_you_mean, one_line
-from kd_det.common.yaml_files import read_config_file
+from kd_det.common.yaml_files import read_config_file, split_section
 
 MAX_OVERRIDE = 100_000  # characters
 # What yacs and Detectron2's conversion of old versions raise for content that does not fit. Python's parser of values
@@ -44,25 +44,12 @@ def merge_file(cfg: CfgNode, path: str, source: str = "--config-file") -> dict[s
     """Merges one file, or a section of one, into ``cfg``; returns its content, ``_BASE_`` included.
 
     Raises:
-        SetupError: see ``read_config_file``; or it does not fit ``cfg``, or there is no such section.
+        SetupError: see ``read_config_file``; or it does not fit ``cfg``.
     """
-    file, section = split_section(path)
-    content = read_config_file(file, source, type(cfg))
-    if section:
-        content = _section_of(content, section, file, source)
+    content = read_config_file(path, source, type(cfg))
     with _explained(cfg, path):
         _merge_content(cfg, content, path)
     return content
-
-
-def _section_of(content: dict[str, Any], section: str, file: str, source: str) -> dict[str, Any]:
-    found = content.get(section)
-    if not isinstance(found, dict):
-        known = [name for name, value in content.items() if isinstance(value, dict)]
-        raise SetupError(
-            f"{source}: {file!r} has no section {section!r}.{did_you_mean(section, known)} Known: {', '.join(known)}."
-        )
-    return found
 
 
 @contextmanager

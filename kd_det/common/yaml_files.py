@@ -1,17 +1,21 @@
 """Reading YAML configurations without running code from them.
 
 Detectron2's reader runs code that a YAML file contains, and its model zoo relies on that. This reader never does.
+
+A file with many short configurations has a section for each. "methods.yaml:crd" names the section ``crd`` of
+methods.yaml: its content is that of the section, merged over the ``_BASE_`` files of the whole file.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import yaml
 from fvcore.common.config import BASE_KEY, CfgNode
 
-from kd_det.common.errors import SetupError, one_line
+from kd_det.common.errors import SetupError, did_you_mean, one_line
 
 MAX_CHARACTERS = 2**17  # in a file; all keys of Detectron2 and ours together take 6,000
 MAX_VALUES = 20_000  # in a file; an aliased value counts each time
@@ -22,21 +26,23 @@ EVAL = "tag:yaml.org,2002:python/object/apply:eval"
 RETINANET_SIZES = "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]"
 TAG = "tag:yaml.org,2002:"
 MERGE, TEXT = f"{TAG}merge", f"{TAG}str"
+SECTION = re.compile(r"(.*\.ya?ml):([\w+]+)")
 
 
 def read_config_file(config_file: str, source: str, kind: type[CfgNode] = CfgNode) -> dict[str, Any]:
     """The content of a YAML configuration, merged over that of its ``_BASE_`` files. No code in them is run.
 
     Args:
+        config_file: a path; of one section of a file, its name after a colon.
         source: the option or key that named the file, for errors.
         kind: the configuration class, which opens ``_BASE_`` files by URL.
 
     Raises:
         SetupError: a file is missing, is not a YAML mapping of keys to plain values, is its own base, or is a Python
-            program.
+            program; or there is no such section.
     """
     refuse_python(config_file, source)
-    if not os.path.isfile(config_file):
+    if not os.path.isfile(split_section(config_file)[0]):
         raise SetupError(f"{source}: no file {config_file!r}. Give the path of a YAML configuration.")
     try:
         return _Reader(kind).read(config_file, ())
@@ -46,9 +52,13 @@ def read_config_file(config_file: str, source: str, kind: type[CfgNode] = CfgNod
 
 def read_own_content(config_file: str, kind: type[CfgNode] = CfgNode) -> dict[str, Any]:
     """As ``read_config_file``, without the content of the ``_BASE_`` files."""
-    content = _parse(_Reader(kind)._text(config_file, ()), config_file)
-    content.pop(BASE_KEY, None)
-    return content
+    return _Reader(kind).read_own(config_file, ())[0]
+
+
+def split_section(name: str) -> tuple[str, str]:
+    """A file's name and the section that is meant, "" for all of it: ("methods.yaml", "crd") for "methods.yaml:crd"."""
+    found = SECTION.fullmatch(name)
+    return (found[1], found[2]) if found else (name, "")
 
 
 def refuse_python(config_file: str, source: str) -> None:
@@ -75,14 +85,20 @@ class _Reader:
         self.files += 1
         if self.files > MAX_FILES:
             raise SetupError(f"configuration {above[0]!r} has more than {MAX_FILES} {BASE_KEY} files; leave some out.")
-        content = _parse(self._text(path, above), path)
-        bases = content.pop(BASE_KEY, [])
+        content, bases = self.read_own(path, above)
         merged: dict[str, Any] = {}
         for base in bases if isinstance(bases, list) else [bases]:
             if not isinstance(base, str):
                 raise SetupError(f"configuration {path!r}: {BASE_KEY} is {base!r:.100}; give the path of a file.")
             merged = _merged(merged, self.read(_base_path(base, path), (*above, path)), path)
         return _merged(merged, content, path)
+
+    def read_own(self, path: str, above: tuple[str, ...]) -> tuple[dict[str, Any], Any]:
+        """The content of the file or section itself, and what ``_BASE_`` is in the file."""
+        file, section = split_section(path)
+        content = _parse(self._text(file, above), file)
+        bases = content.pop(BASE_KEY, [])
+        return (_section_of(content, section, file) if section else content), bases
 
     def _text(self, path: str, above: tuple[str, ...]) -> str:
         if above and not _is_url(path) and not os.path.isfile(path):
@@ -98,6 +114,15 @@ class _Reader:
         if len(text) > MAX_CHARACTERS:
             raise SetupError(f"configuration {path!r} has over {MAX_CHARACTERS} characters; give a YAML configuration.")
         return text
+
+
+def _section_of(content: dict[str, Any], section: str, file: str) -> dict[str, Any]:
+    found = content.get(section)
+    if not isinstance(found, dict):
+        known = [name for name, value in content.items() if isinstance(value, dict)]
+        near = did_you_mean(section, known)
+        raise SetupError(f"{file!r} has no section {section!r}.{near} Known: {', '.join(known)}.")
+    return found
 
 
 def _base_path(base: str, path: str) -> str:

@@ -28,7 +28,7 @@ def suggest_beta(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser(
         "kd-det suggest-beta",
         "Measures how confident the teacher is of its targets, and suggests DKD's beta for it.\n\nFor a "
-        "detector the targets are the objects of a data set, for a classifier its validation images.\nWrites gaps.json "
+        "detector the targets are the objects of a data set, for a classifier its training images.\nWrites gaps.json "
         "and a histogram, gaps.png and gaps.svg, to --output-dir.",
         "kd-det suggest-beta --config-file coco/dkd_r101_r18.yaml --on coco_2017_val --images 500",
         "kd-det suggest-beta --config-file digits/pairs/resnet20_resnet8.yaml     (in a clone)",

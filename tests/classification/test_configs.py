@@ -113,8 +113,7 @@ def distilled_runs():
     for data, method, pair in chosen:
         yield f"{data}/{method}_{pair}", [f"cifar100/methods/{method}.yaml", f"{data}/pairs/{pair}.yaml"], []
     for method, pair in product(("kd", "dkd", "sdd_dkd", "mcld", "hcd"), MORE):
-        files = [f"cifar100/methods/{method}.yaml", "cifar100/more_pairs.yaml"]
-        yield f"cifar100/{method}_{pair}", files, ["PAIR", pair]
+        yield f"cifar100/{method}_{pair}", [f"cifar100/methods/{method}.yaml", f"cifar100/more_pairs.yaml:{pair}"], []
 
 
 TRANSFER = ("kd", "dkd", "hcd")
@@ -379,34 +378,18 @@ def test_a_value_that_the_methods_section_replaces_is_logged(written, caplog):
     assert f"METHODS of this method overrides {files[0]}: WARMUP_EPOCHS 1 instead of 9" in caplog.text
 
 
-PAIR = "PAIRS: {a: {STUDENT: {NAME: small}, DKD: {BETA: 3.0}}, b: {STUDENT: {NAME: other}}}\nMETHODS: {}"
-
-
-def test_a_pair_is_chosen_by_its_name(written):
-    more = "PAIRS: {a: {DKD: {ALPHA: 0.5}}}\nDKD: {BETA: 1.0}\nMETHODS: {dkd: {DKD: {TEMPERATURE: 2.0}}}"
-    files = written(pairs=PAIR, more=more)
-    a = load_config(files, ["PAIR", "a", "DISTILLER", "dkd"])
-    assert "PAIRS" not in a and a.PAIR == "a" and a.OUTPUT_DIR.endswith("dkd_small")
-    assert (a.STUDENT.NAME, a.DKD.BETA, a.DKD.ALPHA, a.DKD.TEMPERATURE) == ("small", 3.0, 0.5, 2.0)
-    assert load_config(files, ["PAIR", "a", "DKD.BETA", "5.0"]).DKD.BETA == 5.0
-    b = load_config(files, ["PAIR", "b"])
-    assert (b.STUDENT.NAME, b.DKD.BETA) == ("other", 1.0)
-    assert load_config(files).STUDENT.NAME == "resnet8"  # a plain model needs no pair
-
-
-@pytest.mark.parametrize(
-    ("text", "overrides", "message"),
-    [
-        (PAIR, ["PAIR", "aa"], "PAIR 'aa' is not in PAIRS. Did you mean 'a'.? Known: a, b."),
-        (PAIR, ["DISTILLER", "dkd"], "PAIR is empty, but a file has a section PAIRS. Add PAIR and one of a, b."),
-        ("SEED: 1", ["PAIR", "a"], "PAIR is 'a', but no file has a section PAIRS"),
-        ("PAIRS: {a: {STUDENT: {NAMES: b}}}", [], "PAIRS.a: .*STUDENT.NAMES.*Did you mean 'STUDENT.NAME'?"),
-        ("PAIRS: {a: 5}", [], "PAIRS.a is 5; it must be a section"),
-    ],
-)
-def test_what_pairs_cannot_be(written, text, overrides, message):
-    with pytest.raises(SetupError, match=message):
-        load_config(written(pair=text), overrides)
+def test_a_section_of_a_file_is_named_after_a_colon(written):
+    base, pairs = written(
+        base="DKD: {BETA: 1.0, ALPHA: 0.5}",
+        pairs="_BASE_: base.yaml\na: &a {STUDENT: {NAME: small}, METHODS: {dkd: {DKD: {BETA: 3.0}}}}\nb: *a\nc: 5",
+    )
+    for name in "ab":
+        cfg = load_config(f"{pairs}:{name}", ["DISTILLER", "dkd"])
+        assert (cfg.STUDENT.NAME, cfg.DKD.BETA, cfg.DKD.ALPHA) == ("small", 3.0, 0.5)
+        assert load_config([f"{pairs}:{name}", base]).DKD.BETA == 1.0
+    for name in "cd":
+        with pytest.raises(SetupError, match=f"pairs.yaml' has no section '{name}'.*Known: a, b"):
+            load_config(f"{pairs}:{name}")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ ZHAO = [
     *("res32x4_ShuffleV1", "wrn_40_2_ShuffleV1", "vgg13_MobileNetV2", "ResNet50_MobileNetV2", "res32x4_ShuffleV2"),
 ]
 WANG = ["wrn_40_2_MobileNetV2", "res32x4_wrn_16_2", "res32x4_wrn_40_2", "wrn_40_2_res8x4", "res110_res20"]
-MORE = ("res32x4_wrn_16_2", "res32x4_wrn_40_2", "wrn_40_2_res8x4", "res110_res20")  # by PAIR
+MORE = ("res32x4_wrn_16_2", "res32x4_wrn_40_2", "wrn_40_2_res8x4", "res110_res20")  # in more_pairs.yaml
 FEATURES = ["methods/fitnet.yaml", "methods/rkd.yaml", "methods/at.yaml"]
 BASELINES = ["crd", "ofd", "catkd", "ctkd", "dist", "sp", "pkt", "dot_dkd", "lskd_kd", "lskd_dkd", "lskd_mlkd"]
 IMAGENET = ["r34_r18", "r50_mv1"]
@@ -24,7 +24,7 @@ IMAGENET = ["r34_r18", "r50_mv1"]
 def load(method: str, name: str, *overrides):
     file = f"cifar100/{method}" if method.startswith("methods/") else f"{FILE}:{method}"
     if name in MORE:
-        return load_config([file, "cifar100/more_pairs.yaml"], ["PAIR", name, *overrides])
+        return load_config([file, f"cifar100/more_pairs.yaml:{name}"], overrides)
     return load_config([file, f"{'imagenet' if name in IMAGENET else 'cifar100'}/pairs/{name}.yaml"], overrides)
 
 

@@ -244,11 +244,13 @@ def test_heat_map_by_hand(tmp_path):
         assert path.stat().st_size > 1000
 
 
-def test_heat_map_of_one_key_and_of_too_many():
+def test_heat_map_of_one_key_and_of_three():
     data = heat_map(rows_by_hand([("DKD.BETA", "2.0", "4.0", "8.0", "9.0")]))
     assert (data.row_key, data.row_values, data.column_key) == ("", [""], "DKD.BETA") and data.means.shape == (1, 4)
-    with pytest.raises(ValueError, match="two keys"):
-        heat_map(rows_by_hand([*GRID, ("DKD.TEMPERATURE", "4.0")]))
+    data = heat_map(rows_by_hand([("DKD.TEMPERATURE", "4.0"), *GRID]))
+    assert (data.row_key, data.column_key) == ("DKD.TEMPERATURE,\nDKD.ALPHA", "DKD.BETA")
+    assert (data.row_values, data.column_values) == (["4.0, 0.5", "4.0, 1.0"], ["2.0", "8.0"])
+    np.testing.assert_array_equal(data.means, [[97.0, 97.0], [np.nan, 99.25]])
 
 
 def test_value_of_a_key():

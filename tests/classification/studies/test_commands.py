@@ -32,9 +32,11 @@ def read(folder: Path, name: str, result) -> tuple[dict, list[dict[str, str]]]:
 
 
 def test_linear_probe(analyse, outputs):
-    result = analyse("linear_probe", *RUNS)
+    result = analyse("linear_probe", *RUNS, "--teachers")
     content, rows = read(outputs / "output" / "analysis" / "linear_probe", "linear_probe", result)
-    assert [row["run"] for row in content["rows"]] == [row["run"] for row in rows] == RUNS
+    assert [row["run"] for row in content["rows"]] == [row["run"] for row in rows]
+    assert [row["run"] for row in rows][:2] == RUNS and rows[2]["student"] == "resnet14"  # the teacher, once
+    assert [row["probe"] for row in rows] == ["sgd"] * 3
     for row, line in zip(content["rows"], rows, strict=True):
         top1 = row["domains"]["digits_rotated_inverted"]["top1"]
         assert float(line["top1"]) == top1 and line["domain"] == "digits_rotated_inverted"
@@ -55,10 +57,11 @@ def test_plot_tsne(analyse, outputs, tmp_path):
         assert (folder / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 
 
-def test_plot_correlation(analyse, tmp_path):
-    result = analyse("plot_correlation", *RUNS, "--output-dir", tmp_path)
+@pytest.mark.parametrize("mode", ["correlation", "class-mean"])
+def test_plot_correlation(analyse, tmp_path, mode):
+    result = analyse("plot_correlation", *RUNS, "--mode", mode, "--output-dir", tmp_path)
     content, _ = read(tmp_path, "correlation", result)
-    assert (content["teacher"]["name"], content["samples"]) == ("resnet14", 360)
+    assert (content["teacher"]["name"], content["samples"], content["mode"]) == ("resnet14", 360, mode)
     for number, run in enumerate(content["runs"], 1):
         matrix = list(csv.reader((tmp_path / f"difference_{number}.csv").open()))
         values = [[float(value) for value in row[1:]] for row in matrix[1:]]
@@ -73,7 +76,7 @@ def test_plot_correlation(analyse, tmp_path):
         (["linear_probe", "tiny/absent"], "run 'tiny/absent'"),
         (["linear_probe", "tiny/kd", "--on", "stl10"], "--data-root 'datasets' has no intact stl10_binary"),
         (["linear_probe", "tiny/kd", "--on", "tiny_imagenet", "--data-root", "x"], "tiny-imagenet-200"),
-        (["plot_tsne", *RUNS, "--classes", 50], "--classes 50"),
+        (["plot_tsne", *RUNS, "--classes", 1], "--classes 1"),
         (
             ["plot_correlation", *RUNS, "--opts", "TEACHER.WEIGHTS", "absent.pth"],
             "TEACHER.WEIGHTS: there is no file 'absent.pth'",

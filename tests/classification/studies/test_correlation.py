@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from classification.studies.correlation import compare, correlation_matrix, draw
-from classification.studies.runs import check_same_samples, load_run
+from classification.studies.correlation import class_means, compare, correlation_matrix, draw
+from classification.studies.runs import Answers, check_same_samples, load_run
 from kd_det.common.errors import SetupError
 
 
@@ -40,7 +40,7 @@ def runs(outputs):
 
 def test_two_runs(runs):
     """Mean and matrix by numpy, from logits gathered by hand."""
-    results = compare(*runs)
+    results = compare(runs)
     images = torch.cat([batch.images for batch in runs[0].data.val])
     for run, result in zip(runs, results, strict=True):
         with torch.no_grad():
@@ -53,31 +53,53 @@ def test_two_runs(runs):
     assert results[0]["mean"] != results[1]["mean"]
 
 
+def test_class_means_by_hand():
+    logits = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 0.0]])
+    answers = Answers(logits, logits, torch.tensor([0, 0, 1]))
+    torch.testing.assert_close(class_means(answers, "ab"), torch.tensor([[2.0, 4.0], [5.0, 0.0]]).double())
+    with pytest.raises(SetupError, match="class 'c' has no validation sample"):
+        class_means(answers, "abc")
+
+
+def test_class_means_of_runs(runs):
+    """Three runs; the diagonal, where the labels' own logits are, is left out."""
+    *_, result = compare([*runs, runs[0]], "class-mean")
+    images, labels = (torch.cat([batch[part] for batch in runs[0].data.val]) for part in (0, 1))
+    with torch.no_grad():
+        teacher, student = (runs[0].teacher()(images).logits, runs[0].student(images))
+    for row in range(10):
+        expected = (teacher[labels == row].mean(0) - student[labels == row].mean(0)).abs()
+        expected[row] = 0
+        torch.testing.assert_close(result["difference"][row].float(), expected, rtol=1e-4, atol=1e-4)
+    assert result["max"] > 0
+
+
 def test_a_run_and_itself(runs):
-    first, second = compare(runs[0], runs[0])
+    first, second = compare([runs[0], runs[0]])
     assert torch.equal(first["difference"], second["difference"])
 
 
-def test_a_teacher_and_itself(teacher_file):
+@pytest.mark.parametrize("mode", ["correlation", "class-mean"])
+def test_a_teacher_and_itself(teacher_file, mode):
     """A student that is its own teacher: no difference at all."""
     run = load_run(teacher_file, ["TEACHER.NAME", "resnet14", "TEACHER.WEIGHTS", teacher_file], device="cpu")
-    for result in compare(run, run):
+    for result in compare([run, run], mode):
         assert result["mean"] == result["max"] == 0
         assert not result["difference"].any()
 
 
 def test_other_teachers_are_refused(outputs, teacher_file, runs):
     with pytest.raises(SetupError, match=r"TEACHER\.NAME of .*teacher is '', of tiny/kd 'resnet14'"):
-        compare(load_run(teacher_file, device="cpu"), runs[0])
+        compare([load_run(teacher_file, device="cpu"), runs[0]])
     other = load_run(outputs / "output" / "tiny" / "dkd", ["TEACHER.WEIGHTS", "other.pth"], device="cpu")
     with pytest.raises(SetupError, match=r"TEACHER\.WEIGHTS of tiny/kd is .*, of tiny/dkd 'other\.pth'"):
-        compare(runs[0], other)
+        compare([runs[0], other])
 
 
 def test_no_teacher_at_all(teacher_file):
     run = load_run(teacher_file, device="cpu")
     with pytest.raises(SetupError, match=r"set TEACHER\.NAME and TEACHER\.WEIGHTS"):
-        compare(run, run)
+        compare([run])
 
 
 def test_other_data_are_refused():

@@ -15,6 +15,7 @@ from classification.studies.efficiency import (
     arm_name,
     choose_arms,
     crowd,
+    draw_costs,
     draw_scatter,
     efficiency_table,
     make_rows,
@@ -70,6 +71,33 @@ def test_accuracies_of_a_pair(results):
     assert found["teacher"] == "resnet20" and found["top1"] == {"none": [90], "dkd": [97.0, 98.0], "sdd_kd": [96, 96]}
 
 
+def test_accuracies_of_a_paper(tmp_path):
+    path = tmp_path / "paper.json"
+    pair = {"data": "cifar100", "teacher": "resnet32x4", "student": "resnet8x4"}
+    config = "cifar100/methods/{}.yaml cifar100/pairs/res32x4_res8x4.yaml"
+    rows = [
+        {**pair, "method": "KD", "top1": 73.33, "config": config.format("kd")},
+        {**pair, "method": "DKD", "top1": 76.32, "config": config.format("dkd")},
+        {**pair, "method": "DKD, beta 2", "top1": 1.0, "config": config.format("dkd") + " DKD.BETA 2.0"},
+        {**pair, "method": "CRD", "top1": 75.51, "config": None},
+        {**pair, "teacher": "", "method": "alone", "top1": 72.5, "config": "x STUDENT.NAME resnet8x4"},
+        {**pair, "data": "imagenet", "method": "DKD", "top1": 2.0, "config": config.format("dkd")},
+    ]
+    path.write_text(json.dumps({"kind": "classification", "source": "Zhao et al. 2022", "rows": rows}))
+    found = read_accuracies(path, "resnet32x4", "resnet8x4")
+    assert found["top1"] == {"kd": [73.33], "dkd": [76.32], "none": [72.5]}
+    assert found["data"] == "cifar100, Zhao et al. 2022"
+
+
+def test_costs_of_all_methods_are_drawn():
+    rows = make_rows([measured("mcld", 0.22), measured("dkd", 0.2), measured("kd", 0.1)], {})
+    time, numbers, memory = draw_costs(rows, "by hand").axes
+    assert [label.get_text() for label in time.get_yticklabels()] == ["mcld", "dkd", "kd"]
+    assert [bar.get_width() for bar in time.patches] == pytest.approx([220, 200, 100])
+    assert [bar.get_width() for bar in numbers.patches] == [10] * 3
+    assert [bar.get_width() for bar in memory.patches] == [512.4] * 3
+
+
 @pytest.mark.parametrize(
     "content", [None, "{", "[]", '{"kind": "efficiency", "rows": []}', '{"kind": "classification"}']
 )
@@ -89,7 +117,8 @@ def test_results_without_a_student(tmp_path):
 
 
 def measured(title, seconds):
-    return {"title": title, "seconds": seconds, "peak_memory_mib": 512.4, "extra_parameters": 7, "buffers_mib": 0.25}
+    sizes = {"extra_parameters": 7, "memory_entries": 3, "buffers_mib": 0.25}
+    return {"title": title, "seconds": seconds, "peak_memory_mib": 512.4, **sizes}
 
 
 def test_rows_and_table_by_hand(tmp_path):
@@ -97,8 +126,8 @@ def test_rows_and_table_by_hand(tmp_path):
     assert [row["ratio_to_dkd"] for row in rows] == pytest.approx([1.1, 1.0, 0.5])
     assert [row["last_top1"] for row in rows] == [None, [97.0, 98.0], None]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in efficiency_table(rows).splitlines()]
-    assert lines[2] == ["kd", "100.0", "0.50", "512", "7", "0.2", ""]
-    assert lines[3] == ["dkd", "200.0", "1.00", "512", "7", "0.2", "97.50 ± 0.71"]
+    assert lines[2] == ["kd", "100.0", "0.50", "512", "7", "3", "0.2", ""]
+    assert lines[3] == ["dkd", "200.0", "1.00", "512", "7", "3", "0.2", "97.50 ± 0.71"]
     assert [line[0] for line in lines[2:]] == ["kd", "dkd", "mcld"]
 
 
@@ -142,13 +171,15 @@ def test_the_command_line(results, tmp_path, tool):
     result = tool(tmp_path, *line, "--results", results)
     assert result.returncode == 0, result.stderr[-3000:]
     out = tmp_path / "out"
-    assert {path.name for path in out.iterdir()} == {"efficiency.json", "efficiency.png", "efficiency.svg"}
+    pictures = {f"efficiency{part}.{kind}" for part in ("", "_costs") for kind in ("png", "svg")}
+    assert {path.name for path in out.iterdir()} == {"efficiency.json", *pictures}
     record = json.loads((out / "efficiency.json").read_text())
     rows = {row["method"]: row for row in record["rows"]}
     assert rows.keys() == {"dkd", "mcld"} and (record["data"], record["batch_size"]) == ("noise", 4)
     assert rows["mcld"]["ratio_to_dkd"] == pytest.approx(rows["mcld"]["seconds"] / rows["dkd"]["seconds"])
     # MCLD's queue is of CIFAR-100's size: float32 logits and int64 indices of 50,000 samples.
     assert rows["mcld"]["buffers_mib"] == pytest.approx(50_000 * (100 * 4 + 8) / 2**20, rel=1e-3)
+    assert rows["mcld"]["memory_entries"] == rows["mcld"]["extra_numbers"] == 50_000 * 100
     assert rows["dkd"]["buffers_mib"] == 0 and rows["dkd"]["extra_parameters"] == rows["mcld"]["extra_parameters"] == 0
     assert rows["dkd"]["last_top1"] == [97.0, 98.0] and rows["mcld"]["last_top1"] is None
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from classification.studies.linear_probe import draw, probe, probe_run, probe_table
+from classification.studies.linear_probe import PROBES, draw, probe_by_lbfgs, probe_by_sgd, probe_run, probe_table
 from classification.studies.runs import Answers, collect, load_run
 from classification.studies.transfer_data import read_domain
 
@@ -25,19 +25,22 @@ def gaussians(samples: int, distance: float, seed: int, classes: int = 4) -> Ans
     return answers(distance * torch.eye(classes, 6)[labels] + noise, labels)
 
 
-def test_separable_features_are_all_right():
+@pytest.mark.parametrize("probe", PROBES.values())
+def test_separable_features_are_all_right(probe):
     found = probe(gaussians(400, 20.0, seed=0), gaussians(200, 20.0, seed=1))
     assert found == (100.0, 100.0, True)
 
 
-def test_features_that_say_nothing_are_right_by_chance():
+@pytest.mark.parametrize("probe", PROBES.values())
+def test_features_that_say_nothing_are_right_by_chance(probe):
     """4 classes: 25 %, give or take four standard deviations of 2,000 guesses."""
     found = probe(gaussians(400, 0.0, seed=0), gaussians(2000, 0.0, seed=1))
     assert abs(found.top1 - 25) < 4 * 100 * (0.25 * 0.75 / 2000) ** 0.5
     assert found.train_top1 > found.top1
 
 
-def test_only_the_test_split_counts():
+@pytest.mark.parametrize("probe", PROBES.values())
+def test_only_the_test_split_counts(probe):
     train, test = gaussians(400, 20.0, seed=0), gaussians(200, 20.0, seed=1)
     wrong = test._replace(labels=(test.labels + (torch.arange(200) < 50)) % 4)
     assert probe(train, wrong)[:2] == (75.0, 100.0)
@@ -46,8 +49,8 @@ def test_only_the_test_split_counts():
 def test_units_of_the_features_do_not_matter():
     train, test = gaussians(400, 1.5, seed=0), gaussians(500, 1.5, seed=1)
     units, offset = torch.logspace(-3, 3, 6), torch.arange(6) * 10
-    plain = probe(train, test)
-    scaled = probe(*(split._replace(pooled=split.pooled.double() * units + offset) for split in (train, test)))
+    plain = probe_by_lbfgs(train, test)
+    scaled = probe_by_lbfgs(*(split._replace(pooled=split.pooled.double() * units + offset) for split in (train, test)))
     assert 30 < plain.top1 < 95
     assert scaled.top1 == pytest.approx(plain.top1, abs=0.5)
 
@@ -56,7 +59,30 @@ def test_standardised_by_the_training_split():
     """The whole test split lies beyond class 1. Standardised by its own statistics, it would not."""
     train = answers(torch.tensor([[-1.0], [-2.0], [1.0], [2.0]]), torch.tensor([0, 0, 1, 1]))
     test = answers(torch.tensor([[10.0], [11.0], [12.0], [13.0]]), torch.ones(4, dtype=torch.int64))
-    assert probe(train, test).top1 == 100.0
+    assert probe_by_lbfgs(train, test).top1 == 100.0
+
+
+def test_sgd_is_that_of_the_papers_section(monkeypatch):
+    """A.7: 40 epochs of batches of 128, momentum 0.9, no decay, LR 0.1 divided by 10 every 10 epochs."""
+    steps = []
+
+    class Noted(torch.optim.SGD):
+        def step(self, closure=None):
+            steps.append({key: self.param_groups[0][key] for key in ("lr", "momentum", "weight_decay", "nesterov")})
+            return super().step(closure)
+
+    monkeypatch.setattr("classification.studies.linear_probe.SGD", Noted)
+    first = probe_by_sgd(gaussians(300, 1.5, seed=0), gaussians(50, 1.5, seed=1))
+    assert len(steps) == 40 * 3  # 128, 128 and 44
+    rates = [step.pop("lr") for step in steps]
+    assert rates[::30] == pytest.approx([0.1, 0.01, 0.001, 0.0001]) and len(set(rates)) == 4
+    assert all(step == {"momentum": 0.9, "weight_decay": 0, "nesterov": False} for step in steps)
+    assert first == probe_by_sgd(gaussians(300, 1.5, seed=0), gaussians(50, 1.5, seed=1))
+
+
+def test_a_class_that_only_one_split_has():
+    train, test = gaussians(128, 20.0, seed=0), gaussians(50, 20.0, seed=1, classes=5)
+    assert probe_by_sgd(train, test).top1 < 100
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +104,16 @@ def test_row_of_a_run(run):
     assert (found["train_samples"], found["test_samples"]) == (1437, 360)
     assert 30 < found["top1"] <= found["train_top1"] + 10
     assert row == probe_run(run, {DOMAIN: read_domain(DOMAIN, "")})
+
+
+def test_row_of_the_runs_teacher(run, teacher_file):
+    """The same as that of its file alone, which has no result: its accuracy is measured."""
+    domains = {DOMAIN: read_domain(DOMAIN, "")}
+    row = probe_run(run, domains, teacher=True)
+    assert (row["run"], row["distiller"], row["student"]) == (str(teacher_file), "none", "resnet14")
+    itself = probe_run(load_run(teacher_file, device="cpu"), domains)
+    assert row["domains"] == itself["domains"]
+    assert row["own_top1"] == pytest.approx(itself["own_top1"], abs=1e-3)
 
 
 def test_probing_leaves_the_student_as_it_is(run):

@@ -51,6 +51,22 @@ def test_overrides(outputs):
         load_run(outputs / "output" / "tiny" / "kd", ["DATA.ROT", "datasets"])
 
 
+def test_a_checkpoint_alone(teacher_file, tmp_path):
+    """As an imported teacher is: a model.pth that names model and data."""
+    folder = tmp_path / "output" / "cifar" / "vanilla_x"
+    folder.mkdir(parents=True)
+    content = torch.load(teacher_file, weights_only=True)
+    torch.save({key: content[key] for key in ("model", "name", "num_classes", "data")}, folder / "model.pth")
+    run = load_run(folder, device="cpu")
+    assert (run.name, run.result, run.cfg.DISTILLER) == ("cifar/vanilla_x", {"last_top1": None}, "none")
+    assert (run.cfg.STUDENT.NAME, run.cfg.DATA.NAME) == ("resnet14", "digits")
+    assert all(value.equal(content["model"][key]) for key, value in run.student.state_dict().items())
+    torch.save({key: content[key] for key in ("model", "name")}, folder / "model.pth")
+    with pytest.raises(SetupError, match=r"the file does not say its DATA\.NAME. Give --opts DATA\.NAME"):
+        load_run(folder)
+    assert load_run(folder, ["DATA.NAME", "digits"], device="cpu").cfg.DATA.NAME == "digits"
+
+
 def test_absent_and_unfinished(copy, tmp_path):
     with pytest.raises(SetupError, match="neither 'nothing' nor 'output/nothing' is a folder"):
         load_run("nothing")

@@ -77,14 +77,15 @@ def test_samples_by_hand():
     assert len(chosen) == len(set(chosen.tolist()) & set(of_these)) == 40
     assert chosen.tolist() == sorted(chosen.tolist())
     assert choose_samples(labels, 20, Settings(classes=20)).tolist() == list(range(400))
+    assert choose_samples(labels, 20, Settings()).tolist() == list(range(400))
     assert len(choose_samples(labels % 3, 3, Settings(classes=20))) == 400
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (Settings(classes=1), "--classes 1: give 2 to 20"),
-        (Settings(classes=21), "--classes 21: give 2 to 20"),
+        (Settings(classes=1), "--classes 1: give 2 or more, or 0 for all"),
+        (Settings(classes=-2), "--classes -2: give 2 or more"),
         (Settings(samples=10), "--samples 10: give more than 10"),
         (Settings(perplexity=0.0), "--perplexity is 0.0"),
         (Settings(seed=-1), "--seed -1"),
@@ -102,16 +103,29 @@ def test_too_few_samples(settings):
         choose_samples(torch.arange(60) % 2 * 2, 2, settings)
 
 
+@pytest.mark.parametrize(("runs", "grid"), [(1, (1, 1)), (3, (1, 3)), (4, (2, 2)), (5, (2, 3))])
+def test_many_runs_and_classes(runs, grid):
+    """100 classes have 100 colours and no legend; the panels lie in rows of three at most."""
+    labels, points = np.arange(100), np.arange(200.0).reshape(100, 2)
+    figures = {"embedding": {"silhouette": 0.25, "knn_top1": 75.0}}
+    names = [f"run {number}" for number in range(runs)]
+    figure = draw([Embedding(name, labels, labels, points, figures) for name in names], [f"c{i}" for i in range(100)])
+    assert len(figure.axes) == runs and not figure.legends
+    assert figure.axes[0].get_subplotspec().get_gridspec().get_geometry() == grid
+    colours = {tuple(group.get_facecolor()[0]) for group in figure.axes[-1].collections}
+    assert len(colours) == 100 and len(figure.axes[-1].collections) == 100
+
+
 def test_two_runs(outputs):
     runs = [load_run(outputs / "output" / "tiny" / method, device="cpu") for method in ("kd", "dkd")]
     settings = Settings(classes=5, samples=60, perplexity=10.0)
-    first, second = compare(*runs, settings)
+    first, second = compare(runs, settings)
     np.testing.assert_array_equal(first.indices, second.indices)
     labels = torch.cat([batch.labels for batch in runs[0].data.val])
     np.testing.assert_array_equal(first.labels, labels[torch.from_numpy(first.indices)])
     assert set(first.labels) == {0, 2, 4, 6, 8}
     assert not np.array_equal(first.points, second.points)
-    same, too = compare(runs[0], runs[0], settings)
+    same, too = compare([runs[0], runs[0]], settings)
     np.testing.assert_array_equal(same.points, too.points)
     np.testing.assert_array_equal(same.points, first.points)
 
