@@ -1,4 +1,5 @@
-"""What OUTPUT_DIR has: ``model.pth``, the student alone, and the states that ``--resume`` continues from.
+"""What OUTPUT_DIR has: ``model.pth``, the student alone after the last evaluated epoch; with SOLVER.SAVE_BEST
+``model_best.pth``, that of the best; and the states that ``--resume`` continues from.
 
 The files of a state are written and read in ``states``.
 """
@@ -28,7 +29,7 @@ from kd_det.common.errors import SetupError
 from kd_det.common.files import remove_temporary_files, write_atomically
 from kd_det.common.tensor_files import UnreadableError, read_tensor_file
 
-STUDENT = "model.pth"
+STUDENT, BEST = "model.pth", "model_best.pth"
 # Keys that may change between a run and its resumption: they only affect when and where results appear.
 FREE = {
     *("OUTPUT_DIR", "WANDB", "DATA.ROOT", "DATA.WORKERS", "DATA.EVAL_BATCH_SIZE"),
@@ -95,9 +96,10 @@ def check_folder(cfg: CfgNode, *, resume: bool, overwrite: bool) -> None:
         )
     for key in ("TEACHER", "STUDENT"):
         weights = cfg[key].WEIGHTS
-        if weights and overwrite and weights_path(weights).resolve() == (output / STUDENT).resolve():
+        ours = [(output / name).resolve() for name in (STUDENT, BEST)]
+        if weights and overwrite and weights_path(weights).resolve() in ours:
             raise SetupError(
-                f"{key}.WEIGHTS {weights!r} is the {STUDENT} of OUTPUT_DIR {str(output)!r}, which the run replaces. "
+                f"{key}.WEIGHTS {weights!r} is a model of OUTPUT_DIR {str(output)!r}, which the run replaces. "
                 "Give another OUTPUT_DIR."
             )
 
@@ -137,7 +139,7 @@ def find_state(cfg: CfgNode, accelerator: Accelerator, *, resume: bool, overwrit
 def _clear(output: Path) -> None:
     if (output / states.STATES).is_dir():
         shutil.rmtree(output / states.STATES)
-    for name in (STUDENT, RESULT, HISTORY):
+    for name in (STUDENT, BEST, RESULT, HISTORY):
         (output / name).unlink(missing_ok=True)
 
 

@@ -18,7 +18,7 @@ def get_config() -> CfgNode:
     # The folder of checkpoints, TensorBoard curves and result.json. Empty: output/DATA/METHOD_TEACHER_STUDENT, such as
     # output/cifar100/dkd_res32x4_res8x4, or output/cifar100/vanilla_res8x4 for a model alone.
     cfg.OUTPUT_DIR = ""
-    # The seed of weights, sample order, augmentation and label noise. The same seed gives the same run.
+    # The seed of weights, sample order and augmentation. The same seed gives the same run.
     cfg.SEED = 0
 
     # The method: "none" (the plain student), "kd", "dkd", "nkd", "sdd", "dkd_tckd", "dkd_nckd", "dkd_coupled",
@@ -55,16 +55,19 @@ def _add_data(cfg: CfgNode) -> None:
     cfg.DATA.EVAL_BATCH_SIZE = 256
     # Data workers of each training process, for data sets that are not kept in memory.
     cfg.DATA.WORKERS = 2
-    # Cubuk et al. 2019: applies torchvision's policy for the data set after crop and flip.
+    # Cubuk et al. 2019: applies the policy for the data set after crop and flip. What it uncovers is grey (128).
     cfg.DATA.AUTO_AUGMENT = False
     # Jin et al. 2023: a second, strongly augmented view of each image, on which the cross-entropy is taken too. For
     # "mlkd" alone. It makes the pipeline of small images many times slower.
     cfg.DATA.STRONG_VIEW = False
     # The fraction of training labels that are replaced by a different class, drawn uniformly.
     cfg.DATA.LABEL_NOISE = 0.0
-    # Zhao et al. 2022, section 4.1: the range of training samples that are distilled, ranked by the teacher's
+    # The seed of LABEL_NOISE, apart from SEED: teacher and students of every SEED are trained on the same labels.
+    cfg.DATA.LABEL_NOISE_SEED = 0
+    # Zhao et al. 2022, section 3.2: the range of training samples that are distilled, ranked by the teacher's
     # probability of the label, the most confident first. (0.0, 0.5) is the more confident half. The cross-entropy uses
-    # all samples.
+    # all samples. The distillation terms are means over a batch's chosen samples, not over the batch: the sum of their
+    # weights beside the cross-entropy is the same for a half as for the whole.
     cfg.DATA.CONFIDENCE_RANGE = (0.0, 1.0)
 
 
@@ -84,11 +87,14 @@ def _add_models(cfg: CfgNode) -> None:
 
     cfg.TEACHER = CfgNode()
     cfg.TEACHER.NAME = ""
-    # The name of the run that trained it ("cifar100/vanilla_res32x4", for output/NAME/model.pth), or a path.
+    # The name of the run that trained it ("cifar100/vanilla_res32x4", for output/NAME/model.pth), or a path, such as
+    # that of a run's model_best.pth.
     cfg.TEACHER.WEIGHTS = ""
     # Use the library's ImageNet weights (models of torchvision and timm) instead of WEIGHTS.
     cfg.TEACHER.PRETRAINED = False
-    # Train the teacher first if output/ does not have it, with CONFIG_FILES and its NAME, STEM and IMAGE_SIZE.
+    # Train the teacher first if output/ does not have it, with CONFIG_FILES and its NAME, STEM and IMAGE_SIZE, on these
+    # DATA: data set, size, label noise, and AUTO_AUGMENT unless CONFIG_FILES set it. WEIGHTS is then the name of a run,
+    # or output/NAME/model_best.pth for its best epoch. A file that is there, imported or given, is never replaced.
     cfg.TEACHER.AUTO_TRAIN = False
     # Paths or shipped names of configurations, as for --config-file: ("cifar100/base.yaml",).
     cfg.TEACHER.CONFIG_FILES = ()
@@ -121,6 +127,9 @@ def _add_solver(cfg: CfgNode) -> None:
     cfg.SOLVER.CHECKPOINT_PERIOD = 0
     # Epochs between evaluations; the last epoch is always evaluated.
     cfg.SOLVER.EVAL_PERIOD = 1
+    # Also keep model_best.pth, from the epoch with the highest accuracy. It is chosen on the evaluated images, so its
+    # accuracy is optimistic. Zhao et al. 2022 take it for the teachers on noisy labels (section A.4).
+    cfg.SOLVER.SAVE_BEST = False
 
     # Also log to Weights & Biases, which must be installed. TensorBoard logs are always written.
     cfg.WANDB = False
@@ -132,8 +141,8 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.KD.WEIGHT = 1.0
     cfg.KD.TEMPERATURE = 4.0  # T
 
-    # Zhao et al. 2022, eq. 7: WEIGHT * T^2 * (alpha * TCKD + beta * NCKD). "dkd_tckd" and "dkd_nckd" are one part
-    # alone, with its ALPHA or BETA; in "dkd_coupled" the weight of NCKD is 1 - p_y, as in KD, not BETA.
+    # Zhao et al. 2022, eq. 7: WEIGHT * T^2 * (alpha * TCKD + beta * NCKD). "dkd_tckd" and "dkd_nckd" are WEIGHT * T^2 *
+    # one part alone, without ALPHA and BETA; in "dkd_coupled" the weight of NCKD is 1 - p_y, as in KD, not BETA.
     cfg.DKD = CfgNode()
     cfg.DKD.WEIGHT = 1.0
     cfg.DKD.ALPHA = 1.0
@@ -164,6 +173,7 @@ def _add_methods(cfg: CfgNode) -> None:
     # Zagoruyko and Komodakis 2017: WEIGHT * squared distance of normalised attention maps, summed over the stages.
     cfg.AT = CfgNode()
     cfg.AT.WEIGHT = 1000.0
+    cfg.AT.STAGES = 0  # the last stages that are compared; 0: all, of networks with equally many
     cfg.AT.POWER = 2  # p, the exponent of the activations
 
     # Park et al. 2019: pairwise distances and angles of the pooled features.
@@ -176,6 +186,7 @@ def _add_methods(cfg: CfgNode) -> None:
     cfg.REVIEWKD.WEIGHT = 1.0  # on CIFAR-100 chosen pair by pair: 5 for ResNet32x4 and ResNet8x4
     # Channels of the fusion; 0: as many as the student's pooled feature has, at most 512.
     cfg.REVIEWKD.MID_CHANNELS = 0
+    cfg.REVIEWKD.STAGES = 0  # the last stages that are compared; 0: all, of networks with equally many
     # Fuse the student's maps before their last ReLU, as the published code does on ImageNet. The teacher's always are.
     cfg.REVIEWKD.PREACTIVATION = False
 

@@ -45,7 +45,8 @@ class TrainingStep(nn.Module):
         Args:
             batch: B samples.
             teacher_out: the teacher's output for them, without a graph; None if there is no teacher.
-            distilled: the samples that the distiller gets, as indices into the batch (int64); None: all.
+            distilled: the samples that the distiller gets, as indices into the batch (int64); None: all. Its terms are
+                means over these, so that their weight beside the cross-entropy is the same for a part as for all.
             warmup: the factor on the distillation terms.
             strong_teacher_out: as ``teacher_out``, for the batch's strong view if it has one.
 

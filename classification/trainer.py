@@ -20,7 +20,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classification.checkpoint import STUDENT, find_state, restore, save_student, state_files
+from classification.checkpoint import BEST, STUDENT, find_state, restore, save_student, state_files
 from classification.data import Batch, build_data
 from classification.data.file_source import WorkerError
 from classification.data.labels import confident_samples
@@ -224,7 +224,10 @@ class Trainer:
                 batches = self._watched(self.data.val, self.data.val.rounds)
                 record |= measure_accuracy(student, batches, self.data.num_classes, self.accelerator.device)
             if self.accelerator.is_main_process:
-                save_student(self.output / STUDENT, student, describe_student(cfg, self.data, progress, record))
+                earlier = max((old["top1"] for old in progress.history if "top1" in old), default=-1.0)
+                is_best = cfg.SOLVER.SAVE_BEST and record["top1"] > earlier
+                for name in (STUDENT, BEST) if is_best else (STUDENT,):
+                    save_student(self.output / name, student, describe_student(cfg, self.data, progress, record))
         self.scheduler.step()  # after the evaluation: a state saved during it belongs to this epoch
         progress.end_epoch(record)
         self._save_state()

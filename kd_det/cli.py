@@ -34,11 +34,16 @@ VERBS = {
     "list": Verb("kd_det.cli:show", "list methods, teachers of the model zoo and shipped configurations"),
     "demo": Verb("kd_det.studies.commands:demo", "train a teacher and its students on digits scenes, in minutes"),
     "bench": Verb("kd_det.cli:bench", "time losses, a training step or classification"),
+    "study": Verb("kd_det.cli:study", "run a paper's table over seeds"),
 }
 BENCHMARKS = {
     "losses": Verb("kd_det.studies.loss_speed:main", "the logit losses against their plain formulas"),
     "step": Verb("kd_det.studies.step_speed:main", "a distilled training step against the plain student's"),
     "classification": Verb("classification.studies.commands:bench", "classification training; only in a clone"),
+}
+
+STUDIES = {
+    "coco": Verb("kd_det.studies.commands:study_coco", "the COCO table of Zhao et al. 2022, with every method"),
 }
 
 
@@ -59,6 +64,12 @@ def bench(arguments: Sequence[str] | None = None) -> None:
     """``kd-det bench {losses,step,classification} ...``."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _dispatch("kd-det bench", BENCHMARKS, arguments, "Example:\n  kd-det bench losses --shapes 64x100 --rounds 5")
+
+
+def study(arguments: Sequence[str] | None = None) -> None:
+    """``kd-det study {coco} ...``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _dispatch("kd-det study", STUDIES, arguments, "Example:\n  kd-det study coco --seeds 3 --num-gpus 8")
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:

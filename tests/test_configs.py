@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.data.datasets import register_coco_instances
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
@@ -15,6 +16,7 @@ from detectron2.utils.events import EventStorage
 from kd_det.config import load_config
 from kd_det.data.digits_scenes import DigitsDetSettings, annotation_file, image_root, make_digits_det
 from kd_det.engine import DistillTrainer
+from kd_det.engine.setup import dry_build
 from kd_det.teacher.config import teacher_config
 from tests.conftest import ROOT
 from tests.mini_coco import THINGS
@@ -23,6 +25,9 @@ COCO, DIGITS = (
     sorted(path for path in (ROOT / "configs" / name).glob("*.yaml") if not path.name.startswith("_"))
     for name in ("coco", "digits_det")
 )
+# They go after a student's or method's file.
+STARTS = [path for path in COCO if path.stem.endswith("_published")]
+COCO = [path for path in COCO if path not in STARTS]
 SMALL = [
     "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "SOLVER.IMS_PER_BATCH", 2, "DATALOADER.NUM_WORKERS", 0,
     "INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MAX_SIZE_TRAIN", 96, "INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 96,
@@ -116,6 +121,33 @@ def check_gradients(model):
     if getattr(model, "teacher", None):
         assert not model.teacher.model.training
         assert all(p.grad is None and not p.requires_grad for p in model.teacher.model.parameters())
+
+
+def test_what_torchvisions_and_timms_weights_see():
+    """Their documentation: RGB, mean 0.485, 0.456, 0.406 and deviation 0.229, 0.224, 0.225 of pixels from 0 to 1."""
+    for path in COCO:
+        cfg = read(path)
+        assert cfg.INPUT.FORMAT == "RGB"
+        for values, fractions in (
+            (cfg.MODEL.PIXEL_MEAN, (0.485, 0.456, 0.406)),
+            (cfg.MODEL.PIXEL_STD, (0.229, 0.224, 0.225)),
+        ):
+            assert list(values) == pytest.approx([255 * fraction for fraction in fractions])
+
+
+@pytest.mark.parametrize("student", ["r50", "mv2"])
+def test_the_published_starts(student):
+    """Detectron2's own defaults, which the published files of these students leave as they are."""
+    (start,) = (path for path in STARTS if path.stem == f"{student}_published")
+    pair = {"r50": "r101_r50", "mv2": "r50_mv2"}[student]
+    files = [f"coco/dkd_{pair}.yaml", f"coco/{start.name}"]
+    cfg, default = load_config(files), get_cfg()
+    assert cfg.INPUT.FORMAT == default.INPUT.FORMAT == "BGR"
+    assert (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD) == (default.MODEL.PIXEL_MEAN, default.MODEL.PIXEL_STD)
+    assert cfg.KD.TERMS == ("dkd",) and cfg.SOLVER.MAX_ITER == 180_000
+    assert cfg.MODEL.RESNETS.STRIDE_IN_1X1 == default.MODEL.RESNETS.STRIDE_IN_1X1
+    assert ("MSRA/R-50.pkl" in cfg.MODEL.WEIGHTS) == (student == "r50")
+    dry_build(cfg)
 
 
 def test_the_pairs_of_the_papers_are_all_there():

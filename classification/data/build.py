@@ -85,7 +85,7 @@ def build_data(cfg: CfgNode, device: torch.device | str, process: int = 0, proce
     layout = torch.channels_last if cfg.SOLVER.CHANNELS_LAST else torch.contiguous_format
     normalize = Normalization(mean, std, cfg.DATA.IMAGE_SIZE, device, layout)
     classes = len(content.class_names)
-    labels = add_label_noise(content.train.labels, cfg.DATA.LABEL_NOISE, classes, cfg.SEED)
+    labels = add_label_noise(content.train.labels, cfg.DATA.LABEL_NOISE, classes, cfg.DATA.LABEL_NOISE_SEED)
     train: Source
     val: Source
     if isinstance(content, MemoryData):

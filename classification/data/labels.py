@@ -1,4 +1,4 @@
-"""Label noise, and the choice of training samples by the teacher's confidence (Zhao et al. 2022, section 4)."""
+"""Label noise, and the choice of training samples by the teacher's confidence (Zhao et al. 2022, section 3.2)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from kd_det.common.errors import SetupError
 
 
 def add_label_noise(labels: Tensor, rate: float, num_classes: int, seed: int) -> Tensor:
-    """A copy of ``labels``, int64 (N,), with symmetric noise (section 4.2).
+    """A copy of ``labels``, int64 (N,), with symmetric noise (section 3.2, table 3).
 
-    ``round(N * rate)`` of them get a different class, drawn uniformly. ``rate`` is from 0 to below 1.
+    ``round(N * rate)`` of them get a different class, drawn uniformly. ``rate`` is from 0 to below 1. The same ``seed``
+    gives the same labels, so that a teacher and its students see the same noise.
     """
     numbers = generator(Purpose.LABEL_NOISE, seed)
     changed = torch.randperm(len(labels), generator=numbers)[: round(len(labels) * rate)]
@@ -46,7 +47,8 @@ def confident_samples(
 
 
 def rank_by_confidence(probabilities_of_label: Tensor, confidence_range: tuple[float, float]) -> Tensor:
-    """The samples whose ranks lie in a range of fractions, the most confident sample first (section 4.1).
+    """The samples whose ranks lie in a range of fractions, the most confident sample first (section 3.2,
+    table 5).
 
     Adjacent ranges leave out no sample and share none. Of equal probabilities the lower index ranks first.
 

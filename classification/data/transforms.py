@@ -16,6 +16,9 @@ from torchvision.transforms.v2 import functional
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# What AutoAugment's shears, shifts and turns uncover, as in the implementation that Zhao et al. 2022 name (section A.4,
+# DeepVoltaire/AutoAugment). torchvision's default is black.
+GREY = [128.0, 128.0, 128.0]
 
 
 class Normalization:
@@ -81,7 +84,7 @@ def squashed_crop_transform(size: int, *, auto_augment: bool) -> v2.Compose:
 
 def auto_augment_small() -> v2.AutoAugment:
     """The policy that Cubuk et al. 2019 found on CIFAR-10."""
-    return v2.AutoAugment(AutoAugmentPolicy.CIFAR10)
+    return v2.AutoAugment(AutoAugmentPolicy.CIFAR10, fill=GREY)
 
 
 class TwoViews:
@@ -150,5 +153,5 @@ def _squash(size: int) -> v2.Resize:
 
 
 def _training(crop: v2.Transform, auto_augment: bool) -> v2.Compose:
-    policy = [v2.AutoAugment(AutoAugmentPolicy.IMAGENET)] if auto_augment else []
+    policy = [v2.AutoAugment(AutoAugmentPolicy.IMAGENET, fill=GREY)] if auto_augment else []
     return v2.Compose([crop, v2.RandomHorizontalFlip(), *policy, v2.PILToTensor()])

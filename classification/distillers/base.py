@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from classification.data.loaders import Batch
 from classification.models.protocol import ModelOutput
+from classification.schema import checked
 from kd_det.common.errors import SetupError
 from kd_det.common.registry import Registry
 from kd_det.common.setting_checks import Check
@@ -106,6 +107,23 @@ def register_distiller(name: str) -> Callable[[type[Distiller]], type[Distiller]
         ValueError: there is a distiller of that name already, or its ``keys`` or ``checks`` are not valid.
     """
     return DISTILLERS.register(name)
+
+
+def last_stages(cfg: CfgNode, pair: NetworkPair, key: str) -> int:
+    """How many of the last stages are compared: the value of ``key``, or all if it is 0.
+
+    Raises:
+        SetupError: a network has fewer, or ``key`` is 0 and the networks have different numbers of stages.
+    """
+    ours, theirs = len(pair.student_out.stages), len(pair.teacher_out.stages)
+    count: int = checked(cfg, key) or ours
+    if count > min(ours, theirs) or (count == ours != theirs):
+        raise SetupError(
+            f"DISTILLER {cfg.DISTILLER!r} compares stage by stage, but STUDENT.NAME {cfg.STUDENT.NAME!r} has {ours} "
+            f"stages and TEACHER.NAME {cfg.TEACHER.NAME!r} has {theirs}. Set {key} to compare at most the last "
+            f"{min(ours, theirs)}."
+        )
+    return count
 
 
 def check_stages(cfg: CfgNode, pair: NetworkPair) -> None:

@@ -39,11 +39,14 @@ class DKD(LogitDistiller):
 
 @register_distiller("dkd_tckd")
 class TCKD(DKD):
-    """``loss_dkd_tckd``: the target part alone, ``dkd_loss`` with DKD.BETA 0 (Zhao et al. 2022, section 4.1)."""
+    """``loss_dkd_tckd``: the target part alone, with weight DKD.WEIGHT; DKD.ALPHA and DKD.BETA are not used.
+
+    Zhao et al. 2022, section 3.2 and table 1: all weights are 1.0 (section A.4).
+    """
 
     def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
         super().__init__(cfg, pair)
-        self.settings["beta"] = 0.0
+        self.settings |= {"alpha": 1.0, "beta": 0.0}
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
         loss = dkd_loss(self.logits(student_out), self.logits(teacher_out), batch.labels, **self.settings)
@@ -52,11 +55,14 @@ class TCKD(DKD):
 
 @register_distiller("dkd_nckd")
 class NCKD(DKD):
-    """``loss_dkd_nckd``: the non-target part alone, ``dkd_loss`` with DKD.ALPHA 0 (Zhao et al. 2022, section 4.1)."""
+    """``loss_dkd_nckd``: the non-target part alone, with weight DKD.WEIGHT; DKD.ALPHA and DKD.BETA are not used.
+
+    Zhao et al. 2022, section 3.2, tables 1 and 5: all weights are 1.0 (section A.4).
+    """
 
     def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
         super().__init__(cfg, pair)
-        self.settings["alpha"] = 0.0
+        self.settings |= {"alpha": 0.0, "beta": 1.0}
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
         loss = dkd_loss(self.logits(student_out), self.logits(teacher_out), batch.labels, **self.settings)
@@ -65,7 +71,8 @@ class NCKD(DKD):
 
 @register_distiller("dkd_coupled")
 class CoupledDKD(DKD):
-    """``loss_dkd_coupled``: ``coupled_dkd_loss`` (Zhao et al. 2022, the ablation of β).
+    """``loss_dkd_coupled``: ``coupled_dkd_loss`` (Zhao et al. 2022, eq. 6, and "1 − p_t" in the
+    ablation of β in section 4.1).
 
     The weight of NCKD is 1 − p_y, as in plain KD; DKD.BETA is not used. With DKD.ALPHA 1 it equals ``kd`` at
     DKD.TEMPERATURE.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from classification.data import Batch
-from classification.distillers.base import Distiller, NetworkPair, check_stages, register_distiller
+from classification.distillers.base import Distiller, NetworkPair, last_stages, register_distiller
 from classification.models import ModelOutput, before_relu
 from classification.schema import checked
 from kd_det.common.errors import SetupError
@@ -52,16 +52,17 @@ def _channels(number: int, side: str, out: ModelOutput) -> int:
 
 @register_distiller("at")
 class AT(Distiller):
-    """``loss_at``: ``at_loss`` (Zagoruyko and Komodakis 2017) on all stage maps."""
+    """``loss_at``: ``at_loss`` (Zagoruyko and Komodakis 2017) on the last AT.STAGES stage maps."""
 
     def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
         super().__init__(cfg, pair)
-        check_stages(cfg, pair)
+        self.count = last_stages(cfg, pair, "AT.STAGES")
         self.weight = checked(cfg, "AT.WEIGHT")
         self.power = checked(cfg, "AT.POWER")
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
-        return {"loss_at": self.weight * at_loss(student_out.stages, teacher_out.stages, power=self.power)}
+        ours, theirs = (out.stages[-self.count :] for out in (student_out, teacher_out))
+        return {"loss_at": self.weight * at_loss(ours, theirs, power=self.power)}
 
 
 @register_distiller("rkd")
@@ -92,35 +93,34 @@ MOST_CHANNELS = 512
 class ReviewKD(Distiller):
     """``loss_reviewkd``: ``hcl_loss`` between the student's levels after ``ReviewKDFusion`` and the teacher's.
 
-    Chen et al. 2021. The levels are the stage maps, the teacher's before their last ReLU, and the pooled feature as a
-    1 x 1 map. The student's are after that ReLU, as on CIFAR-100, or before it (REVIEWKD.PREACTIVATION), as on
-    ImageNet. Where a fused map and the teacher's have different sizes, adaptive average pooling resizes the fused map;
-    it repeats values where it enlarges by a whole factor.
+    Chen et al. 2021. The levels are the last REVIEWKD.STAGES stage maps, the teacher's before their last ReLU, and the
+    pooled feature as a 1 x 1 map. The student's maps are after that ReLU, as on CIFAR-100, or before it
+    (REVIEWKD.PREACTIVATION), as on ImageNet. Where a fused map and the teacher's have different sizes, adaptive average
+    pooling resizes the fused map; it repeats values where it enlarges by a whole factor.
     """
 
     def __init__(self, cfg: CfgNode, pair: NetworkPair) -> None:
         super().__init__(cfg, pair)
-        check_stages(cfg, pair)
+        self.count = last_stages(cfg, pair, "REVIEWKD.STAGES")
         self.weight = checked(cfg, "REVIEWKD.WEIGHT")
         self.preactivation = cfg.REVIEWKD.PREACTIVATION
-        levels = self._levels(pair.student_out), _teacher_levels(pair.teacher_out)
+        levels = self._student_levels(pair.student_out), self._teacher_levels(pair.teacher_out)
         given, wanted = ([level.shape[1] for level in side] for side in levels)
         mid_channels = checked(cfg, "REVIEWKD.MID_CHANNELS") or min(given[-1], MOST_CHANNELS)
         self.fusion = ReviewKDFusion(given, wanted, mid_channels)
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
-        theirs = _teacher_levels(teacher_out)
-        fused = self.fusion(self._levels(student_out))
+        theirs = self._teacher_levels(teacher_out)
+        fused = self.fusion(self._student_levels(student_out))
         ours = [_resized(level, wanted) for level, wanted in zip(fused, theirs, strict=True)]
         return {"loss_reviewkd": self.weight * hcl_loss(ours, theirs)}
 
-    def _levels(self, student_out: ModelOutput) -> list[Tensor]:
-        maps = before_relu(student_out) if self.preactivation else student_out.stages
-        return [*maps, student_out.pooled[:, :, None, None]]
+    def _student_levels(self, out: ModelOutput) -> list[Tensor]:
+        maps = before_relu(out) if self.preactivation else out.stages
+        return [*maps[-self.count :], out.pooled[:, :, None, None]]
 
-
-def _teacher_levels(out: ModelOutput) -> list[Tensor]:
-    return [*before_relu(out), out.pooled[:, :, None, None]]
+    def _teacher_levels(self, out: ModelOutput) -> list[Tensor]:
+        return [*before_relu(out)[-self.count :], out.pooled[:, :, None, None]]
 
 
 def _resized(level: Tensor, wanted: Tensor) -> Tensor:

@@ -1,24 +1,33 @@
 """The classification part of MODEL_ZOO.md, from ``results/*.json``: our runs, then each paper's table with ours in it.
 
-Both kinds of files have ``kind`` "classification". A paper's file: ``source``, ``rows``, ``notes``, and
-``checked_against``, what its numbers were compared with. A row: ``data``, ``teacher`` ("" for a model alone) and
-``student`` as this package names models, ``method``, ``table``, ``top1`` and ``top5`` in percent (null: not known),
-``config`` (what follows --config-file in the command that runs it; null: no such run here), ``checked`` (a key of
-``checked_against``), and ``unchecked``, the names of the numbers that could not be verified. Our files are
-what run_classification.py writes.
+Both kinds of files have ``kind`` "classification". A paper's file: ``source``, ``rows``, ``notes``,
+``checked_against``, what its numbers were compared with, and ``tables``: for the name of a table its ``caption`` and a
+``command`` that runs the whole table. A row: ``data``, ``teacher`` ("" for a model alone) and ``student`` as this
+package names models, ``method``, ``table``, ``top1`` and ``top5`` in percent (null: not known), ``config`` (what
+follows --config-file in the command that runs it; null: no such run here), ``checked`` (a key of ``checked_against``),
+and ``unchecked``, the names of the numbers that could not be compared. Rows of a study, with one run in each row, have
+``setting``: what the row varies, by name. Our files are what run_classification.py writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from classification.studies.paper_tables import (
+    ARGUMENTS,
+    Row,
+    accuracy,
+    alone_table,
+    paper_sections,
+    published,
+    shown,
+)
 from kd_det.common import tables
 from kd_det.common.environment import described
 from kd_det.common.tables import gain, markdown, summary
 
-Row = dict[str, Any]
 KIND = "classification"
 REQUIRED = {
     "rows": ("data", "teacher", "student", "method", "top1", "config"),
@@ -32,16 +41,14 @@ DATA = {"digits": "Digits", "cifar100": "CIFAR-100", "cub200": "CUB-200-2011", "
 # A method's name, that of its file in configs/*/methods, to its title in tables, in the tables' order. Methods without
 # a file here are the papers'. A method that is not listed is shown by its name, after the others.
 METHODS = {"none": "alone", "fitnet": "FitNet", "at": "AT", "rkd": "RKD"}
-METHODS |= {name: name for name in ("SP", "PKT", "OFD", "CRD", "WCoRD", "SemCKD", "MGD", "OFA-KD")}
-METHODS |= {"reviewkd": "ReviewKD", "": "KD (rerun by Zhao et al.)", "kd": "KD"}
+METHODS |= {name: name for name in ("SP", "PKT", "CRD", "WCoRD", "OFD", "SemCKD", "MGD", "OFA-KD")}
+METHODS |= {"reviewkd": "ReviewKD", "SimKD": "SimKD", "CAT-KD": "CAT-KD", "": "KD (rerun by Zhao et al.)", "kd": "KD"}
+METHODS |= {name: name for name in ("CTKD", "CTKD+KD")}
 METHODS |= {"dkd_tckd": "TCKD alone", "dkd_nckd": "NCKD alone", "dkd_coupled": "TCKD + NCKD, coupled", "dkd": "DKD"}
 METHODS |= {"nkd": "NKD", "sdd_kd": "SDD-KD", "sdd_dkd": "SDD-DKD", "sdd_nkd": "SDD-NKD", "mcld": "MCLD", "hcd": "HCD"}
 ORDER = list(METHODS.values())
 ALONE = METHODS["none"]
 
-# The title of the column with what follows --config-file, and the placeholder in it for the name of a method's file.
-ARGUMENTS = "arguments"
-METHOD = "METHOD"
 HEAD = """## Classification
 
 The command of a row is
@@ -50,8 +57,8 @@ The command of a row is
 python -m classification.train --config-file ARGUMENTS
 ```
 
-with the ARGUMENTS in its last cell. Replace METHOD in them by the name in the title of a method's column, such as
-`kd`. `reviewkd` needs networks with the same number of stages.
+with the ARGUMENTS in its last cell. Replace METHOD in them by the text in the title of a method's column, such as
+`methods/kd.yaml`. A line below a table runs all of it.
 
 Accuracy is in percent on the test images, top-1 / top-5 for ImageNet. Ours is the accuracy after the last epoch: the
 mean, and ± the sample standard deviation if there are several seeds. The best is the highest accuracy during training;
@@ -59,8 +66,8 @@ it is chosen on the evaluated images and therefore optimistic. The code of Zhao 
 best. Δ is the gain over our student alone.
 
 A paper's table has one pair in each row. Below a model is its accuracy alone. Below a paper's number is **ours**, if we
-have run it. An empty cell: the paper does not have the number, or we do not know it. †: not verified, because no
-copy of the paper was available.
+have run it. An empty cell: the paper does not have the number, or we do not know it. In brackets: not compared with a
+copy of the paper. Models without arguments come with their library.
 """
 
 
@@ -108,11 +115,6 @@ def place(method: str) -> tuple[bool, int]:
     return method not in ORDER, ORDER.index(method) if method in ORDER else 0
 
 
-def shown(model: str) -> str:
-    """A model's name in a table: without the tag of a library's pretrained weights."""
-    return model.split(".")[0]
-
-
 def _year(source: str) -> str:
     return source.split()[-1]
 
@@ -126,16 +128,20 @@ def _section(data: str, papers: Sequence[dict[str, Any]], runs: Sequence[Row]) -
     lines = [f"### {DATA.get(data, data)}", ""]
     if runs:
         lines += [_our_table(chosen, runs, names), "", *_provenance(runs)]
-    if alone := _alone_table(chosen, names):
+    if alone := alone_table(chosen, names):
         lines += ["#### Models alone", "", alone, ""]
-    for source, rows in chosen.items():
-        if any(row["method"] != ALONE for row in rows):
-            lines += [f"#### {source}", "", _paper_table(rows, runs, names), ""]
+    places = {method: number for number, method in enumerate(ORDER)}
+    for paper in papers:
+        lines += paper_sections(paper, chosen.get(paper["source"], []), runs, names, places)
     return "\n".join(lines)
 
 
 def _our_table(chosen: Mapping[str, Sequence[Row]], runs: Sequence[Row], names: Sequence[str]) -> str:
-    columns = {source: {row["config"]: row for row in rows if row["config"]} for source, rows in chosen.items()}
+    # Rows of a study that a grid or the models alone have too are the same runs; a grid's row names them.
+    columns = {
+        source: {row["config"]: row for row in sorted(rows, key=lambda row: "setting" not in row) if row["config"]}
+        for source, rows in chosen.items()
+    }
     columns = {source: rows for source, rows in columns.items() if any(run["config"] in rows for run in runs)}
     # A run is shown as the paper's row that has its configuration.
     keys = {
@@ -149,7 +155,7 @@ def _our_table(chosen: Mapping[str, Sequence[Row]], runs: Sequence[Row], names: 
     alone = {key.student: run for key, run in keyed if key.method == ALONE}
     table = []
     for key, run in sorted(keyed, key=lambda pair: pair[0].place()):
-        theirs = [_published(rows.get(run["config"]), names) for rows in columns.values()]
+        theirs = [published(rows.get(run["config"]), names) for rows in columns.values()]
         ours = _ours(run, alone.get(key.student), names)
         table.append([shown(key.teacher), shown(key.student), key.method, *theirs, *ours, f"`{run['config']}`"])
     headers = ["teacher", "student", "method", *columns, "ours", "Δ", "best", "seeds", "s/epoch", "peak MiB"]
@@ -161,98 +167,13 @@ def _ours(run: Row, alone: Row | None, names: Sequence[str]) -> list[str]:
     shown_costs = [("seconds_per_epoch", 1), ("peak_memory_mib", 0)]
     costs = [summary(run[name], decimals) if name in run else "" for name, decimals in shown_costs]
     seeds, extra = str(len(run["seeds"])), str(run.get("extra_parameters", ""))
-    return [_accuracy(run, "last", names), over_alone, _accuracy(run, "best", names), seeds, *costs, extra]
+    return [accuracy(run, "last", names), over_alone, accuracy(run, "best", names), seeds, *costs, extra]
 
 
 def _provenance(runs: Sequence[Row]) -> list[str]:
     """One line for the rows of each machine and software."""
     lines = [f"`tools/run_classification.py` on {described(run['hardware'], run['versions'])}" for run in runs]
     return [f"Ours, {lines.count(line)} rows: {line}.\n" for line in dict.fromkeys(lines)]
-
-
-def _paper_table(rows: Sequence[Row], runs: Sequence[Row], names: Sequence[str]) -> str:
-    """One data set of a paper: a pair in each row, a method in each column, our accuracies below the paper's.
-
-    Args:
-        rows: of a paper's results file, one data set's.
-        runs: of our results files; a run belongs to the row that has its configuration.
-        names: the accuracies shown, of "top1" and "top5".
-    """
-    by_config = {run["config"]: run for run in runs}
-    alone = {shown(row["student"]): _both(row, by_config, names) for row in rows if row["method"] == ALONE}
-    pairs: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in rows:
-        if row["method"] != ALONE:
-            pairs.setdefault((row["teacher"], row["student"]), {})[row["method"]] = row
-    methods = sorted({method for found in pairs.values() for method in found}, key=place)
-    files = {row["method"]: _method(row["config"]) for row in rows if row["config"]}
-    table = [
-        [
-            *(_model(model, alone.get(shown(model), "")) for model in pair),
-            *(_both(found.get(method), by_config, names) for method in methods),
-            _arguments(found.values()),
-        ]
-        for pair, found in pairs.items()
-    ]
-    heads = [f"{method}<br>`{files[method]}`" if method in files else method for method in methods]
-    return markdown(table, ["teacher", "student", *heads, ARGUMENTS])
-
-
-def _alone_table(papers: Mapping[str, Sequence[Row]], names: Sequence[str]) -> str:
-    """The models without distillation, one in each row: the papers' numbers, and the arguments; empty without any.
-
-    Args:
-        papers: the rows of one data set by paper.
-        names: the accuracies shown, of "top1" and "top5".
-    """
-    found: dict[str, dict[str, Row]] = {}
-    for source, rows in papers.items():
-        for row in rows:
-            if row["method"] == ALONE:
-                found.setdefault(row["config"] or row["student"], {})[source] = row
-    if not found:
-        return ""
-    sources = [source for source in papers if any(source in by_source for by_source in found.values())]
-    table = []
-    for by_source in found.values():
-        row = next(iter(by_source.values()))
-        numbers = [_published(by_source.get(source), names) for source in sources]
-        table.append([shown(row["student"]), *numbers, f"`{row['config']}`" if row["config"] else ""])
-    return markdown(table, ["model", *sources, ARGUMENTS])
-
-
-def _published(row: Row | None, names: Sequence[str]) -> str:
-    """The paper's numbers; a dagger marks those that could not be verified."""
-    cells = [(row[name], name in row.get("unchecked", ())) for name in names if row and row.get(name) is not None]
-    return " / ".join(f"{value:.2f}{'†' * unchecked}" for value, unchecked in cells)
-
-
-def _accuracy(run: Row, which: str, names: Sequence[str]) -> str:
-    """Ours, over the seeds; ``which``: "last" or "best"."""
-    return " / ".join(summary(run[f"{which}_{name}"], 2) for name in names if f"{which}_{name}" in run)
-
-
-def _both(row: Row | None, by_config: Mapping[str, Row], names: Sequence[str]) -> str:
-    run = by_config.get(row["config"]) if row else None
-    ours = f"**{_accuracy(run, 'last', names)}**" if run else ""
-    return "<br>".join(text for text in (_published(row, names), ours) if text)
-
-
-def _model(name: str, alone: str) -> str:
-    return "<br>".join(text for text in (shown(name), alone) if text)
-
-
-def _method(config: str) -> str:
-    """The name of the method's file, the first of the arguments."""
-    return PurePosixPath(config.split()[0]).stem
-
-
-def _arguments(rows: Iterable[Row]) -> str:
-    """The arguments of a pair's row, with ``METHOD`` for the methods' files if there are several."""
-    configs = [row["config"] for row in rows if row["config"]]
-    if len(configs) > 1:
-        configs = sorted({config.replace(f"/{_method(config)}.yaml", f"/{METHOD}.yaml", 1) for config in configs})
-    return "<br>".join(f"`{config}`" for config in configs)
 
 
 def _notes(paper: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The commands suggest-beta and demo, and the benchmark on digits scenes.
+"""The commands suggest-beta, demo, the benchmark on digits scenes and the runs of the COCO table.
 
 Detectron2 is imported only inside the functions, because suggest-beta does not need it for a classifier.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from kd_det.common.beta import MeasuredGaps, describe, write
-from kd_det.common.command_line import add_config_file, command_parser, output_folder, parse_arguments
+from kd_det.common.command_line import UpToOverrides, add_config_file, command_parser, output_folder, parse_arguments
 from kd_det.common.errors import SetupError, one_line_errors
 
 DETECTION_IMAGES = 500
@@ -101,6 +101,44 @@ def benchmark_digits(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"default: {' '.join(METHODS)}")
     _add_run_options(parser, "output/digits_det/<schedule>")
     _run_benchmark("python tools/run_digits_det.py", parser, arguments)
+
+
+def study_coco(arguments: Sequence[str] | None = None) -> None:
+    """``kd-det study coco``: the rows of the COCO table over seeds."""
+    from kd_det.studies.coco import METHODS, PAIRS, CocoStudy, chosen
+
+    parser = command_parser(
+        "kd-det study coco",
+        "Trains the rows of the COCO table (Zhao et al. 2022, table 10) over seeds, and each pair's student alone, one "
+        "run\nafter the other. After each row it writes the results file, of which tools/make_tables.py makes "
+        "MODEL_ZOO.md.\nThe same command goes on where it was interrupted.",
+        "kd-det study coco --seeds 3 --num-gpus 8",
+        "kd-det study coco --seeds 1 --pairs r101_r50 --methods kd dkd --start coco/r50_published.yaml \\",
+        "    --output-dir output/study_coco_msra --results output/study_coco_msra/results.json",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each row, SEED 1, 2, ... (default 3)")
+    for option, known in (("pairs", PAIRS), ("methods", METHODS)):
+        names = " ".join(known)
+        parser.add_argument(f"--{option}", nargs="+", action=UpToOverrides, metavar="NAME", help=f"default: {names}")
+    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs of each run (default 1; 0: the CPU)")
+    parser.add_argument("--start", default="", metavar="FILE", help="a configuration that goes after each run's own")
+    parser.add_argument("--output-dir", type=Path, default=Path("output/study_coco"), metavar="DIR")
+    results = Path("results/coco_ours.json")
+    parser.add_argument("--results", type=Path, default=results, metavar="FILE", help=f"default {results}")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configurations")
+    with one_line_errors():
+        args = parse_arguments(parser, arguments)
+        study = CocoStudy(
+            chosen(args.pairs, tuple(PAIRS)), chosen(args.methods, METHODS), args.seeds, args.output_dir, args.results,
+            tuple(args.opts), args.num_gpus, args.start,
+        )  # fmt: skip
+        try:
+            study.run(shlex.join(["kd-det", "study", "coco", *(sys.argv[1:] if arguments is None else arguments)]))
+        except RuntimeError as error:
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit(GO_ON)
+        print(f"wrote {args.results}; python tools/make_tables.py puts it into MODEL_ZOO.md")
 
 
 def _add_run_options(parser: argparse.ArgumentParser, folder: str) -> None:

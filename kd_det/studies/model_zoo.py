@@ -3,8 +3,8 @@
 A results file: ``benchmark`` (title), ``source`` ("ours", or the paper), ``schedule``, ``rows``, and for ours
 ``hardware``, ``versions`` and ``command``. A row: ``teacher``, ``student``, ``method``, ``config`` (what follows
 --config-file in the command that trains it), and lists with one entry a seed: ``teacher_AP`` (one), ``student_AP``,
-``AP``, and for ours ``best_AP``, ``seconds_per_iteration``, ``memory_mib``. Files with a ``kind`` belong to other
-benchmarks.
+``AP``, the same with ``AP50`` and ``AP75``, and for ours ``best_AP``, ``seconds_per_iteration``, ``memory_mib``. A
+file may have ``notes``, which are shown below its table. Files with a ``kind`` belong to other benchmarks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kd_det.common.environment import described
 from kd_det.common.tables import gain, markdown, summary
 
 OURS = "ours"
+METRICS = ("AP", "AP50", "AP75")
 REQUIRED = {"": ("benchmark", "source", "schedule", "rows"), "rows": ("teacher", "student", "method", "config", "AP")}
 HEAD = """# Model zoo
 
@@ -34,9 +35,10 @@ kd-det train --config-file ARGUMENTS
 with the ARGUMENTS in its last cell. The rows of the digits scenes use a teacher and pretrained backbones of their own:
 the command below their table trains these first, and then all rows.
 
-AP is COCO AP in percent after the last iteration: the mean, and ± the sample standard deviation if there are several
-seeds. The best AP is the highest of all evaluations during training; it is chosen on the evaluated images and therefore
-optimistic. Δ is the gain over the student alone. A blank cell: we have not run it.
+AP is COCO AP in percent after the last iteration, with AP50 and AP75 where the results have them (AP / AP50 / AP75):
+the mean, and ± the sample standard deviation if there are several seeds. The best AP is the highest of all evaluations
+during training; it is chosen on the evaluated images and therefore optimistic. Δ is the gain over the student alone. A
+blank cell: we have not run it.
 """
 
 
@@ -68,11 +70,12 @@ def _section(title: str, results: Sequence[dict[str, Any]]) -> str:
     for key in {**published, **run}:
         paper, row = published.get(key, {}), run.get(key, {})
         either = row or paper
-        start = [*key, summary(either["teacher_AP"], 1 if row else 2) if "teacher_AP" in either else ""]
+        start = [*key, _metrics(either, "teacher_", 1 if row else 2)]
         theirs = _scores(paper, 2) if papers else []
         table.append([*start, *theirs, *_scores(row, 1), *_costs(row), f"`{either['config']}`"])
     lines = [f"### {title}", "", markdown(table, headers), ""]
-    return "\n".join([*lines, *(_provenance(content) for content in ours)])
+    notes = [f"- {note}" for content in papers for note in content.get("notes", [])]
+    return "\n".join([*lines, *notes, *[""] * bool(notes), *(_provenance(content) for content in ours)])
 
 
 def _by_key(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str, str], dict[str, Any]]:
@@ -88,8 +91,13 @@ def _scores(row: dict[str, Any], decimals: int) -> list[str]:
     if not row:
         return ["", "", ""]
     alone = row.get("student_AP", [])
-    method = summary(row["AP"], decimals)
-    return [summary(alone, decimals), method, gain(row["AP"], alone, decimals)] if alone else ["", method, ""]
+    over_alone = gain(row["AP"], alone, decimals) if alone else ""
+    return [_metrics(row, "student_", decimals), _metrics(row, "", decimals), over_alone]
+
+
+def _metrics(row: dict[str, Any], part: str, decimals: int) -> str:
+    """AP / AP50 / AP75, as far as the row has them; ``part``: "", "teacher_" or "student_"."""
+    return " / ".join(summary(row[part + name], decimals) for name in METRICS if row.get(part + name))
 
 
 def _costs(row: dict[str, Any]) -> list[str]:

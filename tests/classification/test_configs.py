@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from copy import deepcopy
 from functools import cache
 from itertools import product
 
@@ -13,8 +14,8 @@ import torch
 import torchvision
 
 from classification.config import load_config
-from classification.distillers import NetworkPair, build_distiller
-from classification.models import create_model, short_name
+from classification.distillers import NetworkPair, build_distiller, distiller_class
+from classification.models import ReusedClassifier, create_model, short_name
 from classification.models.factory import NICKNAMES
 from kd_det.common.config_files import CONFIGS
 from kd_det.common.errors import SetupError
@@ -153,7 +154,17 @@ def network(node, size: int):
 def pair(cfg) -> NetworkPair:
     student, student_out = network(cfg.STUDENT, cfg.DATA.IMAGE_SIZE)
     teacher, teacher_out = network(cfg.TEACHER, cfg.DATA.IMAGE_SIZE) if cfg.TEACHER.NAME else (None, None)
+    if distiller_class(cfg.DISTILLER).reuses_classifier:
+        student, student_out = reusing(student, student_out, teacher_out)
     return NetworkPair(student, teacher, student_out, teacher_out, 2000)
+
+
+def reusing(student, student_out, teacher_out):
+    """A copy of the student with the teacher's classifier, and its answer."""
+    given, wanted = (out.map.shape for out in (student_out, teacher_out))
+    size = {"student_channels": given[1], "teacher_channels": wanted[1], "size": tuple(wanted[2:])}
+    reused = ReusedClassifier(deepcopy(student), FEW, **size, reduction=2).eval().to("meta")
+    return reused, student_out._replace(map=torch.zeros(1, *wanted[1:]), pooled=torch.zeros(1, wanted[1]))
 
 
 @pytest.mark.parametrize("leaf", LEAVES)

@@ -68,9 +68,9 @@ PUBLISHED = paper(
 
 def test_a_paper_has_a_pair_in_a_row_and_a_method_in_a_column():
     header, *rows = tables(render([PUBLISHED]))["Doe 2030"]
-    assert header == ["teacher", "student", "CRD", "KD<br>`kd`", "DKD<br>`dkd`", "arguments"]
+    assert header == ["teacher", "student", "CRD", "KD<br>`methods/kd.yaml`", "DKD<br>`methods/dkd.yaml`", "arguments"]
     assert rows == [
-        ["big<br>75.00", "small<br>69.00", "", "70.00", "71.50", f"`{arguments('METHOD')}`"],
+        ["big<br>75.00", "small<br>69.00", "", "70.00", "71.50", "`cifar100/METHOD cifar100/pairs/big_small.yaml`"],
         ["big<br>75.00", "tiny", "", "50.00", "", f"`{arguments('kd', 'big_tiny')}`"],
     ]
 
@@ -128,12 +128,46 @@ def test_without_a_paper_methods_have_the_names_of_their_files():
     assert [row[2] for row in rows] == ["KD", "TCKD alone", "SDD-KD", "mine"]
 
 
-def test_top5_and_numbers_that_are_only_remembered():
+def test_top5_and_numbers_that_were_not_compared():
     row = {"data": "imagenet", "method": "KD", "top1": 70.0, "top5": 90.0, "config": arguments("kd", data="imagenet")}
     kd = run(row["config"], "big", [71.0], [72.0], "kd", "imagenet", last_top5=[91.0], best_top5=[92.0])
     page = tables(render([paper(row | {"unchecked": ["top5"]}), ours(kd)]))
-    assert page["Doe 2030"][1][2] == "70.00 / 90.00†<br>**71.00 / 91.00**"
-    assert page["ImageNet"][1][3:7] == ["70.00 / 90.00†", "71.00 / 91.00", "", "72.00 / 92.00"]
+    assert page["Doe 2030"][1][2] == "70.00 / (90.00)<br>**71.00 / 91.00**"
+    assert page["ImageNet"][1][3:7] == ["70.00 / (90.00)", "71.00 / 91.00", "", "72.00 / 92.00"]
+
+
+def test_a_study_has_a_run_in_each_row_with_what_it_varies():
+    rows = [
+        {"method": "DKD", "top1": 70.0, "setting": {"beta": beta, "T": 4}, "table": "A.1", "config": arguments(name)}
+        for beta, name in ((1.0, "one"), ("1 - p", "two"))
+    ]
+    alone_too = {
+        "teacher": "",
+        "method": "alone",
+        "top1": 60.0,
+        "setting": {},
+        "table": "A.1",
+        "config": alone("small"),
+    }
+    tables_of_it = {"A.1": {"caption": "What it is.", "command": "python tools/ablate.py --grid DKD.BETA 1"}}
+    page = render([paper(*rows, alone_too, tables=tables_of_it), ours(run(arguments("two"), "big", [71.0], [72.0]))])
+    header, *cells = tables(page)["Doe 2030, table A.1"]
+    assert header == ["teacher", "student", "method", "beta", "T", "paper", "ours", "arguments"]
+    assert cells == [
+        ["big", "small", "DKD", "1", "4", "70.00", "", f"`{arguments('one')}`"],
+        ["big", "small", "DKD", "1 - p", "4", "70.00", "71.00", f"`{arguments('two')}`"],
+        ["", "small", "alone", "", "", "60.00", "", f"`{alone('small')}`"],
+    ]
+    assert "Doe 2030, table A.1\n\nWhat it is.\n" in page and "\n`python tools/ablate.py --grid DKD.BETA 1`\n" in page
+    assert "Models alone" not in page
+
+
+def test_tables_of_a_paper_stand_apart():
+    both = [
+        {"method": "KD", "top1": number, "table": name, "config": None} for name, number in (("6", 70.0), ("7", 71.0))
+    ]
+    page = tables(render([paper(*both)]))
+    assert page["Doe 2030, table 6"][1][2] == "70.00" and page["Doe 2030, table 7"][1][2] == "71.00"
 
 
 def test_notes_and_sources_of_a_paper():
@@ -163,13 +197,16 @@ def built_from(arguments: str):
 
 @pytest.mark.parametrize("published", PAPERS, ids=lambda content: content["source"])
 def test_published_rows_agree_with_their_configurations(published):
-    places = [(row["data"], row["teacher"], row["student"], row["method"]) for row in published["rows"]]
+    keys = ("data", "table", "teacher", "student", "method", "setting")
+    places = [json.dumps([row.get(key) for key in keys]) for row in published["rows"]]
     assert len(set(places)) == len(places)
     for row in published["rows"]:
         if row["config"]:
             cfg = built_from(row["config"])
-            teacher = cfg.TEACHER.NAME if cfg.DISTILLER != "none" else ""
-            assert (row["data"], row["teacher"], row["student"]) == (cfg.DATA.NAME, teacher, cfg.STUDENT.NAME)
+            student = row["student"] or cfg.STUDENT.NAME  # table A.2 has only teachers
+            # A student alone stands in the rows of its pair where a study begins with it.
+            teacher = cfg.TEACHER.NAME if cfg.DISTILLER != "none" else row["teacher"] if "setting" in row else ""
+            assert (row["data"], row["teacher"], student) == (cfg.DATA.NAME, teacher, cfg.STUDENT.NAME)
 
 
 def commands_on_the_page():
@@ -185,19 +222,28 @@ def commands_on_the_page():
             header = cells
             continue
         row = dict(zip(header, cells, strict=True))
+        if "paper" in header or "gap" in header:  # a study: test_paper_rows.py has its rows
+            continue
         models = [row.get(name, "").partition("<br>")[0] for name in ("teacher", "student")]
         models = models if "student" in header else ["", row["model"]]
-        stems = [head.split("`")[1] for head in header if "`" in head]
+        methods = {cell: head.split("`")[1] for head, cell in zip(header, cells, strict=True) if "`" in head and cell}
         for given in cells[-1].replace("`", "").split("<br>"):
-            for stem in stems if "METHOD" in given else [PurePosixPath(given.split()[0] if given else "").stem]:
-                yield data, *models, stem, given.replace("METHOD", stem)
+            named = methods.values() if "METHOD" in given else [given.split()[0].partition("/")[2] if given else ""]
+            for method in dict.fromkeys(named):
+                yield data, *models, method_of(method), given.replace("METHOD", method)
+
+
+def method_of(argument):
+    """The method that "methods/kd.yaml" and "methods.yaml:crd" name."""
+    return argument.partition(":")[2] or PurePosixPath(argument).stem
 
 
 def test_every_row_of_the_page_is_the_run_of_its_command():
     rows = list(commands_on_the_page())
     assert len(rows) > 300 and {data for data, *_ in rows} == set(DATA)
-    # test_configs.py builds the networks and the distillers of these.
+    # test_configs.py and test_paper_rows.py build the networks and the distillers of these.
     built = {shlex.join([*files, *overrides]) for files, overrides in RUNS.values()}
+    built |= {row["config"] for published in PAPERS for row in published["rows"]}
     for data, teacher, student, method, given in rows:
         if not given:  # a library's own teacher, which is not trained here
             assert data == "imagenet" and not teacher, student
@@ -206,24 +252,25 @@ def test_every_row_of_the_page_is_the_run_of_its_command():
         assert (data, student) == (cfg.DATA.NAME, shown(cfg.STUDENT.NAME)), given
         assert method_name(cfg) == (method if teacher else "none"), given
         assert (shown(cfg.TEACHER.NAME) if teacher else "") == teacher, given
-        fits = method != "reviewkd" or PurePosixPath(given).stem not in UNREVIEWED
-        assert (given in built) == fits, given
+        assert given in built or (method in ("at", "reviewkd") and any(pair in given for pair in UNREVIEWED)), given
 
 
 @pytest.mark.parametrize("published", PAPERS, ids=lambda content: content["source"])
 def test_every_published_number_says_what_it_was_compared_with(published):
     for row in published["rows"]:
         known = [name for name in ("top1", "top5") if row.get(name) is not None]
-        assert all(30 < row[name] < 100 for name in known), row
-        remembered = row.get("unchecked", [])
-        assert set(remembered) <= set(known), row
-        assert (row.get("checked") in published["checked_against"]) == (set(remembered) != set(known)), row
+        assert all(10 < row[name] < 100 for name in known), row  # LSKD+MLKD once failed: 19.63
+        left = row.get("unchecked", [])
+        assert set(left) <= set(known), row
+        compared = row.get("checked") in published["checked_against"]
+        assert compared == (set(left) != set(known)) or not known, row
 
 
 def test_every_published_number_is_on_the_page():
     page = tables(render(PAPERS))
     for published in PAPERS:
         rows = [row for row in published["rows"] if row["top1"] is not None]
-        text = [cell for title in (published["source"], "Models alone") for row in page.get(title, []) for cell in row]
+        titles = [title for title in page if title == "Models alone" or title.startswith(published["source"])]
+        text = [cell for title in titles for row in page[title] for cell in row]
         for row in rows:
             assert any(f"{row['top1']:.2f}" in cell for cell in text), row

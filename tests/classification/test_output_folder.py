@@ -82,6 +82,7 @@ def test_results_are_not_deleted_unasked(finished, begin, flags, kept, expected,
 def test_overwrite_deletes_once_all_is_checked(finished, begin, tmp_path):
     output = tmp_path / "run"
     os.system(f"cp -r '{finished}/whole' '{output}'")
+    (output / "model_best.pth").write_bytes(b"")
     before = files(output)
     assert "absent.pth" in begin("--overwrite", *SHORT, "OUTPUT_DIR", output, "STUDENT.WEIGHTS", "absent.pth")
     own = output / "model.pth"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -134,6 +135,67 @@ def test_auto_train_trains_it_alone_by_its_configurations(monkeypatch, tmp_path)
     assert trained == load_config(alone, ["STUDENT.NAME", name, "DATA.ROOT", "elsewhere"])
     assert args.resume and trained.OUTPUT_DIR == "output/cub200/vanilla_swin_t"
     assert weights_path(cfg.TEACHER.WEIGHTS).parent.as_posix() == trained.OUTPUT_DIR
+
+
+def command_for(cfg, monkeypatch):
+    """The configuration of the command that trains the teacher; None if none is run."""
+    commands = []
+    monkeypatch.setattr(auto_train, "stream", lambda command, **_: commands.append(command))
+    auto_train.train_teacher(cfg)
+    if not commands:
+        return None
+    args = parse_arguments(train.parser(), commands[0][3:])
+    return load_config(args.config_file, args.opts)
+
+
+DIGITS = ["cifar100/methods/kd.yaml", "digits/pairs/resnet20_resnet8.yaml"]
+NOISY = ["DATA.LABEL_NOISE", "0.2", "DATA.LABEL_NOISE_SEED", "3", "TEACHER.WEIGHTS", "digits/noisy_resnet20"]
+
+
+def test_auto_train_passes_the_data_on(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    data = [*NOISY, "DATA.AUTO_AUGMENT", "True", "DATA.BATCH_SIZE", "32", "DATA.WORKERS", "5", "SEED", "7"]
+    trained = command_for(load_config(DIGITS, data), monkeypatch)
+    expected = load_config(["digits/base.yaml"], ["STUDENT.NAME", "resnet20"]).DATA
+    expected.update({"LABEL_NOISE": 0.2, "LABEL_NOISE_SEED": 3, "AUTO_AUGMENT": True, "WORKERS": 5})
+    assert expected == trained.DATA and trained.OUTPUT_DIR == "output/digits/noisy_resnet20"
+    assert not trained.SOLVER.SAVE_BEST and trained.SEED == 0
+    # Its own files say whether a fine-tuned teacher sees AutoAugment; its students do.
+    tokens = load_config(["cifar100/methods/kd.yaml", "cifar100/pairs/convnext_t_deit_t.yaml"])
+    assert tokens.DATA.AUTO_AUGMENT and not command_for(tokens, monkeypatch).DATA.AUTO_AUGMENT
+
+
+def test_auto_train_for_the_best_epoch(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    best = ["TEACHER.WEIGHTS", "output/digits/best/model_best.pth"]
+    trained = command_for(load_config(DIGITS, best), monkeypatch)
+    assert trained.SOLVER.SAVE_BEST and trained.OUTPUT_DIR == "output/digits/best"
+
+
+@pytest.mark.parametrize("weights", ["digits/x", "output/digits/x/model.pth", "given/model.pth"])
+@pytest.mark.parametrize("imported", [False, True])
+def test_auto_train_never_replaces_an_imported_or_given_file(weights, imported, monkeypatch, tmp_path):
+    """Beside it lie the states of a run that was interrupted."""
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(DIGITS, ["TEACHER.WEIGHTS", weights])
+    path = weights_path(weights)
+    (path.parent / "states" / "3-0").mkdir(parents=True)
+    save_student(path, create_model("resnet20", 10), {"name": "resnet20", **({} if imported else {"epoch": 3})})
+    trained = command_for(cfg, monkeypatch)
+    assert (trained is None) == (imported or weights.startswith("given"))
+
+
+def test_a_teacher_of_other_labels_is_refused(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "output" / "digits" / "noisy_resnet20"
+    folder.mkdir(parents=True)
+    (folder / "model.pth").write_bytes(b"")
+    data = {"LABEL_NOISE": 0.2, "LABEL_NOISE_SEED": 3}
+    (folder / "result.json").write_text(json.dumps({"config": {"DATA": data}}))
+    assert command_for(load_config(DIGITS, NOISY), monkeypatch) is None
+    for key, value in (("LABEL_NOISE", "0.1"), ("LABEL_NOISE_SEED", "4")):
+        with pytest.raises(SetupError, match=rf"was trained with DATA\.{key} .*, this run has {value}.*another name"):
+            command_for(load_config(DIGITS, [*NOISY, f"DATA.{key}", value]), monkeypatch)
 
 
 def test_without_a_method_the_teacher_is_neither_trained_nor_used(tmp_path, monkeypatch, capsys):

@@ -32,6 +32,18 @@ def test_a_run_leaves_what_people_and_tables_need(classify, distil, tmp_path):
 
     again = classify("--resume", *distil, "DISTILLER", "dkd", "WARMUP_EPOCHS", 2, "OUTPUT_DIR", "run")
     assert again.returncode == 0 and outcome(tmp_path / "run")[1] == history
+    assert not (tmp_path / "run" / "model_best.pth").exists()
+
+
+def test_the_best_epochs_student_is_kept_only_if_asked_for(classify, distil, tmp_path):
+    """The learning rate rises so far that the second epoch is worse."""
+    settings = [*distil, "SOLVER.STEPS", "(1,)", "SOLVER.GAMMA", 40.0, "SOLVER.SAVE_BEST", True]
+    assert classify(*settings, "OUTPUT_DIR", "run").returncode == 0
+    _, history, figures = outcome(tmp_path / "run")
+    best = torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)
+    first, second = (record["top1"] for record in history)
+    assert best["top1"] == figures["best_top1"] == first > second and best["epoch"] == 1
+    assert torch.load(tmp_path / "run" / "model.pth", weights_only=True)["epoch"] == 2
 
 
 def test_what_a_method_adds_is_no_part_of_the_student(classify, distil, tmp_path):

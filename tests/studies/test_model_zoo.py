@@ -57,6 +57,14 @@ def test_our_numbers_are_next_to_the_papers_and_blank_if_not_run():
     assert "Ours: `run it` on a processor, 2 cores, threads: 1 a run, 2 runs at a time; torch 9.9." in page
 
 
+def test_ap50_and_ap75_stand_behind_ap_and_notes_below_the_table():
+    row = {"method": "KD", "teacher_AP": [42.0], "student_AP": [33.0], "student_AP50": [53.0], "AP": [34.0]}
+    published = paper(row | {"AP50": [54.66], "AP75": [36.62]})
+    page = render([{**published, "notes": ["It says so."]}])
+    assert cells(page)[1][4:8] == ["42.00", "33.00 / 53.00", "34.00 / 54.66 / 36.62", "+1.00"]
+    assert "\n\n- It says so.\n" in page
+
+
 def test_without_a_paper_there_are_no_columns_for_one():
     (header, row) = cells(render([ours({"method": "DKD", "student_AP": [30.0], "AP": [31.0]})]))
     assert header[4:8] == ["teacher AP", "student alone (ours)", "ours", "Δ"]

@@ -16,7 +16,9 @@ from tests.conftest import ROOT
 from tests.losses.test_imports import BLOCKED
 from tests.tools.commands import run_here
 
-COMMANDS = [*([verb] for verb in cli.VERBS if verb != "bench"), *(["bench", name] for name in cli.BENCHMARKS)]
+GROUPS = {"bench": cli.BENCHMARKS, "study": cli.STUDIES}
+COMMANDS = [[verb] for verb in cli.VERBS if verb not in GROUPS]
+COMMANDS += [[verb, name] for verb, names in GROUPS.items() for name in names]
 DOORS = sorted(path.name for path in (ROOT / "tools").glob("*.py") if "kd_det.cli" in path.read_text())
 
 WHILE_IMPORTING = """
@@ -63,6 +65,7 @@ def test_a_closed_pipe_ends_without_a_traceback():
 def test_an_unknown_verb_is_one_line(capsys):
     for line, message in {
         ("trian",): "error: kd-det: there is no 'trian'. Did you mean 'train'? Known: train, eval",
+        ("study", "coc"): "error: kd-det study: there is no 'coc'. Did you mean 'coco'? Known: coco",
         ("bench", "los"): "error: kd-det bench: there is no 'los'. Did you mean 'losses'? Known: losses, step",
     }.items():
         with pytest.raises(SystemExit) as end:

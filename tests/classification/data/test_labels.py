@@ -7,8 +7,10 @@ import torch
 
 from classification.data import build_data, rank_by_confidence
 from classification.data.labels import add_label_noise
+from classification.step import TrainingStep
 from kd_det.common.errors import SetupError
 from tests.classification.data.layouts import config
+from tests.classification.distillers.tiny import Case
 
 
 @pytest.mark.parametrize(("rate", "changed"), [(0.0, 0), (0.1, 100), (0.3, 301), (0.999, 1002)])
@@ -29,11 +31,12 @@ def test_noise_is_uniform_over_the_other_classes():
     assert ((others - 900) ** 2 / 900).sum() < 30  # chi squared, 8 degrees of freedom: 26 is one in a thousand
 
 
-def test_noise_depends_on_the_seed_and_is_only_in_training():
-    clean, noisy, other = (
-        build_data(config("DATA.LABEL_NOISE", rate, "SEED", seed), "cpu")
-        for rate, seed in ((0.0, 0), (0.2, 0), (0.2, 1))
+def test_noise_is_of_its_own_seed_and_of_training_only():
+    clean, noisy, other, same = (
+        build_data(config("DATA.LABEL_NOISE", rate, "DATA.LABEL_NOISE_SEED", noise_seed, "SEED", seed), "cpu")
+        for rate, noise_seed, seed in ((0.0, 0, 0), (0.2, 0, 0), (0.2, 1, 0), (0.2, 0, 1))
     )
+    assert torch.equal(noisy.train.labels, same.train.labels)  # a student of another SEED sees its teacher's labels
     assert (noisy.train.labels != clean.train.labels).sum() == round(1437 * 0.2)
     assert not torch.equal(noisy.train.labels, other.train.labels)
     again = build_data(config("DATA.LABEL_NOISE", 0.2), "cpu", 1, 2)
@@ -66,3 +69,17 @@ def test_invalid_ranges_and_probabilities():
             rank_by_confidence(torch.rand(4), wrong)
     with pytest.raises(ValueError, match="nan"):
         rank_by_confidence(torch.tensor([0.1, float("nan")]), (0.0, 0.5))
+
+
+def test_a_half_has_the_weight_of_the_whole_beside_the_cross_entropy():
+    """Its terms are means over its samples: halves of one batch average to the batch's term, and neither is halved."""
+    case = Case("dkd_nckd", size=6)
+    step = TrainingStep(case.student, case.distiller, ce_weight=1.0)
+
+    def losses(rows):
+        return step(case.batch, case.teacher_out, rows, 1.0)[0]
+
+    whole, first, second = (losses(rows) for rows in (None, torch.arange(3), torch.arange(3, 6)))
+    both = (first["loss_dkd_nckd"] + second["loss_dkd_nckd"]) / 2
+    torch.testing.assert_close(both, whole["loss_dkd_nckd"], rtol=1e-9, atol=0)
+    assert first["loss_ce"] == second["loss_ce"] == whole["loss_ce"]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
+from torchvision.transforms import v2
 
-from classification.data import build_data, small_images
+from classification.data import build_data, small_images, transforms
 from classification.data.memory_source import PADDING, MemorySource, PaddedImages
 from classification.data.seeding import Purpose, generator
 from classification.data.transforms import Normalization
@@ -158,3 +159,17 @@ def test_auto_augment_changes_images_after_the_crop():
     assert torch.equal(plain.indices, augmented.indices)
     same = (plain.images == augmented.images).flatten(1).all(1)
     assert 0 < same.sum() < 200  # some of the policy's operations are applied by chance only
+
+
+@pytest.mark.parametrize(
+    "policy", [transforms.auto_augment_small(), transforms.area_crop_transform(32, auto_augment=True)]
+)
+def test_what_auto_augment_uncovers_is_grey(policy):
+    """As in the policy's usual implementation: an image of one level gets that of 128 beside it, never black."""
+    image = torch.full((3, 32, 32), 200, dtype=torch.uint8)
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    levels = []
+    for seed in range(150):
+        torch.manual_seed(seed)
+        levels.append(frozenset(policy(picture if isinstance(policy, v2.Compose) else image).flatten().tolist()))
+    assert levels.count(frozenset({128, 200})) > 3 and frozenset({0, 200}) not in levels

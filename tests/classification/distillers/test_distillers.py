@@ -37,8 +37,8 @@ LOGITS = {
         ["NKD.GAMMA", 0.7, "NKD.TEMPERATURE", 2.0, "NKD.WEIGHT", 0.5],
         lambda s, t, y: nkd_loss(s, t, y, gamma=0.7, temperature=2.0),
     ),
-    "dkd_tckd": (DKD, lambda s, t, y: dkd_loss(s, t, y, alpha=0.7, beta=0.0, temperature=2.0)),
-    "dkd_nckd": (DKD, lambda s, t, y: dkd_loss(s, t, y, alpha=0.0, beta=3.0, temperature=2.0)),
+    "dkd_tckd": (DKD, lambda s, t, y: dkd_loss(s, t, y, alpha=1.0, beta=0.0, temperature=2.0)),
+    "dkd_nckd": (DKD, lambda s, t, y: dkd_loss(s, t, y, alpha=0.0, beta=1.0, temperature=2.0)),
     "dkd_coupled": (DKD, lambda s, t, y: coupled_dkd_loss(s, t, y, alpha=0.7, temperature=2.0)),
 }
 
@@ -98,7 +98,7 @@ def test_logit_distillers_are_their_loss_with_their_own_sections_settings(name, 
 
 def test_dkds_parts_add_up_to_it_and_the_coupled_ones_to_kd():
     whole, target, others = (Case(name, *DKD).losses() for name in ("dkd", "dkd_tckd", "dkd_nckd"))
-    summed = target["loss_dkd_tckd"] + others["loss_dkd_nckd"]
+    summed = 0.7 * target["loss_dkd_tckd"] + 3.0 * others["loss_dkd_nckd"]
     torch.testing.assert_close(summed, whole["loss_dkd"], rtol=1e-12, atol=0)
     coupled, kd = Case("dkd_coupled").losses()["loss_dkd_coupled"], Case("kd").losses()["loss_kd"]
     torch.testing.assert_close(coupled, kd, rtol=1e-10, atol=0)
