@@ -84,6 +84,7 @@ setup(
         "scikit-learn",
         "tensorboard",
         "timm>=1.0.12",
+        "safetensors",
         "tabulate",
     ],
     extras_require=EXTRAS,
