@@ -63,6 +63,19 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.TEACHER.CLASS_MAP = []
     # Precision of the teacher's forward pass: "float32", "bfloat16" or "float16".
     cfg.KD.TEACHER.DTYPE = "float32"
+    # A folder that kd-det store-teacher or kd-det import-teacher wrote for the training sets: boxes of each image, and
+    # class logits on them. The boxes join the student's proposals, and "kd", "dkd" and "nkd" compare the logits of
+    # those that are sampled; the teacher is not loaded. "sdd" and the terms on feature maps need the teacher too
+    # (CONFIG_FILE, WEIGHTS). With no KD.TERMS the boxes alone help. Empty: no stored knowledge.
+    cfg.KD.TEACHER.STORED = ""
+    # Whether the boxes that the live teacher's RPN proposes join the student's proposals. Their number is the teacher's
+    # own MODEL.RPN.POST_NMS_TOPK_TEST; change it in KD.TEACHER.OPTS.
+    cfg.KD.TEACHER.PROPOSALS = False
+
+    cfg.KD.STORED = CfgNode()
+    # The largest share of an image's sampled proposals (MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE) that may be stored boxes:
+    # only so many of the stored boxes join the proposals, the best first. Above 0, up to 1.
+    cfg.KD.STORED.FRACTION = 1.0
 
     # Hinton et al. 2015: WEIGHT * T^2 * KL(teacher || student) over the K+1 classes of every sampled proposal.
     cfg.KD.KD = CfgNode()

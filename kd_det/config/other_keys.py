@@ -38,6 +38,12 @@ names = each(string)
 size = count(0, 2**16)  # pixels; 0: the image is not resized
 
 
+def share(key: str, value: Any) -> None:
+    """A number above 0, up to 1."""
+    if not _is_number(value) or not 0 < value <= 1:
+        raise SetupError(f"{key} is {value!r:.200}; it must be a number above 0, up to 1.")
+
+
 def expected_result(key: str, value: Any) -> None:
     """[task, metric, value, tolerance]."""
     whole = isinstance(value, (list, tuple)) and len(value) == 4
@@ -120,4 +126,5 @@ OTHER: dict[str, Check] = {
     "KD.TEACHER.OPTS": overrides,
     "KD.TEACHER.CLASS_MAP": name_pairs,
     "KD.TEACHER.DTYPE": choice("float32", "bfloat16", "float16"),
+    "KD.STORED.FRACTION": share,
 }

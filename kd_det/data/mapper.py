@@ -69,8 +69,18 @@ class NamingDatasetMapper(DatasetMapper):
             record["sem_seg"] = torch.as_tensor(seen.sem_seg.astype("long"))
         if self.proposal_topk is not None:
             transform_proposals(record, shape, transforms, proposal_topk=self.proposal_topk)
+        self._transform_others(record, transforms, shape)
         if not self.is_train:
             record.pop("annotations", None)
         elif "annotations" in record:
             self._transform_annotations(record, transforms, shape)
         return record
+
+    def _transform_others(self, record: dict[str, Any], transforms: T.TransformList, shape: tuple[int, int]) -> None:
+        """For subclasses whose records have more that belongs to the image.
+
+        Args:
+            record: to be changed in place.
+            transforms: what was done to the image.
+            shape: height and width of the image after that.
+        """

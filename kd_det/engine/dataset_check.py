@@ -11,7 +11,7 @@ from kd_det.data.checks import known_metadata, missing_for_model
 from kd_det.data.report import CocoReport, Finding, compare_sets, examine, format_findings, format_report
 from kd_det.modeling.terms import TERMS
 from kd_det.teacher.classes import CLASS_MAP, class_names, compare_classes, shared_classes, unpaired_classes
-from kd_det.teacher.config import teacher_config
+from kd_det.teacher.config import live_terms, teacher_config
 
 
 def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, with_model: bool) -> tuple[str, bool]:
@@ -62,8 +62,9 @@ def _model_findings(cfg: CfgNode, reports: Sequence[CocoReport]) -> Iterator[Fin
 def _teacher_findings(cfg: CfgNode, report: CocoReport) -> list[Finding]:
     teacher_cfg = teacher_config(cfg)
     theirs = class_names(teacher_cfg)
-    if cfg.KD.TERMS and not any(TERMS[name].needs_logits for name in cfg.KD.TERMS if name in TERMS):
-        return [Finding(unpaired_classes(cfg, teacher_cfg), stops=False)]
+    terms = live_terms(cfg)
+    if cfg.KD.TERMS and not any(TERMS[name].needs_logits for name in terms):
+        return [Finding(unpaired_classes(cfg, teacher_cfg, terms), stops=False)]
     if cfg.KD.TEACHER.CLASS_MAP:
         return [_map_finding(cfg, teacher_cfg)]
     if theirs is None:

@@ -32,7 +32,7 @@ CHANGEABLE = (
     "SOLVER.NUM_DECAYS", "SOLVER.RESCALE_INTERVAL", "SOLVER.WARMUP_*", "SOLVER.MAX_ITER", "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.IMS_PER_BATCH", "SOLVER.REFERENCE_WORLD_SIZE", "SOLVER.CLIP_GRADIENTS.*",
     # The teacher's files may have moved; its classes and its other settings must be the same.
-    "KD.TEACHER.CONFIG_FILE", "KD.TEACHER.WEIGHTS", "KD.TEACHER.DTYPE",
+    "KD.TEACHER.CONFIG_FILE", "KD.TEACHER.WEIGHTS", "KD.TEACHER.DTYPE", "KD.TEACHER.STORED", "KD.STORED.FRACTION",
     "KD.*.WEIGHT", "KD.*.ALPHA", "KD.*.BETA", "KD.*.GAMMA", "KD.*.TEMPERATURE", "KD.*.THRESHOLD",
     "KD.*.COMPLEMENTARY_WEIGHT", "KD.SDD.PROPOSALS",
 )  # fmt: skip
@@ -95,7 +95,7 @@ def compare_settings(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
         SetupError: a changed setting is one that the checkpoint's state depends on.
     """
     differ = [key for key in ours if key in saved and saved[key] != ours[key]]
-    refused = [key for key in differ if not any(fnmatchcase(key, pattern) for pattern in CHANGEABLE)]
+    refused = [key for key in differ if not _may_change(key, saved[key], ours[key])]
     for key in differ:
         verdict = "which is refused" if key in refused else "from here on"
         logger.warning("--resume: %s was %r and is %r, %s", key, saved[key], ours[key], verdict)
@@ -106,6 +106,12 @@ def compare_settings(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
             f"--resume: {named}{more}. Restore the setting, or start a new run in another OUTPUT_DIR, with the "
             "checkpoint as MODEL.WEIGHTS if it fits."
         )
+
+
+def _may_change(key: str, saved: Any, ours: Any) -> bool:
+    if key == "KD.TEACHER.STORED" and not (saved and ours):  # with and without stored knowledge are two methods
+        return False
+    return any(fnmatchcase(key, pattern) for pattern in CHANGEABLE)
 
 
 def read_resumable(path: str, cfg: CfgNode, model: nn.Module, terms: nn.Module | None, optimizer: Optimizer) -> Any:

@@ -31,8 +31,9 @@ from kd_det.config.training_rules import check_proposal_files, check_training
 from kd_det.data.coco_json import use_datasets
 from kd_det.modeling import DistillRCNN
 from kd_det.modeling.terms import TERMS
-from kd_det.teacher.config import teacher_config
+from kd_det.teacher.config import live_terms, teacher_config
 from kd_det.teacher.frozen import check_heads, check_image_formats
+from kd_det.teacher.stored import check_stored
 
 __all__ = ["one_line_errors", "read_setup"]
 
@@ -144,7 +145,9 @@ def check_training_run(cfg: CfgNode, processes: int = 1) -> nn.Module:
     _check_distils(cfg)
     check_training(cfg, processes)
     check_proposal_files(cfg, ("TRAIN", "TEST"))
-    if cfg.KD.TERMS:
+    if cfg.KD.TEACHER.STORED:
+        check_stored(cfg, verify=comm.is_main_process())
+    if live_terms(cfg) or cfg.KD.TEACHER.PROPOSALS:
         _check_teacher(cfg)
     student = dry_build(cfg)
     dry_build_solver(cfg, student)
@@ -179,12 +182,17 @@ def check_output_dir(cfg: CfgNode) -> None:
 def _check_distils(cfg: CfgNode) -> None:
     architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     distils = isinstance(architecture, type) and issubclass(architecture, DistillRCNN)
-    if cfg.KD.TERMS and not distils:
-        raise SetupError(
-            f"KD.TERMS is {tuple(cfg.KD.TERMS)}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} does not "
-            "distil: it would train without a teacher. Set it to DistillRCNN, or set KD.TERMS to () for the plain "
-            "student."
-        )
+    given = {
+        "KD.TERMS": (tuple(cfg.KD.TERMS), ()),
+        "KD.TEACHER.STORED": (cfg.KD.TEACHER.STORED, "''"),
+        "KD.TEACHER.PROPOSALS": (cfg.KD.TEACHER.PROPOSALS, False),
+    }
+    for key, (value, plain) in given.items():
+        if value and not distils:
+            raise SetupError(
+                f"{key} is {value!r}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} does not distil: it "
+                f"would train without a teacher. Set it to DistillRCNN, or set {key} to {plain} for the plain student."
+            )
 
 
 def _check_teacher(cfg: CfgNode) -> None:
@@ -192,7 +200,7 @@ def _check_teacher(cfg: CfgNode) -> None:
     check_image_formats(cfg, teacher_cfg)
     with _naming(cfg.KD.TEACHER.CONFIG_FILE):
         model = dry_build(teacher_cfg)
-    check_heads(model, cfg.KD.TEACHER.CONFIG_FILE)
+    check_heads(model, cfg.KD.TEACHER.CONFIG_FILE, proposes=cfg.KD.TEACHER.PROPOSALS)
 
 
 @contextmanager

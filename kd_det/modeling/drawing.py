@@ -89,7 +89,6 @@ def _titled(picture: np.ndarray, title: str) -> np.ndarray:
 def draw_teacher_and_student(
     image: np.ndarray,
     shared: SharedRegions,
-    class_map: ClassMap | None = None,
     class_names: Sequence[str] | None = None,
 ) -> np.ndarray:
     """The first image of a batch twice: with the teacher's and with the student's top class on the same proposals.
@@ -100,7 +99,6 @@ def draw_teacher_and_student(
     Args:
         image: (H, W, 3) uint8, RGB, the first image as the student's network gets it.
         shared: the proposals of a box stage with both networks' logits.
-        class_map: what the logits in ``shared`` were reduced by; None: by nothing.
         class_names: the student's K names; None: the classes' numbers.
 
     Returns:
@@ -111,7 +109,7 @@ def draw_teacher_and_student(
     both = (shared.student_logits, shared.teacher_logits)
     student, teacher = (logits[:count].detach().float().softmax(dim=1) for logits in both)
     shown = _chosen(boxes, student, teacher)
-    names = _column_names(teacher.shape[1] - 1, class_map, class_names)
+    names = _column_names(teacher.shape[1] - 1, shared.classes, class_names)
     agree = (teacher.argmax(dim=1) == student.argmax(dim=1))[shown].tolist()
     colours = [AGREE if same else DIFFER for same in agree]
     corners = boxes[shown].float().cpu().numpy()

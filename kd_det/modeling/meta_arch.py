@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, cast
@@ -22,9 +23,12 @@ from kd_det.config import PLAIN_ROI_HEADS
 from kd_det.modeling.balance import BalanceWatch
 from kd_det.modeling.drawing import draw_teacher_and_student
 from kd_det.modeling.regions import DistillationInputs, SharedRegions, StudentRegions, on_shared_classes
+from kd_det.modeling.stored import StoredProposals, joined, joined_with_rows, stored_limit, without_rows
 from kd_det.modeling.terms import KDTerm, Maps, build_terms
-from kd_det.teacher.classes import ClassMap, checked_class_names
+from kd_det.teacher.classes import checked_class_names
+from kd_det.teacher.config import live_terms
 from kd_det.teacher.frozen import FrozenTeacher, load_teacher, teacher_maps
+from kd_det.teacher.stored import stored_classes
 
 TERMS_PREFIX = "terms."
 
@@ -39,9 +43,11 @@ class DistillRCNN(GeneralizedRCNN):
 
     Args:
         terms: KD terms by name; empty: the plain student.
-        teacher: makes the teacher; called once, and only if there are terms.
+        teacher: makes the teacher; called once. None: nothing needs it.
+        stored: the stored boxes and logits that join the proposals; None: there are none.
+        teacher_proposals: whether the boxes that the teacher's RPN proposes join the student's proposals.
         class_names: the K classes' names, for pictures; None: their numbers.
-        kwargs: as ``GeneralizedRCNN``; with terms, ``roi_heads`` must have ``forward_with_regions``.
+        kwargs: as ``GeneralizedRCNN``; with any of the above, ``roi_heads`` must have ``forward_with_regions``.
     """
 
     @configurable
@@ -49,7 +55,9 @@ class DistillRCNN(GeneralizedRCNN):
         self,
         *,
         terms: Mapping[str, KDTerm],
-        teacher: Callable[[], FrozenTeacher],
+        teacher: Callable[[], FrozenTeacher] | None,
+        stored: StoredProposals | None = None,
+        teacher_proposals: bool = False,
         class_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -57,12 +65,15 @@ class DistillRCNN(GeneralizedRCNN):
         self.class_names = class_names
         self.terms = nn.ModuleDict(terms)
         self._balance = BalanceWatch({name: _weight(term) for name, term in terms.items()})
+        self.stored = stored
+        self.teacher_proposals = teacher_proposals
         self._make_teacher = teacher
         self.teacher: FrozenTeacher | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        if cfg.KD.TERMS:
+        stored, proposals = bool(cfg.KD.TEACHER.STORED), cfg.KD.TEACHER.PROPOSALS
+        if cfg.KD.TERMS or stored or proposals:
             _check_heads(cfg)
         cfg = cfg.clone()
         if not comm.is_main_process():  # only it writes pictures; in others the event storage would keep them
@@ -70,20 +81,27 @@ class DistillRCNN(GeneralizedRCNN):
             cfg.VIS_PERIOD = 0
         parts = super().from_config(cfg)
         terms = build_terms(cfg, Maps(parts["backbone"].output_shape(), partial(teacher_maps, cfg)))
-        needs_logits = any(term.needs_logits for term in terms.values())
-        teacher = partial(load_teacher, cfg, needs_logits=needs_logits)
-        return {**parts, "terms": terms, "teacher": teacher, "class_names": checked_class_names(cfg)}
+        live = live_terms(cfg)
+        needs_logits = any(terms[name].needs_logits for name in live)
+        return {
+            **parts,
+            "terms": terms,
+            "teacher": partial(load_teacher, cfg, needs_logits=needs_logits) if live or proposals else None,
+            "stored": StoredProposals(partial(stored_classes, cfg), stored_limit(cfg)) if stored else None,
+            "teacher_proposals": proposals,
+            "class_names": checked_class_names(cfg),
+        }
 
     def load_teacher(self) -> FrozenTeacher | None:
-        """Loads the teacher if there are terms and it is not loaded yet.
+        """Loads the teacher if something needs it and it is not loaded yet.
 
         Returns:
-            the teacher; None without terms.
+            the teacher; None if nothing needs it.
 
         Raises:
             SetupError: see ``kd_det.teacher.frozen.load_teacher``.
         """
-        if self.terms and self.teacher is None:
+        if self._make_teacher is not None and self.teacher is None:
             self.teacher = self._make_teacher()
         return self.teacher
 
@@ -97,8 +115,9 @@ class DistillRCNN(GeneralizedRCNN):
         if not self.training:
             return self.inference(batched_inputs)
         where = partial(_where, batched_inputs)
+        distils = self.terms or self.stored is not None or self.teacher_proposals
         with naming_the_batch(where, self.device):
-            own, of_terms = self._distill(batched_inputs) if self.terms else (super().forward(batched_inputs), {})
+            own, of_terms = self._distill(batched_inputs) if distils else (super().forward(batched_inputs), {})
         losses = dict(own)
         for part in of_terms.values():
             losses.update(part)
@@ -110,27 +129,45 @@ class DistillRCNN(GeneralizedRCNN):
     def _distill(self, batched_inputs: list[dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """The detector's own losses, and those of each term."""
         teacher = self.load_teacher()
-        assert teacher is not None  # there are terms
         # The teacher first: its maps are small, and its intermediate results are freed before the student's
         # activations are allocated.
-        teacher_features = teacher.features(batched_inputs, self.input_format, self.device)
+        teacher_features = {}
+        if teacher is not None:
+            teacher_features = teacher.features(batched_inputs, self.input_format, self.device)
 
         images = self.preprocess_image(batched_inputs)
         targets = [item["instances"].to(self.device) for item in batched_inputs]
         features = self.backbone(images.tensor)
         proposals, losses = self._proposals(images, features, batched_inputs, targets)
-        _, head_losses, regions = self.roi_heads.forward_with_regions(images, features, proposals, targets)
+        candidates, truth, stored = proposals, targets, []
+        if teacher is not None and self.teacher_proposals:
+            candidates = joined(candidates, teacher.proposals(teacher_features, images))
+        if self.stored is not None:
+            stored = self.stored.of_batch(batched_inputs, self.device)
+            candidates, truth = joined_with_rows(candidates, stored), without_rows(targets)
+        _, head_losses, regions = self.roi_heads.forward_with_regions(images, features, candidates, truth)
         losses.update(head_losses)
-        shared = []
-        if any(term.needs_logits for term in self._terms().values()):
-            shared = [_share(teacher, stage, number, teacher_features) for number, stage in enumerate(regions)]
-        self._visualize(batched_inputs, proposals, shared, teacher.class_map)
 
-        inputs = DistillationInputs(shared, features, teacher_features, targets, self._anchors(features))
+        live: list[SharedRegions] = []  # with the live teacher's logits
+        known: list[SharedRegions] = []  # with stored logits
+        if teacher is not None and any(map(self._compares_live_logits, self._terms().values())):
+            live = [_share(teacher, stage, number, teacher_features) for number, stage in enumerate(regions)]
+        if self.stored is not None and any(map(self._compares_stored_logits, self._terms().values())):
+            known = [self.stored.shared(stage, stored) for stage in regions]
+        self._visualize(batched_inputs, proposals, live or known)
+
+        inputs = DistillationInputs(live, features, teacher_features, targets, self._anchors(features))
         of_terms: dict[str, dict[str, Tensor]] = {}
         for name, term in self._terms().items():
-            of_terms[name] = _checked(name, term(inputs), taken={*losses, *chain.from_iterable(of_terms.values())})
+            given = replace(inputs, regions=known) if self._compares_stored_logits(term) else inputs
+            of_terms[name] = _checked(name, term(given), taken={*losses, *chain.from_iterable(of_terms.values())})
         return losses, of_terms
+
+    def _compares_stored_logits(self, term: KDTerm) -> bool:
+        return term.needs_logits and self.stored is not None and not term.needs_teacher
+
+    def _compares_live_logits(self, term: KDTerm) -> bool:
+        return term.needs_logits and not self._compares_stored_logits(term)
 
     def _terms(self) -> dict[str, KDTerm]:
         return cast("dict[str, KDTerm]", dict(self.terms.items()))
@@ -154,14 +191,13 @@ class DistillRCNN(GeneralizedRCNN):
         batched_inputs: list[dict[str, Any]],
         proposals: list[Instances],
         shared: list[SharedRegions],
-        class_map: ClassMap | None,
     ) -> None:
         if self.vis_period <= 0 or get_event_storage().iter % self.vis_period:
             return
         self.visualize_training(batched_inputs, proposals)
         if shared:
             image = convert_image_to_rgb(batched_inputs[0]["image"].permute(1, 2, 0), self.input_format)
-            picture = draw_teacher_and_student(image, shared[0], class_map, self.class_names)
+            picture = draw_teacher_and_student(image, shared[0], self.class_names)
             get_event_storage().put_image("teacher and student", picture)
         # Figures are reference cycles of several MiB each; Python would let dozens of them pile up.
         gc.collect()
@@ -232,7 +268,7 @@ def _check_heads(cfg: CfgNode) -> None:
     if name not in PLAIN_ROI_HEADS:
         raise SetupError(
             f"MODEL.ROI_HEADS.NAME is {name!r}, which does not give its box logits to the KD terms "
-            f"{list(cfg.KD.TERMS)}; set it to one of: {', '.join(PLAIN_ROI_HEADS)}."
+            f"{list(cfg.KD.TERMS)}, nor take a teacher's boxes; set it to one of: {', '.join(PLAIN_ROI_HEADS)}."
         )
     for key in ("USE_SIGMOID_CE", "USE_FED_LOSS"):
         if cfg.MODEL.ROI_BOX_HEAD.get(key, False):

@@ -19,6 +19,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, cat, no_grad
 
 from kd_det.modeling.regions import StudentRegions
+from kd_det.modeling.stored import carry_rows, rows_of
 from kd_det.teacher.box_stages import BoundBoxStage, BoxStage, box_stages
 
 Trained = tuple[list[Instances], dict[str, Tensor], list[StudentRegions]]
@@ -95,6 +96,7 @@ class DistillCascadeROIHeads(CascadeROIHeads):
         for number, stage in enumerate(box_stages(self)):
             if number > 0:
                 refined = self._create_proposals_from_boxes(predicted, [item.image_size for item in proposals])
+                carry_rows(proposals, predicted, refined)
                 proposals = self._match_and_label_boxes(refined, number, targets)
             predictions = self._run_stage(maps, proposals, number)
             predicted = self.box_predictor[number].predict_boxes(predictions, proposals)
@@ -146,4 +148,4 @@ class DistillRes5ROIHeads(Res5ROIHeads):
 def _regions(
     stage: BoundBoxStage, boxes: list[Boxes], logits: Tensor, proposals: list[Instances]
 ) -> StudentRegions:
-    return StudentRegions(boxes, logits, cat([instances.gt_classes for instances in proposals]), stage)
+    return StudentRegions(boxes, logits, cat([item.gt_classes for item in proposals]), stage, rows_of(proposals))

@@ -187,17 +187,19 @@ def distilled_classes(cfg: CfgNode, teacher_cfg: CfgNode, classes: ClassMap | No
     without = [name for index, name in enumerate(ours) if index not in classes.student]
     unused = [name for index, name in enumerate(theirs) if index not in classes.teacher]
     return (
-        f"Distilled classes: {len(pairs)} of the student's {len(ours)} ({_listed(pairs)}). Not distilled, without a "
-        f"partner: the student's {_listed(without)}; the teacher's {_listed(unused)}"
+        f"Distilled classes: {len(pairs)} of the student's {len(ours)} ({listed(pairs)}). Not distilled, without a "
+        f"partner: the student's {listed(without)}; the teacher's {listed(unused)}"
     )
 
 
-def unpaired_classes(cfg: CfgNode, teacher_cfg: CfgNode) -> str:
-    """One line for runs whose terms compare only feature maps."""
+def unpaired_classes(cfg: CfgNode, teacher_cfg: CfgNode, terms: Sequence[str]) -> str:
+    """One line for runs in which the live teacher gives maps to ``terms``, or proposes boxes, but gives no logits."""
     ours, theirs = (config.MODEL.ROI_HEADS.NUM_CLASSES for config in (cfg, teacher_cfg))
     unused = f"; {CLASS_MAP} {list(cfg.KD.TEACHER.CLASS_MAP)} is not used" if cfg.KD.TEACHER.CLASS_MAP else ""
+    of_whom = " of the live teacher" if cfg.KD.TEACHER.STORED else ""
+    use = f"The terms {', '.join(terms)} compare feature maps" if terms else "It proposes boxes"
     return (
-        f"Distilled classes: none. The terms {', '.join(cfg.KD.TERMS)} compare feature maps, so that the student's "
+        f"Distilled classes{of_whom}: none. {use}, so that the student's "
         f"{ours} classes and the teacher's {theirs} need not be the same{unused}"
     )
 
@@ -219,7 +221,7 @@ def _all_names(cfg: CfgNode) -> list[str]:
     return checked_class_names(cfg) or [str(number) for number in range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)]
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (", ".join(names[:SHOWN]) or "none") + more
 

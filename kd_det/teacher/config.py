@@ -11,10 +11,20 @@ from kd_det.common.config_files import CONFIGS
 from kd_det.common.config_merge import merge_config
 from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.common.yaml_files import refuse_python
-from kd_det.config import add_kd_config, plain_config
+from kd_det.config import TERMS, add_kd_config, plain_config
 from kd_det.config.check import check_model_settings
 from kd_det.config.model_rules import check_model
 from kd_det.data.coco_json import use_datasets
+
+
+def live_terms(cfg: CfgNode) -> list[str]:
+    """The names in ``KD.TERMS`` that need the live teacher: all, or with ``KD.TEACHER.STORED`` those for which stored
+    logits are not enough.
+
+    Raises:
+        SetupError: a name is unknown.
+    """
+    return [name for name in cfg.KD.TERMS if TERMS.find(name).needs_teacher or not cfg.KD.TEACHER.STORED]
 
 
 def teacher_config(cfg: CfgNode) -> CfgNode:
@@ -59,8 +69,8 @@ def _use_datasets(teacher_cfg: CfgNode, config_file: str) -> None:
 def _locate(config_file: str, weights: str) -> tuple[str, str]:
     if not config_file:
         raise SetupError(
-            "KD.TEACHER.CONFIG_FILE is empty but KD.TERMS needs a teacher. Give a model-zoo name such as "
-            "'COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml', or the path of the teacher's configuration."
+            "KD.TEACHER.CONFIG_FILE is empty but KD.TERMS or KD.TEACHER.PROPOSALS needs a teacher. Give a model-zoo "
+            "name such as 'COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml', or the path of the teacher's configuration."
         )
     refuse_python(config_file, "KD.TEACHER.CONFIG_FILE")
     for path in (config_file, str(CONFIGS / config_file)):

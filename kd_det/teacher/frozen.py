@@ -14,7 +14,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_backbone, build_model
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from kd_det.checkpoint import load_strictly
@@ -22,7 +22,7 @@ from kd_det.common.errors import SetupError
 from kd_det.config import load_config
 from kd_det.teacher.box_stages import BoundBoxStage, box_modules, box_stages
 from kd_det.teacher.classes import ClassMap, distilled_classes, shared_classes, unpaired_classes
-from kd_det.teacher.config import teacher_config, zoo_names
+from kd_det.teacher.config import live_terms, teacher_config, zoo_names
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,21 @@ class FrozenTeacher:
         bound = self.stage(features, stage)
         return bound.logits(bound.pool(boxes))
 
+    @torch.no_grad()
+    def proposals(self, features: Mapping[str, Tensor], images: ImageList) -> list[Instances]:
+        """The boxes that the teacher's RPN proposes, as at test time: its own MODEL.RPN.*_TOPK_TEST and NMS.
+
+        Args:
+            features: what ``features`` returned.
+            images: the student's input; only the sizes are read.
+
+        Returns:
+            N ``Instances`` with ``proposal_boxes`` and ``objectness_logits``, the best first, float32.
+        """
+        with torch.autocast(images.tensor.device.type, enabled=False):
+            found, _ = self.model.proposal_generator(images, dict(features), None)
+        return found
+
 
 @dataclass(frozen=True)
 class _Frozen:
@@ -160,10 +175,13 @@ def load_teacher(cfg: CfgNode, *, needs_logits: bool = True) -> FrozenTeacher:
     teacher_cfg = teacher_config(cfg)
     check_image_formats(cfg, teacher_cfg)
     classes = shared_classes(cfg, teacher_cfg) if needs_logits else None
-    logger.info(distilled_classes(cfg, teacher_cfg, classes) if needs_logits else unpaired_classes(cfg, teacher_cfg))
+    if needs_logits:
+        logger.info(distilled_classes(cfg, teacher_cfg, classes))
+    else:
+        logger.info(unpaired_classes(cfg, teacher_cfg, live_terms(cfg)))
     with torch.random.fork_rng(devices=[]):  # Detectron2 initialises on the CPU
         model = build_model(teacher_cfg)
-    check_heads(model, cfg.KD.TEACHER.CONFIG_FILE)
+    check_heads(model, cfg.KD.TEACHER.CONFIG_FILE, proposes=cfg.KD.TEACHER.PROPOSALS)
     load_strictly(model, teacher_cfg.MODEL.WEIGHTS, "KD.TEACHER.WEIGHTS")
     return FrozenTeacher(model, input_format=teacher_cfg.INPUT.FORMAT, dtype=_dtype(cfg), class_map=classes)
 
@@ -188,8 +206,17 @@ def check_image_formats(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
         )
 
 
-def check_heads(model: nn.Module, config_file: str) -> None:
-    """Raises ``SetupError`` unless ``model`` is an R-CNN whose box logits are for a softmax over K + 1 classes."""
+def check_heads(model: nn.Module, config_file: str, *, proposes: bool = False) -> None:
+    """Checks the kind of a teacher.
+
+    Args:
+        model: the teacher.
+        config_file: what named it, for the message.
+        proposes: whether its RPN will be used (``KD.TEACHER.PROPOSALS``).
+
+    Raises:
+        SetupError: it is not an R-CNN whose box logits are for a softmax over K + 1 classes, or has no RPN to propose.
+    """
     heads = getattr(model, "roi_heads", None)
     if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, nn.Module) or type(heads) not in TEACHER_HEADS:
         kind = type(model if heads is None else heads).__name__
@@ -201,6 +228,11 @@ def check_heads(model: nn.Module, config_file: str) -> None:
         raise SetupError(
             f"KD.TEACHER.CONFIG_FILE {config_file!r} has MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True: the KD terms "
             "compare softmaxes, but its logits are for sigmoids. Take a teacher trained with cross-entropy."
+        )
+    if proposes and model.proposal_generator is None:
+        raise SetupError(
+            f"KD.TEACHER.PROPOSALS is True, but KD.TEACHER.CONFIG_FILE {config_file!r} has no RPN "
+            "(MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals). Set KD.TEACHER.PROPOSALS False."
         )
 
 

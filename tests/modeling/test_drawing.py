@@ -100,7 +100,7 @@ def test_class_map_names_the_pairs_and_skips_what_it_leaves_out(panels):
     names = ["cat", "dog", "person"]
     mapped = class_map(["cat", "person"], names, ["person", "bus", "cat"])
     shared = regions(APART, [0, 1, 2], [2, 1, 0], labels=[0, 1, 2])
-    draw_teacher_and_student(IMAGE, on_shared_classes(shared, mapped), mapped, names)
+    draw_teacher_and_student(IMAGE, on_shared_classes(shared, mapped), names)
     assert sorted(map(tuple, panels[0].boxes.tolist())) == [(0, 0, 10, 10), (40, 0, 50, 10)]
     assert sorted(panels[0].labels) == sorted(panels[1].labels) == ["cat 100%", "person 100%"]
 

@@ -20,6 +20,9 @@ from kd_det.modeling.terms.base import KDTerm, Maps, register_term
 class LogitTerm(KDTerm):
     """A term with one loss on the logits of shared proposals. Subclasses define ``region_loss``.
 
+    With ``KD.TEACHER.STORED`` the proposals are those with stored logits, without a teacher. A subclass that looks at
+    more of the teacher sets ``needs_teacher``.
+
     The loss is summed over the student's box stages, as Detectron2 sums a Cascade's own losses.
 
     Args:
@@ -27,6 +30,7 @@ class LogitTerm(KDTerm):
     """
 
     needs_logits = True
+    needs_teacher = False
 
     def __init__(self, *, weight: float) -> None:
         super().__init__()

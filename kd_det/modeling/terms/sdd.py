@@ -52,6 +52,8 @@ class SDDTerm(LogitTerm):
         cells: how proposals are divided; None: they are not, and the loss is the base loss.
     """
 
+    needs_teacher = True  # it classifies the cells
+
     checks: ClassVar[Mapping[str, Check]] = {
         "KD.SDD.WEIGHT": non_negative,
         "KD.SDD.BASE": choice(*BASES),
@@ -95,6 +97,7 @@ class SDDTerm(LogitTerm):
         rows = _divided(regions, self.cells)
         divided = _Wholes(*(values[rows] for values in every))
         boxes = choose_boxes(regions.boxes, rows)
+        assert regions.teacher_stage is not None  # the term needs the teacher
         student, teacher = (
             torch.cat((whole.unsqueeze(-1), classify_cells(stage, boxes, self.cells)), dim=-1)
             for whole, stage in (
