@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.data.build import (
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
     load_proposals_into_dataset,
     print_instances_class_histogram,
 )
-from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 
 from kd_det.data.knowledge import Knowledge
