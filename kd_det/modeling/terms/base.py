@@ -38,7 +38,7 @@ class KDTerm(nn.Module, ABC):
     keys: ClassVar[Mapping[str, Any]] = {}
     # Keys that the term reads, each with the check of its value. Every command line applies them.
     checks: ClassVar[Mapping[str, Check]] = {}
-    # Whether the term needs the teacher itself, for its maps or its box stages. False: it needs only the class logits of
+    # Whether the term needs the teacher itself, for its maps or its box stages. False: it needs only class logits of
     # proposals, which KD.TEACHER.STORED can give.
     needs_teacher: ClassVar[bool] = True
     # Whether the term needs the student's RPN anchors.
