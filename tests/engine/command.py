@@ -7,9 +7,16 @@ import re
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from detectron2.data.datasets import load_coco_json
+
+from kd_det.data.knowledge import sha256_of
 from kd_det.engine.run import train
 from tests.conftest import kept_loggers
+from tests.knowledge import stored_image, write_knowledge
+from tests.mini_coco import THINGS, annotation_file
 from tests.stress.signals_detection import Stage
 
 QUICK = ["DATALOADER.NUM_WORKERS", 0, "SOLVER.CHECKPOINT_PERIOD", 100, "TEST.EVAL_PERIOD", 0, "DATASETS.TEST", "()"]
@@ -36,6 +43,20 @@ def run_here(stage: Stage, output: Path, *options: object) -> Ended:
         code = end.code
     lines = stderr.getvalue().splitlines() or [""]
     return Ended(code, lines[-1], _log(output)[start:])
+
+
+def stage_knowledge(stage: Stage, folder: Path, **changed: Any) -> str:
+    """Writes stored knowledge of the stage's training set and its teacher: three boxes for each image, random logits.
+
+    Args:
+        changed: arguments of ``write_knowledge`` to be different.
+    """
+    images = stage.folder / "data" / "coco" / "train2017"
+    records = load_coco_json(str(annotation_file(stage.folder / "data", "train2017")), str(images))
+    made_of = {"teachers": [{"weights": stage.teacher[1], "sha256": sha256_of(stage.teacher[1])}]}
+    boxes = torch.tensor([[5.0, 5, 60, 50], [30, 20, 120, 90], [0, 0, 20, 20]])
+    given = {"classes": [thing["name"] for thing in THINGS], "made_of": made_of, **changed}
+    return write_knowledge(folder, {"stage_train": records}, lambda _: stored_image(boxes, 81), **given)
 
 
 def _log(output: Path) -> str:

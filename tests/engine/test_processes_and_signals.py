@@ -33,10 +33,12 @@ def test_a_signal_leaves_a_checkpoint_that_resumes(stage, name):
     assert resumed.code == 0 and f"Starting training from iteration {outcome.saved + 1}" in resumed.log, resumed
 
 
-def test_two_processes_train_and_evaluate_without_a_gpu_and_share_no_folder(stage, tmp_path):
+def test_two_processes_train_and_evaluate_without_a_gpu_and_share_no_folder(stage, knowledge, tmp_path):
+    """With stored logits for "dkd" and the live teacher's maps for "fitnet", and data workers."""
     output = tmp_path / "output"
     flags = ["--num-gpus", 2, "--dist-url", "auto"]
-    few = ["OUTPUT_DIR", output, "SOLVER.MAX_ITER", 3]
+    few = ["OUTPUT_DIR", output, "SOLVER.MAX_ITER", 3, "KD.TEACHER.STORED", knowledge]
     process = stage.start(output, *flags, *stage.settings, *few)
     assert process.wait(600) == 0, (tmp_path / "output.log").read_text()[-3000:]
-    assert (output / "model_final.pth").exists() and "bbox/AP" in (output / "metrics.json").read_text()
+    metrics = (output / "metrics.json").read_text()
+    assert (output / "model_final.pth").exists() and "bbox/AP" in metrics and "loss_dkd" in metrics

@@ -78,12 +78,13 @@ class Stage:
         self.folder = folder
         make_mini_coco(folder / "data", images=8)
         (folder / "teacher").mkdir()
-        teacher = teacher_files(folder / "teacher", "MODEL.ROI_HEADS.NUM_CLASSES", 80)
+        self.teacher = teacher_files(folder / "teacher", "MODEL.ROI_HEADS.NUM_CLASSES", 80)
         sets = [
             [f"stage_{name}", str(annotation_file(folder / "data", split)), str(folder / "data" / "coco" / split)]
             for name, split in (("train", "train2017"), ("val", "val2017"))
         ]
-        files = ["DATASETS.COCO_JSON", sets, "KD.TEACHER.CONFIG_FILE", teacher[0], "KD.TEACHER.WEIGHTS", teacher[1]]
+        config, weights = self.teacher
+        files = ["DATASETS.COCO_JSON", sets, "KD.TEACHER.CONFIG_FILE", config, "KD.TEACHER.WEIGHTS", weights]
         self.settings = [*SETTINGS, *files]
 
     def start(self, output: Path, *options: object) -> subprocess.Popen[str]:
