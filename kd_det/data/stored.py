@@ -49,7 +49,7 @@ class StoredDatasetMapper(NamingDatasetMapper):
         kept = boxes.nonempty(threshold=EMPTY)
         stored = Instances(shape, proposal_boxes=boxes[kept])
         logits = image.logits[kept]
-        stored.objectness_logits = logits[:, :-1].logsumexp(1) - logits[:, -1]
+        stored.objectness_logits = -torch.logit(logits[:, -1].exp(), eps=1e-6)
         stored.set(LOGITS, logits)
         record[STORED] = stored
 
