@@ -156,7 +156,7 @@ def _store(
     logger.info("%s %r: %d of %d images are stored, %d remain", OPTION, args.output, total - to_do, total, to_do)
     progress = _Progress(sum(len(part.positions) for part in mine))
     records = [sets[part.dataset][position] for part in mine for position in part.positions]
-    items = iter(_loader(records, read, workers))
+    items = iter(_loader(records, read, workers) if records else ())
     for part in mine:
         images = []
         for _ in part.positions:

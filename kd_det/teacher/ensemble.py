@@ -122,13 +122,10 @@ class TestTeacher:
         proposals, _ = model.proposal_generator(images, features, None)
         (found,), _ = model.roi_heads(images, features, proposals, None)
         classes = _student_classes(found.pred_classes, self.frozen.class_map)
-        known = classes >= 0
-        return Candidates(
-            _rescaled(found.pred_boxes.tensor[known], seen, own),
-            found.scores[known],
-            classes[known],
-            _rescaled(proposals[0].proposal_boxes.tensor, seen, own),
-        )
+        detections = _rescaled(found.pred_boxes.tensor, seen, own)
+        kept = Boxes(detections).nonempty() & (classes >= 0)
+        inside = _rescaled(proposals[0].proposal_boxes.tensor, seen, own)
+        return Candidates(detections[kept], found.scores[kept], classes[kept], inside[Boxes(inside).nonempty()])
 
 
 def load_test_teacher(cfg: CfgNode) -> TestTeacher:
