@@ -30,6 +30,8 @@ VERBS = {
     "export": Verb("kd_det.engine.commands:export", "write a trained student for use without kd_det"),
     "check-data": Verb("kd_det.engine.commands:check_data", "report on data sets in COCO format"),
     "visualize": Verb("kd_det.engine.commands:visualize", "draw ground truth, teacher and student side by side"),
+    "store-teacher": Verb("kd_det.engine.commands:store_teacher", "store a teacher's boxes and logits of all images"),
+    "import-teacher": Verb("kd_det.engine.commands:import_teacher", "store any detector's predictions as a teacher's"),
     "suggest-beta": Verb("kd_det.studies.commands:suggest_beta", "measure a teacher's confidence, suggest DKD's beta"),
     "list": Verb("kd_det.cli:show", "list methods, teachers of the model zoo and shipped configurations"),
     "demo": Verb("kd_det.studies.commands:demo", "train a teacher and its students on digits scenes, in minutes"),

@@ -200,15 +200,17 @@ class Knowledge:
         )
 
     def check_teacher(self, key: str, weights: str) -> None:
-        """Raises ``SetupError`` if the knowledge is of other weights than those in the file ``weights``.
+        """Raises ``SetupError`` if no teacher of the knowledge has the weights in the file ``weights``.
+
+        Imported predictions fit any teacher.
 
         Args:
             key: what named the file, for the message.
             weights: a local path.
         """
         teachers = self.about.get("teachers", [])
-        if sha256_of(weights) not in {teacher["sha256"] for teacher in teachers}:
-            made = ", ".join(str(teacher["weights"]) for teacher in teachers) or "imported predictions"
+        if teachers and sha256_of(weights) not in {teacher["sha256"] for teacher in teachers}:
+            made = ", ".join(str(teacher["weights"]) for teacher in teachers)
             raise SetupError(
                 f"{self._named} is the knowledge of another teacher ({made}) than {key} {weights!r}. Name that "
                 f"teacher, or make new knowledge in another folder; this was made by: {self.about['command']}"
@@ -346,6 +348,13 @@ def decoded_logits(stored: Mapping[str, Tensor], recipe: Recipe) -> Tensor:
     dense = torch.full((len(top), len(recipe.classes) + 1), FLOOR)
     dense[:, columns] = each.clamp(min=FLOOR).unsqueeze(1)
     return dense.scatter(1, stored["logits_classes"].long(), top)
+
+
+def row_bytes(classes: int, top_k: int, dtype: str) -> int:
+    """The size of a stored box with its logits, in bytes."""
+    width, columns = DTYPES[dtype].itemsize, classes + 1
+    logits = top_k * (width + 2) + width if 0 < top_k < columns else columns * width
+    return 4 * 4 + 1 + logits
 
 
 def identity(record: Mapping[str, Any]) -> Identity:

@@ -1,15 +1,22 @@
-"""The command lines around training: export, check data sets, visualize."""
+"""The command lines around training: export, check data sets, visualize, store and import a teacher's knowledge."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from kd_det.common.command_line import UpToOverrides, add_config_file, command_parser, parse_arguments
 from kd_det.common.errors import one_line_errors
+from kd_det.common.signals import end_at_once, noting_signals
 from kd_det.data.coco_json import add_dataset_option, parse_option
+from kd_det.data.knowledge import DTYPES
+from kd_det.data.knowledge_writer import SHARD_IMAGES
+from kd_det.data.predictions import SCORES
+from kd_det.engine import knowledge
 from kd_det.engine.dataset_check import check_sets
+from kd_det.engine.launch import launch
 from kd_det.engine.setup import read_setup
 from kd_det.engine.visualization import visualize as draw
 from kd_det.export import FORMATS, Exported, export_student
@@ -120,3 +127,95 @@ def visualize(arguments: Sequence[str] | None = None) -> None:
         datasets = [parse_option(text)[0] for text in args.dataset]
         for path in draw(cfg, args.weights, args.input, args.output, args.threshold, datasets):
             print(path)
+
+
+def store_teacher(arguments: Sequence[str] | None = None) -> None:
+    """Stores what teachers know about the training images of a student's configuration."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = command_parser(
+        "kd-det store-teacher",
+        "Stores what a teacher knows about each training image of a student's configuration: its boxes, best first,\n"
+        "and its class probabilities on them and on the objects. Train from it with KD.TEACHER.STORED. Run it again\n"
+        "to continue after an interruption, to add images, or to repair files.",
+        "kd-det store-teacher --config-file coco/dkd_r101_r18.yaml --top-k 8 --num-gpus 8 --output output/knowledge",
+        "kd-det store-teacher --config-file coco/dkd_r101_r18.yaml --views flip 640 800 \\",
+        "    --teacher COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml \\",
+        "    --teacher my_teacher.yaml my_teacher.pth KD.TEACHER.CLASS_MAP \"['*']\" --output output/knowledge",
+        AFTER_DEMO,
+        "kd-det store-teacher --config-file digits_det/dkd.yaml --output output/knowledge \\",
+        "    KD.TEACHER.WEIGHTS output/demo/teacher/seed1/model_final.pth",
+    )
+    add_config_file(parser, required=True, help="the student's configuration: its training sets, its teacher")
+    teacher = (
+        "CONFIG_FILE [WEIGHTS] [KEY VALUE ...], a teacher in place of the configuration's; several are averaged. A zoo "
+        "name needs no WEIGHTS. The pairs, up to the next option, override its configuration; KD.TEACHER.CLASS_MAP may "
+        "be among them"
+    )
+    parser.add_argument("--teacher", nargs="+", action="append", default=[], metavar="VALUE", help=teacher)
+    views = (
+        "short sides, and flip for a mirrored one of each; the probabilities are averaged (default: as at test time)"
+    )
+    parser.add_argument("--views", nargs="+", action=UpToOverrides, default=[], metavar="VIEW", help=views)
+    _add_storing_options(parser)
+    parser.add_argument("--images", type=int, metavar="N", help="only the first N of each set, for a trial")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes; with MODEL.DEVICE cpu, on the CPU")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the configuration, last of all")
+    with one_line_errors(), noting_signals(end_at_once):
+        args = _storing_arguments(parser, "store-teacher", arguments)
+        launch(knowledge.store_teacher, args)
+
+
+def import_teacher(arguments: Sequence[str] | None = None) -> None:
+    """Makes stored knowledge of any detector's predictions."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = command_parser(
+        "kd-det import-teacher",
+        "Makes stored knowledge of any detector's predictions for the images of a training set. The file is in COCO's\n"
+        "result format: [{image_id, bbox: [x, y, width, height], category_id, score}]. A full vector, scores: [...],\n"
+        "in the order of the categories' ids, may stand for category_id and score. With the winner's score alone, the\n"
+        "rest is spread evenly.",
+        "kd-det import-teacher predictions.json --config-file my_student.yaml --output output/knowledge",
+        "kd-det import-teacher yolo.json --config-file my_student.yaml --scores sigmoid --categories coco.json \\",
+        "    --output output/knowledge --opts KD.TEACHER.CLASS_MAP \"['*', 'pedestrian=person']\"",
+    )
+    parser.add_argument("predictions", metavar="PREDICTIONS.json", help="the detections")
+    add_config_file(parser, required=True, help="the student's configuration: its training sets and classes")
+    parser.add_argument("--set", default="", metavar="NAME", help="the data set, if there are several training sets")
+    scores = "softmax: the background has the rest of 1; sigmoid: logits log(p / (1 - p)), the background's 0"
+    parser.add_argument("--scores", default=SCORES[0], metavar="KIND", help=f"{scores} (default: {SCORES[0]})")
+    categories = "a JSON with the categories of the predictions (default: the data set's own)"
+    parser.add_argument("--categories", default="", metavar="JSON", help=categories)
+    _add_storing_options(parser)
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, after all else")
+    with one_line_errors(), noting_signals(end_at_once):
+        knowledge.import_teacher(_storing_arguments(parser, "import-teacher", arguments))
+
+
+def _add_storing_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder of knowledge")
+    boxes = "boxes of an image, beside its objects' own (default: 128)"
+    parser.add_argument("--boxes", type=int, default=128, metavar="N", help=boxes)
+    top_k = "logits of a box; the mass of the rest is kept as one number (default: 0, all)"
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help=top_k)
+    dtype = f"precision of the stored log-probabilities, {' or '.join(DTYPES)} (default: float16)"
+    parser.add_argument("--dtype", default="float16", metavar="DTYPE", help=dtype)
+    shard = f"images in a file, which a process loses at most if it is killed (default: {SHARD_IMAGES})"
+    parser.add_argument("--shard-images", type=int, default=SHARD_IMAGES, metavar="N", help=shard)
+    add_dataset_option(parser)
+
+
+def _storing_arguments(parser: argparse.ArgumentParser, verb: str, arguments: Sequence[str]) -> argparse.Namespace:
+    parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto")
+    args = parse_arguments(parser, arguments)
+    args.command = f"kd-det {verb} {shlex.join(_without_images(arguments))}"
+    return args
+
+
+def _without_images(arguments: Sequence[str]) -> Iterator[str]:
+    """Without ``--images N``: messages repeat the command to make a folder complete."""
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--images":
+            next(left, None)
+        elif not argument.startswith("--images="):
+            yield argument
