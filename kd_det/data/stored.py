@@ -22,7 +22,7 @@ from kd_det.data.knowledge import Knowledge
 from kd_det.data.mapper import NamingDatasetMapper
 
 # In a record: the index of its image in the knowledge. In the mapped item: the boxes and logits.
-INDEX, STORED = "knowledge", "stored"
+PLACE, STORED = "knowledge", "stored"
 LOGITS = "stored_logits"
 EMPTY = 1e-5  # pixels; Detectron2 removes ground truth with a shorter side
 
@@ -43,7 +43,7 @@ class StoredDatasetMapper(NamingDatasetMapper):
         self.knowledge = knowledge
 
     def _transform_others(self, record: dict[str, Any], transforms: T.TransformList, shape: tuple[int, int]) -> None:
-        image = self.knowledge.image(record.pop(INDEX))
+        image = self.knowledge.image(record.pop(PLACE))
         boxes = Boxes(torch.from_numpy(transforms.apply_box(image.boxes.double().numpy())).float())
         boxes.clip(shape)
         kept = boxes.nonempty(threshold=EMPTY)
@@ -63,7 +63,7 @@ def stored_records(cfg: CfgNode, knowledge: Knowledge) -> list[dict[str, Any]]:
         SetupError: the knowledge lacks an image, or was made for another.
     """
     names = list(cfg.DATASETS.TRAIN)
-    sets = [[{**record, INDEX: name} for record in DatasetCatalog.get(name)] for name in names]
+    sets = [[{**record, PLACE: name} for record in DatasetCatalog.get(name)] for name in names]
     if cfg.MODEL.LOAD_PROPOSALS:
         pairs = zip(sets, cfg.DATASETS.PROPOSAL_FILES_TRAIN, strict=True)
         sets = [load_proposals_into_dataset(records, path) for records, path in pairs]
@@ -71,9 +71,9 @@ def stored_records(cfg: CfgNode, knowledge: Knowledge) -> list[dict[str, Any]]:
     if "annotations" in records[0]:
         records = _with_objects(cfg, records, names[0])
     for name in names:
-        own = [record for record in records if record[INDEX] == name]
+        own = [record for record in records if record[PLACE] == name]
         for record, index in zip(own, knowledge.places(name, own), strict=True):
-            record[INDEX] = index
+            record[PLACE] = index
     return records
 
 

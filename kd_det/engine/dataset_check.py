@@ -12,13 +12,15 @@ from kd_det.data.report import CocoReport, Finding, compare_sets, examine, forma
 from kd_det.modeling.terms import TERMS
 from kd_det.teacher.classes import CLASS_MAP, class_names, compare_classes, shared_classes, unpaired_classes
 from kd_det.teacher.config import live_terms, teacher_config
+from kd_det.teacher.stored import distilled_stored_classes, open_stored
 
 
 def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, with_model: bool) -> tuple[str, bool]:
     """Reports on data sets, and compares their classes with the teacher's.
 
     Args:
-        cfg: with the sets registered; if its ``KD.TEACHER`` names a teacher, the classes are compared.
+        cfg: with the sets registered; if its ``KD.TEACHER`` names a teacher or stored knowledge, the classes are
+            compared.
         names: of registered sets with a COCO JSON.
         sizes: decode every image, and compare its size with the JSON's.
         with_model: check also what ``cfg.MODEL`` needs: its number of classes, masks, keypoints.
@@ -35,7 +37,9 @@ def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, with_model: b
     findings = compare_sets(reports)
     if with_model:
         findings += _model_findings(cfg, reports)
-    if cfg.KD.TEACHER.CONFIG_FILE:
+    if cfg.KD.TEACHER.STORED:
+        findings.append(_stored_finding(cfg))
+    if cfg.KD.TEACHER.CONFIG_FILE and (not cfg.KD.TEACHER.STORED or live_terms(cfg)):
         findings += _teacher_findings(cfg, reports[0])
     texts = [format_report(report) for report in reports]
     if findings:
@@ -59,11 +63,18 @@ def _model_findings(cfg: CfgNode, reports: Sequence[CocoReport]) -> Iterator[Fin
             yield Finding(missing, stops=True)
 
 
+def _stored_finding(cfg: CfgNode) -> Finding:
+    try:
+        return Finding(distilled_stored_classes(open_stored(cfg)), stops=False)
+    except SetupError as error:
+        return Finding(str(error), stops=True)
+
+
 def _teacher_findings(cfg: CfgNode, report: CocoReport) -> list[Finding]:
     teacher_cfg = teacher_config(cfg)
     theirs = class_names(teacher_cfg)
     terms = live_terms(cfg)
-    if cfg.KD.TERMS and not any(TERMS[name].needs_logits for name in terms):
+    if cfg.KD.TERMS and not any(TERMS[name].needs_logits for name in terms if name in TERMS):
         return [Finding(unpaired_classes(cfg, teacher_cfg, terms), stops=False)]
     if cfg.KD.TEACHER.CLASS_MAP:
         return [_map_finding(cfg, teacher_cfg)]

@@ -78,7 +78,7 @@ def stored_limit(cfg: CfgNode) -> int:
     """How many stored boxes of an image join its proposals: KD.STORED.FRACTION of those that are sampled.
 
     Raises:
-        SetupError: none.
+        SetupError: not even one.
     """
     fraction, sampled = cfg.KD.STORED.FRACTION, cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
     limit = math.floor(fraction * sampled + 1e-6)  # 0.29 * 100 is below 29
@@ -106,7 +106,7 @@ def joined_with_rows(proposals: Sequence[Instances], stored: Sequence[Instances]
     together, first = joined(proposals, stored), 0
     for both, theirs in zip(together, stored, strict=True):
         rows = _no_rows(both)
-        rows[len(both) - len(theirs) :] = torch.arange(first, first + len(theirs))
+        rows[len(both) - len(theirs) :] = torch.arange(first, first + len(theirs), device=rows.device)
         both.set(ROW, rows)
         first += len(theirs)
     return together

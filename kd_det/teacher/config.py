@@ -20,11 +20,9 @@ from kd_det.data.coco_json import use_datasets
 def live_terms(cfg: CfgNode) -> list[str]:
     """The names in ``KD.TERMS`` that need the live teacher: all, or with ``KD.TEACHER.STORED`` those for which stored
     logits are not enough.
-
-    Raises:
-        SetupError: a name is unknown.
     """
-    return [name for name in cfg.KD.TERMS if TERMS.find(name).needs_teacher or not cfg.KD.TEACHER.STORED]
+    stored = {name for name in TERMS if cfg.KD.TEACHER.STORED and not TERMS[name].needs_teacher}
+    return [name for name in cfg.KD.TERMS if name not in stored]
 
 
 def teacher_config(cfg: CfgNode) -> CfgNode:

@@ -6,10 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from kd_det.engine.commands import check_data
+from tests.knowledge import stored_image, write_knowledge
 from tests.mini_coco import THINGS, annotation_file, edit_annotations
 from tests.tiny import student_config, teacher_files
 from tests.tools.commands import error_of, run_here
@@ -158,3 +160,13 @@ def test_sizes_decodes_with_the_trainers_reader(own, mine, check):
     assert code == 1 and "fault: 2 images cannot be read, or their size is not the one in the JSON" in written.out
     assert "000000000001.jpg': image file is truncated" in written.out
     assert check(*mine)[0] == 0
+
+
+@pytest.mark.parametrize("last, code", [("toothbrush", 0), ("comb", 1)])
+def test_classes_of_stored_knowledge(tmp_path, mine, check, last, code):
+    names = [*(thing["name"] for thing in THINGS[:-1]), last]
+    folder = write_knowledge(tmp_path / "knowledge", {}, lambda record: stored_image(torch.zeros(0, 4)), names)
+    terms = ["MODEL.ROI_HEADS.NUM_CLASSES", 80, "DATASETS.TRAIN", "('mine',)", "KD.TERMS", "('dkd',)"]
+    ended, printed = check(*mine, "--opts", *terms, "KD.TEACHER.STORED", folder)
+    found = f"Distilled classes: all 80, from KD.TEACHER.STORED {folder!r}" if code == 0 else "class 79 is 'comb'"
+    assert ended == code and found in printed.out
