@@ -182,16 +182,14 @@ def check_output_dir(cfg: CfgNode) -> None:
 def _check_distils(cfg: CfgNode) -> None:
     architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     distils = isinstance(architecture, type) and issubclass(architecture, DistillRCNN)
-    given = {
-        "KD.TERMS": (tuple(cfg.KD.TERMS), ()),
-        "KD.TEACHER.STORED": (cfg.KD.TEACHER.STORED, "''"),
-        "KD.TEACHER.PROPOSALS": (cfg.KD.TEACHER.PROPOSALS, False),
-    }
-    for key, (value, plain) in given.items():
+    node = cfg.KD.TEACHER
+    given = {"KD.TERMS": tuple(cfg.KD.TERMS), "KD.TEACHER.STORED": node.STORED, "KD.TEACHER.PROPOSALS": node.PROPOSALS}
+    for key, value in given.items():
         if value and not distils:
             raise SetupError(
                 f"{key} is {value!r}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} does not distil: it "
-                f"would train without a teacher. Set it to DistillRCNN, or set {key} to {plain} for the plain student."
+                f"would train without a teacher. Set it to DistillRCNN, or set {key} to {type(value)()!r} for the "
+                "plain student."
             )
 
 

@@ -61,10 +61,10 @@ class StoredProposals:
         """The sampled proposals of a box stage that carry stored logits, with both networks' logits.
 
         Args:
-            stage: of the student, whose proposals ``joined`` has made.
+            stage: of the student, on proposals of ``joined_with_rows``.
             stored: what ``of_batch`` returned.
         """
-        assert stage.stored_rows is not None  # ``joined`` sets the field
+        assert stage.stored_rows is not None  # joined_with_rows sets the field
         logits = torch.cat([each.get(LOGITS) for each in stored])
         # Row -1 is the last: a row of zeros, which is not selected below.
         theirs = torch.nn.functional.pad(logits, (0, 0, 0, 1))[stage.stored_rows]

@@ -29,9 +29,8 @@ def check_stored(cfg: CfgNode, *, verify: bool = True) -> None:
     live = live_terms(cfg)
     if live and not cfg.KD.TEACHER.CONFIG_FILE:
         raise SetupError(
-            f"KD.TERMS: {', '.join(map(repr, live))} cannot do with {KEY}, which has boxes and class logits and no "
-            "feature maps. Name the teacher itself too, with KD.TEACHER.CONFIG_FILE and KD.TEACHER.WEIGHTS, or remove "
-            "from KD.TERMS what needs it."
+            f"KD.TERMS: {', '.join(map(repr, live))} cannot work from {KEY} alone, which has only boxes and class "
+            f"logits. Name the teacher itself too, in KD.TEACHER.CONFIG_FILE and {WEIGHTS}, or remove these terms."
         )
     knowledge = open_stored(cfg, verify=verify)
     _check_teacher(cfg, knowledge, live=bool(live) or cfg.KD.TEACHER.PROPOSALS)
@@ -47,7 +46,7 @@ def open_stored(cfg: CfgNode, *, verify: bool = False) -> Knowledge:
         SetupError: it is missing, incomplete or damaged, or for other classes than the student's.
     """
     knowledge = open_knowledge(cfg.KD.TEACHER.STORED, KEY, verify=verify)
-    for name in cfg.DATASETS.TRAIN:
+    for name in set(cfg.DATASETS.TRAIN) & set(MetadataCatalog.list()):
         knowledge.check_classes(MetadataCatalog.get(name).get("thing_classes"), cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     return knowledge
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.data import transforms as T
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
@@ -166,8 +167,37 @@ class TestRecords:
         assert len(records) == 10  # of 12; two have no objects
         for record in records:
             assert torch.equal(knowledge.image(record["knowledge"]).boxes, image(record).boxes)
-        everything = stored_records(self.settings(folder, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False), knowledge)
-        assert len(everything) == 12
+
+    @pytest.mark.parametrize(
+        "settings, count",
+        [
+            ([], 10),  # of 12; two have no objects
+            (["DATALOADER.FILTER_EMPTY_ANNOTATIONS", False], 12),
+            (["MODEL.KEYPOINT_ON", True, "MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE", 9], 8),
+            (["MODEL.LOAD_PROPOSALS", True], 10),
+        ],
+    )
+    def test_they_are_detectron2s_records(self, tmp_path, sets, image, settings, count):
+        for name, records in sets.items():
+            content = {
+                "ids": [record["image_id"] for record in records], "bbox_mode": BoxMode.XYXY_ABS.value,
+                "boxes": [np.full((1, 4), record["image_id"]) for record in records],
+                "objectness_logits": [np.ones(1) for _ in records],
+            }  # fmt: skip
+            (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(content))
+        files = tuple(str(tmp_path / f"{name}.pkl") for name in sets)
+        folder = write_knowledge(tmp_path / "knowledge", sets, image, CLASSES)
+        cfg = self.settings(folder, "DATASETS.PROPOSAL_FILES_TRAIN", files, *settings)
+        expected = get_detection_dataset_dicts(
+            cfg.DATASETS.TRAIN,
+            filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            min_keypoints=cfg.MODEL.KEYPOINT_ON and cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE,
+            proposal_files=files if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+        records = stored_records(cfg, open_knowledge(folder, "KD.TEACHER.STORED"))
+        for record in records:
+            del record["knowledge"]
+        assert len(records) == count and repr(records) == repr(expected)
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_the_loader_gives_them(self, tmp_path, sets, image, workers):

@@ -70,8 +70,8 @@ def test_imported_predictions_go_with_any_live_teacher(train, stage, tmp_path):
 @pytest.mark.parametrize(
     "settings, named",
     [
-        (NO_TEACHER, "KD.TERMS: 'fitnet' cannot do with KD.TEACHER.STORED, which has boxes and class logits and no"),
-        ([*NO_TEACHER, "KD.TERMS", "('sdd',)"], "KD.TERMS: 'sdd' cannot do with KD.TEACHER.STORED"),
+        (NO_TEACHER, "KD.TERMS: 'fitnet' cannot work from KD.TEACHER.STORED alone, which has only boxes and class"),
+        ([*NO_TEACHER, "KD.TERMS", "('sdd',)"], "KD.TERMS: 'sdd' cannot work from KD.TEACHER.STORED alone"),
         ([*NO_TEACHER, *DKD, "KD.TEACHER.PROPOSALS", True], "KD.TEACHER.CONFIG_FILE is empty but KD.TERMS or KD.TEACH"),
         (["KD.STORED.FRACTION", 0.0], "KD.STORED.FRACTION is 0.0; it must be a number above 0, up to 1."),
         (["KD.STORED.FRACTION", 1.5], "KD.STORED.FRACTION is 1.5; it must be a number above 0, up to 1."),
