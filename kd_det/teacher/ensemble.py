@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kd_det.checkpoint import local_path
 from kd_det.common.errors import SetupError, did_you_mean
-from kd_det.data.knowledge import DETECTION, GROUND_TRUTH, PROPOSAL, StoredImage, sha256_of
+from kd_det.data.knowledge_format import DETECTION, GROUND_TRUTH, PROPOSAL, StoredImage, sha256_of
 from kd_det.teacher.classes import ClassMap
 from kd_det.teacher.config import teacher_config
 from kd_det.teacher.frozen import FrozenTeacher, load_teacher
