@@ -31,7 +31,7 @@ from kd_det.data.knowledge_writer import KnowledgeWriter
 from kd_det.data.mapper import NamingDatasetMapper
 from kd_det.engine.setup import read_setup
 from kd_det.teacher.classes import CLASS_MAP, checked_class_names
-from kd_det.teacher.ensemble import TeacherEnsemble, load_test_teacher, views_of
+from kd_det.teacher.ensemble import TeacherEnsemble, load_teacher_for_storing, views_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def store_teacher(args: argparse.Namespace) -> None:
     with only_command(args.output):
         sets = _training_sets(cfg, args.images)
         ensemble = TeacherEnsemble(
-            [load_test_teacher(each) for each in _teacher_settings(cfg, args.teacher)], views,
+            [load_teacher_for_storing(each) for each in _teacher_settings(cfg, args.teacher)], views,
             boxes=args.boxes, classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, input_format=cfg.INPUT.FORMAT,
             device=torch.device(cfg.MODEL.DEVICE),
         )  # fmt: skip

@@ -273,6 +273,9 @@ def test_folders_of_other_commands_and_bad_teachers_are_refused(stage, whole, tm
     with common_files.run_lock(tmp_path / "busy", "--output"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(common_files, "LOCK_SECONDS", 0.1)
         assert "busy' is in use by another run" in error_of(store(stage, tmp_path / "busy"))
+    given = ["--teacher", stage / "a" / "teacher.yaml", stage / "a" / "teacher.pth"]
+    given += ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "--boxes", 9]
+    assert "it finds no boxes by itself. Take a teacher with an RPN" in error_of(store(stage, tmp_path, *given))
     model = build_model(plain_config(load_config(str(stage / "a" / "teacher.yaml"))))
     torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.weight, 1e38)
     torch.save({"model": model.state_dict()}, tmp_path / "wild.pth")
