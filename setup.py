@@ -84,7 +84,7 @@ setup(
         "scikit-learn",
         "tensorboard",
         "timm>=1.0.12",
-        "safetensors",
+        "safetensors>=0.5",
         "tabulate",
     ],
     extras_require=EXTRAS,

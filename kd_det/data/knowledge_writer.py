@@ -18,7 +18,8 @@ from kd_det import __version__
 from kd_det.common.config_files import leaves
 from kd_det.common.errors import SetupError
 from kd_det.common.files import write_atomically
-from kd_det.data.knowledge import (
+from kd_det.data.knowledge import read_index
+from kd_det.data.knowledge_format import (
     FORMAT,
     INDEX,
     METADATA,
@@ -28,7 +29,6 @@ from kd_det.data.knowledge import (
     encoded_logits,
     identities,
     identity,
-    read_index,
     sha256_of,
     shard_files,
     shard_metadata,
@@ -135,8 +135,11 @@ class KnowledgeWriter:
         write_atomically(path, _serialised(tensors, metadata))
         return path
 
-    def finish(self) -> None:
+    def finish(self) -> int:
         """Writes ``knowledge.json``. To be called by one process after all have written their shards.
+
+        Returns:
+            how many images the folder has.
 
         Raises:
             RuntimeError: an image has not been written.
@@ -158,6 +161,7 @@ class KnowledgeWriter:
         for path in shard_files(self.folder):
             if path not in self._kept:  # damaged, and its images are in another shard now
                 path.unlink()
+        return sum(len(images) for _, images in self._kept.values())
 
     def _shards_of_index(self) -> dict[str, dict[str, Any]]:
         """The shards that an earlier, finished run has listed, by file name."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kd_det.common.errors import SetupError
 from kd_det.data.coco_schema import Fault, are_numbers
-from kd_det.data.knowledge import identity
+from kd_det.data.knowledge_format import identity
 
 SCORES = ("softmax", "sigmoid")
 # How far a box may reach beyond its image, in pixels, and a sum of scores beyond 1: rounding. Both are cut off.

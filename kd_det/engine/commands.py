@@ -11,10 +11,10 @@ from kd_det.common.command_line import UpToOverrides, add_config_file, command_p
 from kd_det.common.errors import one_line_errors
 from kd_det.common.signals import end_at_once, noting_signals
 from kd_det.data.coco_json import add_dataset_option, parse_option
-from kd_det.data.knowledge import DTYPES
+from kd_det.data.knowledge_format import DTYPES
 from kd_det.data.knowledge_writer import SHARD_IMAGES
 from kd_det.data.predictions import SCORES
-from kd_det.engine import knowledge
+from kd_det.engine import knowledge, predictions
 from kd_det.engine.dataset_check import check_sets
 from kd_det.engine.launch import launch
 from kd_det.engine.setup import read_setup
@@ -138,12 +138,12 @@ def store_teacher(arguments: Sequence[str] | None = None) -> None:
         "and its class probabilities on them and on the objects. Train from it with KD.TEACHER.STORED. Run it again\n"
         "to continue after an interruption, to add images, or to repair files.",
         "kd-det store-teacher --config-file coco/dkd_r101_r18.yaml --top-k 8 --num-gpus 8 --output output/knowledge",
-        "kd-det store-teacher --config-file coco/dkd_r101_r18.yaml --views flip 640 800 \\",
-        "    --teacher COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml \\",
-        "    --teacher my_teacher.yaml my_teacher.pth KD.TEACHER.CLASS_MAP \"['*']\" --output output/knowledge",
         AFTER_DEMO,
         "kd-det store-teacher --config-file digits_det/dkd.yaml --output output/knowledge \\",
         "    KD.TEACHER.WEIGHTS output/demo/teacher/seed1/model_final.pth",
+        "kd-det store-teacher --config-file digits_det/dkd.yaml --views flip 128 160 \\",
+        "    --teacher digits_det/teacher.yaml output/demo/teacher/seed1/model_final.pth \\",
+        "    --teacher digits_det/teacher.yaml output/demo/teacher/seed2/model_final.pth --output output/averaged",
     )
     add_config_file(parser, required=True, help="the student's configuration: its training sets, its teacher")
     teacher = (
@@ -188,7 +188,7 @@ def import_teacher(arguments: Sequence[str] | None = None) -> None:
     _add_storing_options(parser)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs, after all else")
     with one_line_errors(), noting_signals(end_at_once):
-        knowledge.import_teacher(_storing_arguments(parser, "import-teacher", arguments))
+        predictions.import_teacher(_storing_arguments(parser, "import-teacher", arguments))
 
 
 def _add_storing_options(parser: argparse.ArgumentParser) -> None:

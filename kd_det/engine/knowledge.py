@@ -1,4 +1,4 @@
-"""The work of ``kd-det store-teacher`` and ``kd-det import-teacher``: folders of stored knowledge."""
+"""The work of ``kd-det store-teacher``, and how a command writes a folder of stored knowledge."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import argparse
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
+from detectron2.data import DatasetFromList, MapDataset
 from detectron2.structures import Boxes, BoxMode
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -26,15 +25,13 @@ from kd_det.common.command_line import KEY
 from kd_det.common.config_merge import merge_config
 from kd_det.common.errors import SetupError, one_of, whole_number
 from kd_det.common.files import remove_temporary_files, run_lock
-from kd_det.data.checks import check_named, checked_records
-from kd_det.data.coco_schema import read_coco_json
-from kd_det.data.knowledge import DETECTION, DTYPES, Recipe, StoredImage, identity, row_bytes, sha256_of, shard_files
+from kd_det.data.checks import checked_records
+from kd_det.data.knowledge_format import DTYPES, Recipe, StoredImage, row_bytes, shard_files
 from kd_det.data.knowledge_writer import KnowledgeWriter
 from kd_det.data.mapper import NamingDatasetMapper
-from kd_det.data.predictions import SCORES, Detections, read_predictions
 from kd_det.engine.setup import read_setup
-from kd_det.teacher.classes import CLASS_MAP, ClassMap, checked_class_names, class_map, compare_classes
-from kd_det.teacher.ensemble import TeacherEnsemble, in_student_classes, load_test_teacher, views_of
+from kd_det.teacher.classes import CLASS_MAP, checked_class_names
+from kd_det.teacher.ensemble import TeacherEnsemble, load_teacher_for_storing, views_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +52,14 @@ def store_teacher(args: argparse.Namespace) -> None:
     """
     cfg = read_setup(args.config_file, args.opts, args.dataset, processes=args.num_gpus)
     setup_logger(distributed_rank=comm.get_rank(), name="kd_det")
-    whole_number("--boxes", args.boxes, 1)
-    _check_precision(args)
+    check_storing_options(args)
     views = views_of(args.views)
     if torch.cuda.is_available() and cfg.MODEL.DEVICE == "cuda":
         cfg.MODEL.DEVICE = f"cuda:{torch.cuda.current_device()}"
-    with _only_command(args.output):
+    with only_command(args.output):
         sets = _training_sets(cfg, args.images)
         ensemble = TeacherEnsemble(
-            [load_test_teacher(each) for each in _teacher_settings(cfg, args.teacher)], views,
+            [load_teacher_for_storing(each) for each in _teacher_settings(cfg, args.teacher)], views,
             boxes=args.boxes, classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, input_format=cfg.INPUT.FORMAT,
             device=torch.device(cfg.MODEL.DEVICE),
         )  # fmt: skip
@@ -73,7 +69,7 @@ def store_teacher(args: argparse.Namespace) -> None:
             "boxes": args.boxes,
             "input_format": cfg.INPUT.FORMAT,
         }
-        recipe = Recipe(_names(cfg), ensemble.shared, args.top_k, args.dtype, made_of)
+        recipe = Recipe(student_names(cfg), ensemble.shared, args.top_k, args.dtype, made_of)
 
         def look(item: dict[str, Any]) -> StoredImage:
             try:
@@ -81,63 +77,23 @@ def store_teacher(args: argparse.Namespace) -> None:
             except FloatingPointError as error:
                 raise SetupError(f"KD.TEACHER: {error} on {item['file_name']!r}; is it trained?") from error
 
-        _store(args, recipe, sets, look, _Read(cfg.INPUT.FORMAT), cfg.DATALOADER.NUM_WORKERS)
+        write_knowledge(args, recipe, sets, look, _Read(cfg.INPUT.FORMAT), cfg.DATALOADER.NUM_WORKERS)
 
 
-def import_teacher(args: argparse.Namespace) -> None:
-    """The work of ``kd-det import-teacher``.
-
-    Args:
-        args: of ``kd_det.engine.commands.import_teacher``.
-
-    Raises:
-        SetupError: an option is not valid, or predictions are: see ``kd_det.data.predictions.read_predictions``.
-    """
-    one_of("--scores", args.scores, SCORES)
+def check_storing_options(args: argparse.Namespace) -> None:
+    """Raises ``SetupError`` if an option that both commands have is not valid."""
     whole_number("--boxes", args.boxes, 1)
-    _check_precision(args)
-    cfg = read_setup(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"], args.dataset)
-    setup_logger(name="kd_det")
-    name = _chosen_set(cfg, args.set)
-    records = checked_records("--set", name)
-    categories = _categories(args.categories, name)
-    known = _pairs(cfg, [category["name"] for category in categories])
-    found = read_predictions(args.predictions, categories, records, sigmoid=args.scores == "sigmoid")
-    made_of = {
-        "imported": {"file": Path(args.predictions).name, "sha256": sha256_of(args.predictions), "scores": args.scores},
-        "categories": [category["name"] for category in categories],
-        "class_map": list(cfg.KD.TEACHER.CLASS_MAP),
-        "boxes": args.boxes,
-    }
-    shared = known.student if known is not None and known.partial else None
-    recipe = Recipe(_names(cfg), shared, args.top_k, args.dtype, made_of)
-    empty = Detections(torch.zeros(0, 4), torch.zeros(0, len(categories) + 1))
-
-    def look(item: dict[str, Any]) -> StoredImage:
-        boxes, probabilities = found.get(identity(item)[0], empty)
-        logits = in_student_classes(probabilities[: args.boxes].log().clamp(min=LEAST), known)
-        return StoredImage(boxes[: args.boxes], logits, torch.full((len(logits),), DETECTION, dtype=torch.uint8))
-
-    logger.info("%d of the %d images of %s have predictions", len(found), len(records), name)
-    with _only_command(args.output):
-        _store(args, recipe, {name: records}, look, _as_it_is, 0)
-
-
-# As a logit: a class map may leave only classes without mass, and their softmax must not be nan.
-LEAST = -1e3
-
-
-def _check_precision(args: argparse.Namespace) -> None:
     one_of("--dtype", args.dtype, DTYPES)
     whole_number("--top-k", args.top_k, 0)
     whole_number("--shard-images", args.shard_images, 1)
 
 
-def _only_command(folder: str) -> Any:
+def only_command(folder: str) -> AbstractContextManager[None]:
+    """Keeps other commands out of the folder; in the main process only."""
     return run_lock(folder, OPTION) if comm.is_main_process() else nullcontext()
 
 
-def _store(
+def write_knowledge(
     args: argparse.Namespace,
     recipe: Recipe,
     sets: Mapping[str, Sequence[dict[str, Any]]],
@@ -145,7 +101,16 @@ def _store(
     read: Callable[[dict[str, Any]], dict[str, Any]],
     workers: int,
 ) -> None:
-    """Writes the shards that are missing, each process its own, and then the index."""
+    """Writes the shards that are missing, each process its own, and then the index. Logs progress, size and time.
+
+    Args:
+        args: of the command: "output", "command", "boxes", "top_k", "dtype", "shard_images".
+        recipe: of the knowledge.
+        sets: the records of each data set.
+        look: gives the content of an image from what ``read`` returned.
+        read: called on each record, in a data worker if there are any.
+        workers: number of data workers.
+    """
     if comm.is_main_process():
         remove_temporary_files(args.output)
     writer = KnowledgeWriter(args.output, recipe, sets, command=args.command, shard_images=args.shard_images)
@@ -165,17 +130,17 @@ def _store(
         writer.write(part, images)
     comm.synchronize()
     if comm.is_main_process():
-        writer.finish()
-        _report(args, recipe, total, progress)
+        _report(args, writer.finish(), progress)
     comm.synchronize()
 
 
 def _loader(records: list[dict[str, Any]], read: Callable[[dict[str, Any]], Any], workers: int) -> DataLoader[Any]:
     images = MapDataset(DatasetFromList(records, copy=False), read)
-    return DataLoader(images, batch_size=None, num_workers=min(workers, len(records)), collate_fn=_as_it_is)
+    return DataLoader(images, batch_size=None, num_workers=min(workers, len(records)), collate_fn=as_it_is)
 
 
-def _as_it_is(item: Any) -> Any:
+def as_it_is(item: Any) -> Any:
+    """``item``; a function of its own, so that data workers can be spawned."""
     return item
 
 
@@ -224,7 +189,7 @@ class _Progress:
             logger.info("%d of %d images  %.3f s an image  eta: %s", self.done, self.images, self.seconds, left)
 
 
-def _report(args: argparse.Namespace, recipe: Recipe, images: int, progress: _Progress) -> None:
+def _report(args: argparse.Namespace, images: int, progress: _Progress) -> None:
     size = sum(path.stat().st_size for path in shard_files(args.output))
     logger.info("%s %r is complete: %d images, %.1f KB an image", OPTION, args.output, images, size / images / 1e3)
     each = (args.boxes + COCO_OBJECTS) * row_bytes(COCO_CLASSES, args.top_k, args.dtype)
@@ -262,8 +227,9 @@ def _teacher_settings(cfg: CfgNode, given: Sequence[Sequence[str]]) -> Iterator[
     for config_file, *rest in given:
         weights = rest.pop(0) if len(rest) % 2 else ""
         pairs = list(zip(rest[::2], rest[1::2], strict=True))
-        if any(not KEY.fullmatch(key) for key, _ in pairs):
-            raise SetupError(f"--teacher {config_file} {weights}: {pairs[0][0]!r} is no key. Write KEY VALUE pairs.")
+        wrong = next((key for key, _ in pairs if not KEY.fullmatch(key)), None)
+        if wrong is not None:
+            raise SetupError(f"--teacher {config_file} {weights}: {wrong!r} is no key. Write KEY VALUE pairs.")
         each = cfg.clone()
         each.KD.TEACHER.CONFIG_FILE, each.KD.TEACHER.WEIGHTS = config_file, weights
         each.KD.TEACHER.OPTS = [part for pair in pairs if pair[0] != CLASS_MAP for part in pair]
@@ -272,41 +238,6 @@ def _teacher_settings(cfg: CfgNode, given: Sequence[Sequence[str]]) -> Iterator[
         yield each
 
 
-def _names(cfg: CfgNode) -> tuple[str, ...]:
+def student_names(cfg: CfgNode) -> tuple[str, ...]:
     """The student's class names; if they are not known, their numbers."""
     return tuple(checked_class_names(cfg) or map(str, range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)))
-
-
-def _chosen_set(cfg: CfgNode, given: str) -> str:
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.get("UNLABELED", ())]
-    if not given and len(names) != 1:
-        raise SetupError(
-            f"--set is missing: the configuration has {len(names)} training sets ({', '.join(names)}). Say which one "
-            "the predictions are of."
-        )
-    check_named("--set", given or names[0])
-    return given or names[0]
-
-
-def _categories(file: str, name: str) -> list[dict[str, Any]]:
-    """Those of the predictions, in the order of their ids."""
-    path = file or MetadataCatalog.get(name).get("json_file")
-    if path is None:
-        raise SetupError(f"--categories is missing: {name!r} has no COCO JSON. Give a JSON with the categories.")
-    categories = read_coco_json(path, "--categories" if file else f"--set {name!r}")["categories"]
-    return sorted(categories, key=lambda category: category["id"])
-
-
-def _pairs(cfg: CfgNode, theirs: Sequence[str]) -> ClassMap | None:
-    """The classes of the predictions and the student's, as ``KD.TEACHER.CLASS_MAP`` pairs them."""
-    ours = _names(cfg)
-    if cfg.KD.TEACHER.CLASS_MAP:
-        return class_map(cfg.KD.TEACHER.CLASS_MAP, ours, theirs)
-    comparison = compare_classes(ours, theirs)
-    if not comparison.fits:
-        value = f" to {comparison.suggestion}" if comparison.suggestion else ""
-        raise SetupError(
-            f"--categories: as a teacher of the student's classes, {comparison.verdict}. Pair the classes by name: set "
-            f"{CLASS_MAP}{value}."
-        )
-    return None

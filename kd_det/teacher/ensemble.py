@@ -24,13 +24,14 @@ from torch import Tensor
 
 from kd_det.checkpoint import local_path
 from kd_det.common.errors import SetupError, did_you_mean
-from kd_det.data.knowledge import DETECTION, GROUND_TRUTH, PROPOSAL, StoredImage, sha256_of
+from kd_det.data.knowledge_format import DETECTION, GROUND_TRUTH, PROPOSAL, StoredImage, sha256_of
 from kd_det.teacher.classes import ClassMap
 from kd_det.teacher.config import teacher_config
 from kd_det.teacher.frozen import FrozenTeacher, load_teacher
 
 FLIP = "flip"
 LEAST_SIDE = 16  # pixels: of a view
+_KINDS = (GROUND_TRUTH, DETECTION, PROPOSAL)
 
 
 class View(NamedTuple):
@@ -61,6 +62,13 @@ class Candidates(NamedTuple):
     proposals: Tensor
 
 
+class Seen(NamedTuple):
+    """A teacher's maps of a view, and the view's (h, w)."""
+
+    features: dict[str, Tensor]
+    size: tuple[int, ...]
+
+
 def views_of(values: Sequence[str]) -> tuple[View, ...]:
     """The views that ``--views`` names: short sides, and "flip" for a mirrored one of each.
 
@@ -79,7 +87,7 @@ def views_of(values: Sequence[str]) -> tuple[View, ...]:
 
 
 @dataclass(frozen=True)
-class TestTeacher:
+class LoadedTeacher:
     """A loaded teacher with its settings for test images.
 
     Attributes:
@@ -88,8 +96,6 @@ class TestTeacher:
         nms: its RPN's and its detections' IoU thresholds, to merge its boxes with another teacher's.
         about: JSON that says which teacher it is, with the sha256 of its weights.
     """
-
-    __test__ = False  # no test of pytest's
 
     frozen: FrozenTeacher
     short: int
@@ -110,7 +116,7 @@ class TestTeacher:
         image = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return self.frozen.features([{"image": image}], input_format, device)
 
-    def candidates(self, features: dict[str, Tensor], seen: tuple[int, int], own: tuple[int, int]) -> Candidates:
+    def candidates(self, features: dict[str, Tensor], seen: Sequence[int], own: Sequence[int]) -> Candidates:
         """The boxes that it finds.
 
         Args:
@@ -118,7 +124,7 @@ class TestTeacher:
             seen, own: (h, w) of the view and (H, W) of the image.
         """
         model = self.frozen.model
-        images = ImageList(torch.empty(0), [seen])  # only the sizes are read
+        images = ImageList(torch.empty(0), [(seen[0], seen[1])])  # only the sizes are read
         proposals, _ = model.proposal_generator(images, features, None)
         (found,), _ = model.roi_heads(images, features, proposals, None)
         classes = _student_classes(found.pred_classes, self.frozen.class_map)
@@ -128,17 +134,22 @@ class TestTeacher:
         return Candidates(detections[kept], found.scores[kept], classes[kept], inside[Boxes(inside).nonempty()])
 
 
-def load_test_teacher(cfg: CfgNode) -> TestTeacher:
+def load_teacher_for_storing(cfg: CfgNode) -> LoadedTeacher:
     """The teacher that ``cfg.KD.TEACHER`` names, in float32, for storing what it knows.
 
     Raises:
-        SetupError: see ``load_teacher``.
+        SetupError: see ``load_teacher``; or it has no RPN.
     """
     cfg = cfg.clone()
     cfg.defrost()
     cfg.KD.TEACHER.DTYPE = "float32"
     theirs = teacher_config(cfg)
     frozen = load_teacher(cfg)
+    if frozen.model.proposal_generator is None:
+        raise SetupError(
+            f"KD.TEACHER.CONFIG_FILE {cfg.KD.TEACHER.CONFIG_FILE!r} has MODEL.PROPOSAL_GENERATOR.NAME "
+            f"{theirs.MODEL.PROPOSAL_GENERATOR.NAME!r}: it finds no boxes by itself. Take a teacher with an RPN."
+        )
     frozen.model.roi_heads.mask_on = frozen.model.roi_heads.keypoint_on = False  # only boxes are stored
     weights = local_path(theirs.MODEL.WEIGHTS, "KD.TEACHER.WEIGHTS")
     about = {
@@ -150,7 +161,7 @@ def load_test_teacher(cfg: CfgNode) -> TestTeacher:
         "class_map": list(cfg.KD.TEACHER.CLASS_MAP),
     }
     nms = theirs.MODEL.RPN.NMS_THRESH, theirs.MODEL.ROI_HEADS.NMS_THRESH_TEST
-    return TestTeacher(frozen, theirs.INPUT.MIN_SIZE_TEST, theirs.INPUT.MAX_SIZE_TEST, nms, about)
+    return LoadedTeacher(frozen, theirs.INPUT.MIN_SIZE_TEST, theirs.INPUT.MAX_SIZE_TEST, nms, about)
 
 
 class TeacherEnsemble:
@@ -172,7 +183,7 @@ class TeacherEnsemble:
 
     def __init__(
         self,
-        teachers: Sequence[TestTeacher],
+        teachers: Sequence[LoadedTeacher],
         views: Sequence[View],
         *,
         boxes: int,
@@ -181,7 +192,7 @@ class TeacherEnsemble:
         device: torch.device,
     ) -> None:
         self.teachers, self.views, self.boxes = teachers, views, boxes
-        self.classes, self.input_format, self.device = classes, input_format, device
+        self.input_format, self.device = input_format, device
         known = [_shared(teacher.frozen.class_map) for teacher in teachers]
         for teacher, shared in zip(teachers, known, strict=True):
             if shared != known[0]:
@@ -204,12 +215,8 @@ class TeacherEnsemble:
             FloatingPointError: a teacher's logits are not finite.
         """
         own = pixels.shape[:2]
-        seen = [teacher.view(pixels, self.views[0]) for teacher in self.teachers]
-        first = [self._features(*pair) for pair in zip(self.teachers, seen, strict=True)]
-        found = [
-            teacher.candidates(features, view.shape[:2], own)
-            for teacher, features, view in zip(self.teachers, first, seen, strict=True)
-        ]
+        first = [self._seen(teacher, pixels, self.views[0]) for teacher in self.teachers]
+        found = [teacher.candidates(*seen, own) for teacher, seen in zip(self.teachers, first, strict=True)]
         detections, proposals = self._merged(found)
         parts = (ground_truth.to(self.device), detections[: self.boxes], proposals)
         boxes = torch.cat(parts)[: len(ground_truth) + self.boxes]
@@ -220,24 +227,21 @@ class TeacherEnsemble:
             raise FloatingPointError("the teacher's logits are not finite")
         return StoredImage(boxes.float().cpu(), mean.cpu(), kinds.to(torch.uint8))
 
-    def _log_probabilities(
-        self, pixels: np.ndarray, boxes: Tensor, first: Sequence[dict[str, Tensor]]
-    ) -> Iterator[Tensor]:
-        """(N, K+1) of each teacher and view; ``first`` has each teacher's maps of the first view."""
-        for teacher, features in zip(self.teachers, first, strict=True):
+    def _log_probabilities(self, pixels: np.ndarray, boxes: Tensor, first: Sequence[Seen]) -> Iterator[Tensor]:
+        """(N, K+1) of each teacher and view; ``first`` is what each teacher has seen in the first view."""
+        for teacher, seen in zip(self.teachers, first, strict=True):
             for view in self.views:
-                seen = teacher.view(pixels, view)
-                if view != self.views[0]:
-                    features = self._features(teacher, seen)
-                there = _rescaled(boxes, pixels.shape[:2], seen.shape[:2])
+                features, size = seen if view == self.views[0] else self._seen(teacher, pixels, view)
+                there = _rescaled(boxes, pixels.shape[:2], size)
                 if view.flipped:
                     left, top, right, bottom = there.unbind(1)
-                    there = torch.stack([seen.shape[1] - right, top, seen.shape[1] - left, bottom], dim=1)
+                    there = torch.stack([size[1] - right, top, size[1] - left, bottom], dim=1)
                 logits = teacher.frozen.box_logits(features, [Boxes(there)])
                 yield in_student_classes(logits, teacher.frozen.class_map)
 
-    def _features(self, teacher: TestTeacher, seen: np.ndarray) -> dict[str, Tensor]:
-        return teacher.features(seen, self.input_format, self.device)
+    def _seen(self, teacher: LoadedTeacher, pixels: np.ndarray, view: View) -> Seen:
+        image = teacher.view(pixels, view)
+        return Seen(teacher.features(image, self.input_format, self.device), image.shape[:2])
 
     def _merged(self, found: Sequence[Candidates]) -> tuple[Tensor, Tensor]:
         """Detections by score and proposals by rank of all teachers; what several teachers found is kept once."""
@@ -250,9 +254,6 @@ class TeacherEnsemble:
         proposals = torch.stack(ranked) if ranked else boxes.new_zeros(0, 4)
         ranks = -torch.arange(len(proposals), device=boxes.device, dtype=torch.float32)
         return detections, proposals[batched_nms(proposals, ranks, torch.zeros_like(ranks), rpn)]
-
-
-_KINDS = (GROUND_TRUTH, DETECTION, PROPOSAL)
 
 
 def in_student_classes(logits: Tensor, class_map: ClassMap | None) -> Tensor:

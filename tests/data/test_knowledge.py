@@ -14,19 +14,8 @@ import torch
 from torch.nn.functional import log_softmax
 
 from kd_det.common.errors import SetupError
-from kd_det.data.knowledge import (
-    DETECTION,
-    FLOOR,
-    GROUND_TRUTH,
-    INDEX,
-    PROPOSAL,
-    Recipe,
-    StoredImage,
-    decoded_logits,
-    encoded_logits,
-    open_knowledge,
-    shard_files,
-)
+from kd_det.data.knowledge import DETECTION, FLOOR, GROUND_TRUTH, PROPOSAL, StoredImage, open_knowledge
+from kd_det.data.knowledge_format import INDEX, Recipe, decoded_logits, encoded_logits, shard_files
 from kd_det.data.knowledge_writer import KnowledgeWriter
 from kd_det.losses import dkd_loss
 

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from kd_det.data.knowledge import DETECTION, FLOOR, open_knowledge, shard_files
+from kd_det.data.knowledge import DETECTION, FLOOR, open_knowledge
+from kd_det.data.knowledge_format import shard_files
 from kd_det.data.mapper import read_image
 from tests.mini_coco import THINGS, annotation_file, make_mini_coco
 from tests.tiny import student_config

@@ -18,10 +18,12 @@ from PIL import Image
 
 from kd_det.common import files as common_files
 from kd_det.config import load_config, plain_config
-from kd_det.data.knowledge import DETECTION, FLOOR, GROUND_TRUTH, INDEX, PROPOSAL, open_knowledge, shard_files
+from kd_det.data.knowledge import DETECTION, FLOOR, GROUND_TRUTH, PROPOSAL, open_knowledge
+from kd_det.data.knowledge_format import INDEX, shard_files
 from kd_det.data.mapper import read_image
 from kd_det.teacher.frozen import load_teacher
 from tests.mini_coco import THINGS, make_mini_coco
+from tests.modeling.test_any_rcnn import KINDS
 from tests.tiny import student_config, teacher_files
 from tests.tools.commands import error_of, run_here
 
@@ -271,8 +273,29 @@ def test_folders_of_other_commands_and_bad_teachers_are_refused(stage, whole, tm
     with common_files.run_lock(tmp_path / "busy", "--output"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(common_files, "LOCK_SECONDS", 0.1)
         assert "busy' is in use by another run" in error_of(store(stage, tmp_path / "busy"))
+    given = ["--teacher", stage / "a" / "teacher.yaml", stage / "a" / "teacher.pth"]
+    given += ["MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals", "--boxes", 9]
+    assert "it finds no boxes by itself. Take a teacher with an RPN" in error_of(store(stage, tmp_path, *given))
     model = build_model(plain_config(load_config(str(stage / "a" / "teacher.yaml"))))
     torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.weight, 1e38)
     torch.save({"model": model.state_dict()}, tmp_path / "wild.pth")
     wild = store(stage, tmp_path, "--images", 1, "KD.TEACHER.WEIGHTS", tmp_path / "wild.pth")
     assert "logits are not finite on" in error_of(wild) and "is it trained?" in error_of(wild)
+
+
+@pytest.mark.parametrize("kind", ["cascade", "c4", "mask"])
+def test_teachers_of_every_kind(stage, tmp_path, kind):
+    """A Cascade teacher's logits are those of its first stage, as for the student's proposals in training."""
+    extra = [*SIZE, "MODEL.MASK_ON", True] if kind == "mask" else [*SIZE, *KINDS[kind]]
+    config, weights = teacher_files(tmp_path, *extra)
+    result = store(
+        stage, tmp_path / "out", "--dtype", "float32", "--images", 1, "--teacher", config, weights, "--boxes", 9
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    image = open_knowledge(str(tmp_path / "out"), "--output").image(0)
+    assert len(image.boxes) > 3
+    teacher = load_teacher(student_config((config, weights), *SIZE))
+    seen = np.asarray(Image.fromarray(pixels_of(stage, 1)).resize((96, 72), Image.Resampling.BILINEAR)).copy()
+    features = teacher.features([{"image": torch.as_tensor(seen).permute(2, 0, 1)}], "BGR", torch.device("cpu"))
+    expected = teacher.box_logits(features, [Boxes(image.boxes * 0.75)]).log_softmax(1)
+    torch.testing.assert_close(image.logits, expected, rtol=1e-4, atol=1e-4)
