@@ -61,8 +61,10 @@ def add_kd_config(cfg: CfgNode) -> None:
     # the same name in both, "student's name=teacher's name", "*" for all names that both have. Other classes are left
     # out of both softmaxes. Empty: both have the same classes in the same order.
     cfg.KD.TEACHER.CLASS_MAP = []
-    # Precision of the teacher's forward pass: "float32", "bfloat16" or "float16".
-    cfg.KD.TEACHER.DTYPE = "float32"
+    # Precision of the teacher's forward pass: "float32", "bfloat16", "float16", or "auto" for bfloat16 where the device
+    # computes it faster than float32, and float32 elsewhere. A GPU needs compute capability 8.0; a CPU is timed when
+    # training starts. The choice is logged. A resumed run chooses anew.
+    cfg.KD.TEACHER.DTYPE = "auto"
 
     # Hinton et al. 2015: WEIGHT * T^2 * KL(teacher || student) over the K+1 classes of every sampled proposal.
     cfg.KD.KD = CfgNode()

@@ -26,7 +26,8 @@ from kd_det.common.environment import peak_memory_mib
 from kd_det.config import load_config
 from kd_det.modeling import DistillRCNN
 from kd_det.teacher.config import teacher_config
-from kd_det.teacher.frozen import DTYPES, FrozenTeacher
+from kd_det.teacher.frozen import FrozenTeacher
+from kd_det.teacher.precision import teacher_dtype
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Steps:
             teacher = teacher_config(cfg)
             frozen = build_model(teacher)
             _calm(frozen)
-            dtype = DTYPES[cfg.KD.TEACHER.DTYPE]
+            dtype = teacher_dtype(cfg.KD.TEACHER.DTYPE, torch.device(cfg.MODEL.DEVICE))
             self.model.teacher = FrozenTeacher(frozen, input_format=teacher.INPUT.FORMAT, dtype=dtype)
         self.batch = [_image(size, cfg.MODEL.ROI_HEADS.NUM_CLASSES) for _ in range(images)]
         self.optimizer: torch.optim.Optimizer = sgd(self.model.parameters())
