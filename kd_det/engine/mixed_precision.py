@@ -1,4 +1,4 @@
-"""``SOLVER.AMP.ENABLED``: Detectron2's mixed precision on a GPU, and bfloat16 on a CPU, which Detectron2 does not have."""
+"""``SOLVER.AMP.ENABLED``: Detectron2's mixed precision on a GPU; bfloat16 on a CPU, which Detectron2 does not have."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def teacher_dtype(name: str, device: torch.device) -> torch.dtype:
 def bfloat16_is_faster(device: torch.device, timing: Timing | None = None) -> tuple[bool, str]:
     """Whether ``device`` computes in bfloat16 faster than in float32.
 
-    A GPU is asked for its abilities. A CPU is asked, as far as PyTorch can tell, and also timed, because PyTorch computes
+    A GPU is asked for its abilities. A CPU is asked, as far as PyTorch can tell, and then timed: PyTorch computes
     bfloat16 on every CPU, however slowly.
 
     Args:
