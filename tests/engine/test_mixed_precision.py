@@ -15,7 +15,7 @@ from kd_det.engine.mixed_precision import check_mixed_precision
 from tests.modeling.test_any_rcnn import KEYPOINTS, KINDS, distilling, keypoint_batch
 from tests.tiny import batch, build, loss_gradients, student_config, teacher_files
 
-AMP = ("SOLVER.AMP.ENABLED", True, "KD.TEACHER.DTYPE", "float32")
+AMP = ("SOLVER.AMP.ENABLED", True)
 
 
 @pytest.fixture
