@@ -61,10 +61,12 @@ class ArmTimes:
 
     Attributes:
         step: of the whole step.
-        parts: of its parts, by name.
+        ratio: of the step to the first arm's in the same round. On a busy machine this varies less than the times.
+        parts: of the step's parts, by name.
     """
 
     step: float
+    ratio: float
     parts: dict[str, float]
 
 
@@ -187,7 +189,9 @@ def measure_arms(
             times[name].append(whole)
             for part, value in of_arm.seconds.items():
                 parts[name][part].append(value)
-    return {name: ArmTimes(median(times[name]), _apart(parts[name])) for name in arms}
+    first = times[next(iter(arms))]
+    ratios = {name: median(own / other for own, other in zip(times[name], first, strict=True)) for name in arms}
+    return {name: ArmTimes(median(times[name]), ratios[name], _apart(parts[name])) for name in arms}
 
 
 def _apart(parts: Mapping[str, Sequence[float]]) -> dict[str, float]:

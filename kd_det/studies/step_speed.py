@@ -106,9 +106,9 @@ def measure(args: argparse.Namespace, dtype: str, size: int) -> dict[str, object
     for name, measured in times.items():
         memory = peak_memory(again, name)
         plain_memory = plain_memory or memory  # the plain arm is the first
-        ratio, memory_ratio = measured.step / times[PLAIN_ARM].step, memory / plain_memory
-        print(f"{arms[name].title:<16}{measured.step:>9.3f}{ratio:>8.2f}x{memory:>7.0f}{memory_ratio:>8.2f}x")
+        ratio = memory / plain_memory
+        print(f"{arms[name].title:<16}{measured.step:>9.3f}{measured.ratio:>8.2f}x{memory:>7.0f}{ratio:>8.2f}x")
         for part, seconds in sorted(measured.parts.items(), key=lambda part: -part[1]):
             print(f"  {part:<20}{seconds:.3f}", flush=True)
-        rows[name] = {**vars(measured), "ratio": ratio, "memory_mib": memory, "memory_ratio": memory_ratio}
+        rows[name] = {**vars(measured), "memory_mib": memory, "memory_ratio": ratio}
     return {"size": size, "dtype": dtype, "arms": rows}

@@ -35,6 +35,7 @@ def test_parts_add_up_to_the_step(config_file):
     times = measure_arms(config_file, ARMS, "cpu", "float32", 64, 2, rounds=3)
     students = {"backward", "student forward", "optimiser"}
     teachers = {"teacher backbone", "teacher box head", "dkd loss"}
+    assert times["plain"].ratio == 1 and all(each.ratio > 0 for each in times.values())
     for name, arm in ARMS.items():
         assert set(times[name].parts) == (students | teachers if arm.teacher else students)
         assert all(value > 0 for value in times[name].parts.values())
