@@ -30,8 +30,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "kd-det bench step --all",
     )
     add_config_file(parser, help="default coco/dkd_r101_r18.yaml")
-    parser.add_argument("--all", action="store_true", help="every method, each with the least time it could take")
-    parser.add_argument("--amp", action="store_true", help="plain and distilled step in mixed precision, too")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--all", action="store_true", help="every method, each with the least time it could take")
+    kinds.add_argument("--amp", action="store_true", help="plain and distilled step in mixed precision, too")
     parser.add_argument("--sizes", type=int, nargs="+", help="image height and width, pixels (320 512; 320 with --all)")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7, help="measured steps of each kind")

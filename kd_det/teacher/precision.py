@@ -19,13 +19,10 @@ logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# bfloat16 is faster if it takes at most this part of float32's time. With units it takes about half of it and without
-# them three times as much, so the limit only has to keep off the noise of a busy machine.
+# bfloat16 is faster if it takes at most this part of float32's time. With units it takes about half of it, and
+# without them more than twice as long, so the limit only has to keep off the noise of a busy machine.
 FASTER = 0.9
 ROUNDS = 9
-
-# The seconds of a fixed piece of work on the CPU, first in float32, then in bfloat16.
-Timing = Callable[[], tuple[float, float]]
 
 
 def teacher_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -51,15 +48,11 @@ def teacher_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[chosen]
 
 
-def bfloat16_is_faster(device: torch.device, timing: Timing | None = None) -> tuple[bool, str]:
+def bfloat16_is_faster(device: torch.device) -> tuple[bool, str]:
     """Whether ``device`` computes in bfloat16 faster than in float32.
 
     A GPU is asked for its abilities. A CPU is asked, as far as PyTorch can tell, and then timed: PyTorch computes
     bfloat16 on every CPU, however slowly.
-
-    Args:
-        device: where the network runs.
-        timing: what times a CPU; None: ``time_types``.
 
     Returns:
         the answer, and the reason as part of a sentence.
@@ -70,7 +63,7 @@ def bfloat16_is_faster(device: torch.device, timing: Timing | None = None) -> tu
         return False, f"bfloat16 is not known to be faster on the device {device.type!r}"
     if _cpu_has_units() is False:
         return False, "the CPU has no units for bfloat16"
-    of_float32, of_bfloat16 = (timing or time_types)()
+    of_float32, of_bfloat16 = time_types()
     ratio = of_bfloat16 / of_float32
     return ratio <= FASTER, f"bfloat16 takes {ratio:.2f} times as long as float32 on this CPU (measured)"
 
