@@ -87,6 +87,7 @@ def test_two_steps_and_an_evaluation(path, teacher_weights, tmp_path, monkeypatc
     cfg = read(path, "OUTPUT_DIR", str(tmp_path))
     if cfg.KD.TERMS:
         cfg.KD.TEACHER.WEIGHTS = teacher_weights(cfg)
+        cfg.KD.TEACHER.DTYPE = "float32"  # the same on every machine
     torch.manual_seed(0)
     model = DistillTrainer.build_model(cfg)
     calm(model)

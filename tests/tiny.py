@@ -52,6 +52,7 @@ def student_config(teacher: tuple[str, str], *overrides: Any, terms: tuple[str, 
     distilling = [
         "MODEL.META_ARCHITECTURE", "DistillRCNN", "MODEL.ROI_HEADS.NAME", "DistillROIHeads", "KD.TERMS", terms,
         "KD.TEACHER.CONFIG_FILE", teacher[0], "KD.TEACHER.WEIGHTS", teacher[1],
+        "KD.TEACHER.DTYPE", "float32",  # not auto: the same values on every machine
     ]  # fmt: skip
     return load_config("", [*TINY, *distilling, *overrides])
 

@@ -61,8 +61,10 @@ def add_kd_config(cfg: CfgNode) -> None:
     # the same name in both, "student's name=teacher's name", "*" for all names that both have. Other classes are left
     # out of both softmaxes. Empty: both have the same classes in the same order.
     cfg.KD.TEACHER.CLASS_MAP = []
-    # Precision of the teacher's forward pass: "float32", "bfloat16" or "float16".
-    cfg.KD.TEACHER.DTYPE = "float32"
+    # Precision of the teacher's forward pass: "float32", "bfloat16", "float16", or "auto" for bfloat16 where the device
+    # computes it faster than float32, and float32 elsewhere. A GPU needs compute capability 8.0; a CPU is timed when
+    # training starts. The choice is logged. A resumed run chooses anew.
+    cfg.KD.TEACHER.DTYPE = "auto"
     # A folder that kd-det store-teacher or kd-det import-teacher wrote for the training sets: boxes of each image, and
     # class logits on them. The boxes join the student's proposals, and "kd", "dkd" and "nkd" compare the logits of
     # those that are sampled; the teacher is not loaded. "sdd" and the terms on feature maps need the teacher too

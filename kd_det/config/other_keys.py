@@ -125,6 +125,6 @@ OTHER: dict[str, Check] = {
     "KD.TERMS": names,
     "KD.TEACHER.OPTS": overrides,
     "KD.TEACHER.CLASS_MAP": name_pairs,
-    "KD.TEACHER.DTYPE": choice("float32", "bfloat16", "float16"),
+    "KD.TEACHER.DTYPE": choice("auto", "float32", "bfloat16", "float16"),
     "KD.STORED.FRACTION": share,
 }

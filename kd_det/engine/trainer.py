@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
-from detectron2.engine.train_loop import AMPTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
+from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -27,6 +27,7 @@ from kd_det.data.mapper import NamingDatasetMapper
 from kd_det.data.stored import StoredDatasetMapper, stored_records
 from kd_det.engine.evaluation import FasterCOCOEvaluator
 from kd_det.engine.launch import is_user_error
+from kd_det.engine.mixed_precision import check_mixed_precision, step_trainer
 from kd_det.engine.resuming import config_leaves, last_checkpoint, read_resumable, set_learning_rate
 from kd_det.engine.stopping import StopOnSignal, StoppableEvaluator, protect_workers, wait_for_the_others
 from kd_det.modeling import DistillRCNN
@@ -56,7 +57,7 @@ class DistillTrainer(DefaultTrainer):
       "kd_terms";
     - Ctrl-C, SIGTERM and a non-finite loss end the training after a checkpoint of the last good state;
     - checkpoints contain the optimiser's state and the configuration, which --resume checks;
-    - several processes work also without a GPU (gloo).
+    - several processes work also without a GPU (gloo), and so does mixed precision (bfloat16).
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -66,7 +67,7 @@ class DistillTrainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         ddp_options = {} if torch.device(cfg.MODEL.DEVICE).type == "cuda" else {"device_ids": None}
-        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(
+        self._trainer = step_trainer(cfg)(
             create_ddp_model(model, broadcast_buffers=False, **ddp_options), self.build_train_loader(cfg), optimizer
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -80,11 +81,7 @@ class DistillTrainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The student on its device, with its teacher loaded."""
-        if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
-            raise SetupError(
-                f"SOLVER.AMP.ENABLED is True with MODEL.DEVICE {cfg.MODEL.DEVICE!r}: Detectron2's mixed precision "
-                "needs a GPU. Set SOLVER.AMP.ENABLED False."
-            )
+        check_mixed_precision(cfg)
         model = super().build_model(cfg)
         if isinstance(model, DistillRCNN):
             model.load_teacher()
@@ -159,7 +156,8 @@ class DistillTrainer(DefaultTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what ``state_dict`` returned."""
         TrainerBase.load_state_dict(self, state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+        # A run that moves from the CPU to a GPU has no state of the gradients' scale yet.
+        self._trainer.load_state_dict({**self._trainer.state_dict(), **state_dict["_trainer"]})
 
     def train(self) -> OrderedDict[str, Any] | None:
         """Trains to ``SOLVER.MAX_ITER``; returns the results of the last evaluation (None in other processes).

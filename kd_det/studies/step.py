@@ -1,4 +1,4 @@
-"""The cost of a distilled training step next to the plain student's: time, split into parts, and peak memory."""
+"""The cost of training steps of several kinds, the arms: time, split into parts, and peak memory."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from statistics import median
 from typing import Any
@@ -26,41 +26,61 @@ from kd_det.common.environment import peak_memory_mib
 from kd_det.config import load_config
 from kd_det.modeling import DistillRCNN
 from kd_det.teacher.config import teacher_config
-from kd_det.teacher.frozen import DTYPES, FrozenTeacher
+from kd_det.teacher.frozen import FrozenTeacher
+from kd_det.teacher.precision import teacher_dtype
 
 
-@dataclass
-class StepTimes:
-    """Times in seconds: medians over the rounds of one interleaved run.
+@dataclass(frozen=True)
+class Arm:
+    """A kind of training step.
 
     Attributes:
-        size: height and width of the images, pixels.
-        plain: of the plain student's step.
-        distilled: of the distilled step.
-        parts: of the distilled step, by name.
+        title: in tables.
+        overrides: KEY, VALUE, ... of the benchmark's configuration.
+        teacher: whether the student has a live teacher.
     """
 
-    size: int
-    plain: float
-    distilled: float
-    parts: dict[str, float] = field(default_factory=dict)
+    title: str
+    overrides: tuple[object, ...] = ()
+    teacher: bool = True
 
-    @property
-    def ratio(self) -> float:
-        """The distilled step over the plain one."""
-        return self.distilled / self.plain
+
+ALONE, AMP = ("KD.TERMS", ()), ("SOLVER.AMP.ENABLED", True)
+PLAIN_ARM, DISTILLED_ARM = "plain", "distilled"
+ARMS = {
+    PLAIN_ARM: Arm("plain", ALONE, teacher=False),
+    DISTILLED_ARM: Arm("distilled"),
+    "plain_amp": Arm("plain, AMP", (*ALONE, *AMP), teacher=False),
+    "distilled_amp": Arm("distilled, AMP", AMP),
+}
+
+
+@dataclass(frozen=True)
+class ArmTimes:
+    """Times of an arm in seconds: medians over the rounds of one interleaved run.
+
+    Attributes:
+        step: of the whole step.
+        ratio: of the step to the first arm's in the same round. On a busy machine this varies less than the times.
+        parts: of the step's parts, by name.
+    """
+
+    step: float
+    ratio: float
+    parts: dict[str, float]
 
 
 class Steps:
     """Training steps of one student, alone or with a teacher, on one batch of random images with random boxes.
 
-    A step is forward, backward and SGD update. The weights are random, because only time and memory are measured.
+    A step is forward, backward and SGD update, with ``SOLVER.AMP.ENABLED`` the forward under autocast. The weights are
+    random, because only time and memory are measured.
 
     Args:
         cfg: of a distilling student; its teacher's configuration is used, the teacher's weights are not.
         size: height and width of the images, pixels.
         images: number of images.
-        with_teacher: False leaves out the teacher; only ``plain`` works then.
+        with_teacher: False leaves out the teacher; ``distilled`` works then only if no term needs it.
     """
 
     def __init__(self, cfg: CfgNode, size: int, images: int, *, with_teacher: bool = True) -> None:
@@ -71,9 +91,10 @@ class Steps:
             teacher = teacher_config(cfg)
             frozen = build_model(teacher)
             _calm(frozen)
-            dtype = DTYPES[cfg.KD.TEACHER.DTYPE]
+            dtype = teacher_dtype(cfg.KD.TEACHER.DTYPE, torch.device(cfg.MODEL.DEVICE))
             self.model.teacher = FrozenTeacher(frozen, input_format=teacher.INPUT.FORMAT, dtype=dtype)
         self.batch = [_image(size, cfg.MODEL.ROI_HEADS.NUM_CLASSES) for _ in range(images)]
+        self.mixed_precision: bool = cfg.SOLVER.AMP.ENABLED
         self.optimizer: torch.optim.Optimizer = sgd(self.model.parameters())
         self.seconds: dict[str, float] = defaultdict(float)
 
@@ -82,7 +103,7 @@ class Steps:
         self._step(lambda batch: GeneralizedRCNN.forward(self.model, batch))
 
     def distilled(self) -> None:
-        """A step with the KD terms."""
+        """A step with the KD terms; without terms it is a plain one."""
         self._step(self.model)
 
     @property
@@ -98,7 +119,8 @@ class Steps:
     def _step(self, forward: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]) -> None:
         torch.manual_seed(1)  # the same proposals are sampled in every step
         self.optimizer.zero_grad()
-        with EventStorage(0), self._timed("forward"):
+        amp = torch.autocast(self.model.device.type, enabled=self.mixed_precision)
+        with EventStorage(0), self._timed("forward"), amp:
             loss = torch.stack(list(forward(self.batch).values())).sum()
         with self._timed("backward"):
             loss.backward()
@@ -113,11 +135,10 @@ class Steps:
 
     @contextmanager
     def timing_the_parts(self) -> Iterator[None]:
-        """Adds the seconds of the teacher's two passes and of each term to ``seconds``."""
-        parts: list[tuple[object, str, str]] = [
-            (self.teacher, "features", "teacher backbone"),
-            (self.teacher, "box_logits", "teacher box head"),
-        ]
+        """Adds the seconds of the teacher's two passes, if there is one, and of each term to ``seconds``."""
+        parts: list[tuple[object, str, str]] = []
+        if self.model.teacher is not None:
+            parts += [(self.teacher, "features", "teacher backbone"), (self.teacher, "box_logits", "teacher box head")]
         parts += [(term, "forward", f"{name} loss") for name, term in self.model.terms.items()]
         for owner, method, name in parts:
             setattr(owner, method, self._timing(name, getattr(owner, method)))
@@ -135,48 +156,87 @@ class Steps:
         return timed
 
 
-def measure_times(cfg: CfgNode, size: int, images: int, rounds: int) -> StepTimes:
-    """Times plain and distilled steps in turn: one of each that is not measured, then ``rounds`` of each."""
-    steps = Steps(cfg, size, images)
-    plain: list[float] = []
-    distilled: list[float] = []
-    parts: dict[str, list[float]] = defaultdict(list)
+def measure_arms(
+    config_file: str | Sequence[str],
+    arms: Mapping[str, Arm],
+    device: str,
+    dtype: str,
+    size: int,
+    images: int,
+    rounds: int,
+) -> dict[str, ArmTimes]:
+    """Times the steps of the arms in turn: one of each that is not measured, then ``rounds`` of each.
+
+    Args:
+        config_file: of a distilling student.
+        arms: by name.
+        device: of student and teacher.
+        dtype: a value of ``KD.TEACHER.DTYPE``.
+        size: height and width of the images, pixels.
+        images: number of images in a batch.
+        rounds: see above.
+    """
+    steps = {name: steps_of(arm, config_file, device, dtype, size, images) for name, arm in arms.items()}
+    times: dict[str, list[float]] = defaultdict(list)
+    parts: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in arms}
     for number in range(rounds + 1):
-        plain_seconds = seconds(steps, steps.plain)
-        steps.seconds.clear()
-        with steps.timing_the_parts():
-            distilled_seconds = seconds(steps, steps.distilled)
-        if number == 0:
-            continue
-        plain.append(plain_seconds)
-        distilled.append(distilled_seconds)
-        for name, value in steps.seconds.items():
-            parts[name].append(value)
+        for name, of_arm in steps.items():
+            of_arm.seconds.clear()
+            with of_arm.timing_the_parts():
+                whole = seconds(of_arm, of_arm.distilled)
+            if number == 0:
+                continue
+            times[name].append(whole)
+            for part, value in of_arm.seconds.items():
+                parts[name][part].append(value)
+    first = times[next(iter(arms))]
+    ratios = {name: median(own / other for own, other in zip(times[name], first, strict=True)) for name in arms}
+    return {name: ArmTimes(median(times[name]), ratios[name], _apart(parts[name])) for name in arms}
+
+
+def _apart(parts: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The medians, with the teacher and the terms taken out of the forward pass, which they are a part of."""
     medians = {name: median(values) for name, values in parts.items()}
-    apart = sum(value for name, value in medians.items() if name.startswith("teacher") or name.endswith("loss"))
-    medians["student forward"] = medians.pop("forward") - apart
-    return StepTimes(size, median(plain), median(distilled), medians)
+    inside = sum(value for name, value in medians.items() if name.startswith("teacher") or name.endswith("loss"))
+    medians["student forward"] = medians.pop("forward") - inside
+    return medians
 
 
-def peak_memory(arguments: list[str], kind: str) -> float:
-    """Peak memory of a fresh process that takes three steps of one ``kind``, "plain" or "distilled", MiB."""
-    command = [sys.executable, *arguments, "--memory-of", kind]
+def steps_of(
+    arm: Arm,
+    config_file: str | Sequence[str],
+    device: str,
+    dtype: str,
+    size: int,
+    images: int,
+    overrides: Sequence[object] = (),
+) -> Steps:
+    """The steps of an arm: see ``measure_arms``; ``overrides`` come after the arm's own."""
+    cfg = benchmark_config(config_file, device, dtype, (*arm.overrides, *overrides))
+    return Steps(cfg, size, images, with_teacher=arm.teacher)
+
+
+def peak_memory(arguments: list[str], arm: str) -> float:
+    """Peak memory of a fresh process that takes three steps of one arm, MiB: ``run_for_memory``."""
+    command = [sys.executable, *arguments, "--memory-of", arm]
     return float(
         json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     )
 
 
-def run_for_memory(cfg: CfgNode, size: int, images: int, kind: str) -> float:
+def run_for_memory(steps: Steps) -> float:
     """The work of ``peak_memory``'s process. Its peak memory in MiB: resident set (CPU) or allocated tensors (GPU)."""
-    steps = Steps(cfg, size, images, with_teacher=kind == "distilled")
     for _ in range(3):
-        steps.distilled() if kind == "distilled" else steps.plain()
+        steps.distilled()
     return peak_memory_mib(steps.model.device)
 
 
-def benchmark_config(config_file: str | Sequence[str], device: str, dtype: str) -> CfgNode:
-    """The configuration on ``device``, with a random student and the teacher in ``dtype``; unchanged otherwise."""
-    return load_config(config_file, ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "KD.TEACHER.DTYPE", dtype])
+def benchmark_config(
+    config_file: str | Sequence[str], device: str, dtype: str, overrides: Sequence[object] = ()
+) -> CfgNode:
+    """The configuration on ``device``, with a random student, the teacher in ``dtype``, and ``overrides``."""
+    fixed = ["MODEL.DEVICE", device, "MODEL.WEIGHTS", "", "KD.TEACHER.DTYPE", dtype]
+    return load_config(config_file, [*fixed, *overrides])
 
 
 def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:

@@ -1,4 +1,4 @@
-"""``kd-det bench step``: a distilled training step against the plain student's, interleaved, and their peak memory."""
+"""``kd-det bench step``: training steps of several kinds, interleaved in one run, and their peak memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kd_det.common.files import write_json
 from kd_det.common.registry import import_options
 from kd_det.studies.all_methods import PLAIN, measure_methods
 from kd_det.studies.methods import METHODS, title
-from kd_det.studies.step import benchmark_config, measure_times, peak_memory, run_for_memory
+from kd_det.studies.step import ARMS, DISTILLED_ARM, PLAIN_ARM, measure_arms, peak_memory, run_for_memory, steps_of
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -23,20 +23,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser(
         "kd-det bench step",
         "Times a distilled training step against the plain student's, interleaved in one run, and compares peak memory."
-        "\n--all: every method, at 320.",
+        "\n--amp: both in mixed precision, too. --all: every method, at 320.",
         "kd-det bench step",
         "kd-det bench step --teacher-dtype bfloat16 --sizes 320",
+        "kd-det bench step --amp --teacher-dtype auto",
         "kd-det bench step --all",
     )
     add_config_file(parser, help="default coco/dkd_r101_r18.yaml")
-    parser.add_argument("--all", action="store_true", help="every method, each with the least time it could take")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--all", action="store_true", help="every method, each with the least time it could take")
+    kinds.add_argument("--amp", action="store_true", help="plain and distilled step in mixed precision, too")
     parser.add_argument("--sizes", type=int, nargs="+", help="image height and width, pixels (320 512; 320 with --all)")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7, help="measured steps of each kind")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--teacher-dtype", nargs="+", help="default float32 bfloat16; float32 with --all")
     parser.add_argument("--json", help="file for the figures")
-    parser.add_argument("--memory-of", choices=["plain", "distilled"], help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=ARMS, help=argparse.SUPPRESS)
     parser.add_argument("--terms", nargs="+", default=[], help=argparse.SUPPRESS)
     args = parse_arguments(parser, arguments)
     args.config_file = args.config_file or ["coco/dkd_r101_r18.yaml"]
@@ -53,9 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _measure(args: argparse.Namespace) -> None:
     if args.memory_of:
-        cfg = benchmark_config(args.config_file, args.device, args.teacher_dtype[0])
-        cfg.KD.TERMS = args.terms or cfg.KD.TERMS
-        print(json.dumps(run_for_memory(cfg, args.sizes[0], args.images, args.memory_of)))
+        terms = ["KD.TERMS", tuple(args.terms)] if args.terms else []
+        dtype, size = args.teacher_dtype[0], args.sizes[0]
+        steps = steps_of(ARMS[args.memory_of], args.config_file, args.device, dtype, size, args.images, terms)
+        print(json.dumps(run_for_memory(steps)))
         return
     print(
         f"{' '.join(args.config_file)}, {args.images} images, {args.device}, {torch.get_num_threads()} threads, "
@@ -84,7 +88,7 @@ def measure_all(args: argparse.Namespace, dtype: str, size: int) -> dict[str, ob
     rows = {}
     for name, measured in times.items():
         terms = titles.get(name)
-        memory = peak_memory([*again, "--terms", *terms] if terms else again, "distilled" if terms else "plain")
+        memory = peak_memory([*again, "--terms", *terms] if terms else again, DISTILLED_ARM if terms else PLAIN_ARM)
         ratios = [measured.step / other for other in (plain, measured.floor, times[title("dkd")].step)]
         columns = "".join(f"{ratio:>8.2f}x" for ratio in ratios)
         print(f"{name:<16}{measured.step:>9.3f}{columns}{memory:>7.0f}", flush=True)
@@ -93,15 +97,19 @@ def measure_all(args: argparse.Namespace, dtype: str, size: int) -> dict[str, ob
 
 
 def measure(args: argparse.Namespace, dtype: str, size: int) -> dict[str, object]:
-    times = measure_times(benchmark_config(args.config_file, args.device, dtype), size, args.images, args.rounds)
+    arms = {name: arm for name, arm in ARMS.items() if args.amp or not name.endswith("_amp")}
+    times = measure_arms(args.config_file, arms, args.device, dtype, size, args.images, args.rounds)
     again = for_memory(args, dtype, size)
-    memory = {kind: peak_memory(again, kind) for kind in ("plain", "distilled")}
     print(f"\n{size}x{size}, teacher in {dtype}")
-    print(f"  time    plain {times.plain:.3f} s, distilled {times.distilled:.3f} s: {times.ratio:.2f}x")
-    for name, seconds in sorted(times.parts.items(), key=lambda part: -part[1]):
-        print(f"          {name:<18}{seconds:.3f} s")
-    ratio = memory["distilled"] / memory["plain"]
-    print(
-        f"  memory  plain {memory['plain']:.0f} MiB, distilled {memory['distilled']:.0f} MiB: {ratio:.2f}x", flush=True
-    )
-    return {"size": size, "dtype": dtype, **vars(times), "ratio": times.ratio, "memory": memory, "memory_ratio": ratio}
+    print(f"{'':<16}{'step, s':>9}{'/ plain':>9}{'MiB':>7}{'/ plain':>9}")
+    rows: dict[str, dict[str, object]] = {}
+    plain_memory = 0.0
+    for name, measured in times.items():
+        memory = peak_memory(again, name)
+        plain_memory = plain_memory or memory  # the plain arm is the first
+        ratio = memory / plain_memory
+        print(f"{arms[name].title:<16}{measured.step:>9.3f}{measured.ratio:>8.2f}x{memory:>7.0f}{ratio:>8.2f}x")
+        for part, seconds in sorted(measured.parts.items(), key=lambda part: -part[1]):
+            print(f"  {part:<20}{seconds:.3f}", flush=True)
+        rows[name] = {**vars(measured), "memory_mib": memory, "memory_ratio": ratio}
+    return {"size": size, "dtype": dtype, "arms": rows}

@@ -23,11 +23,11 @@ from kd_det.config import load_config
 from kd_det.teacher.box_stages import BoundBoxStage, box_modules, box_stages
 from kd_det.teacher.classes import ClassMap, distilled_classes, shared_classes, unpaired_classes
 from kd_det.teacher.config import live_terms, teacher_config, zoo_names
+from kd_det.teacher.precision import teacher_dtype
 
 logger = logging.getLogger(__name__)
 
 TEACHER_HEADS = (StandardROIHeads, CascadeROIHeads, Res5ROIHeads)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class FrozenTeacher:
@@ -162,7 +162,8 @@ def load_teacher(cfg: CfgNode, *, needs_logits: bool = True) -> FrozenTeacher:
     """Builds the teacher that ``cfg.KD.TEACHER`` names on ``cfg.MODEL.DEVICE``, and loads all of its weights.
 
     Does not change the state of the random number generators, so that the student's training is the same with and
-    without a teacher. Logs which classes are distilled.
+    without a teacher. Logs which classes are distilled, and the precision that ``KD.TEACHER.DTYPE`` auto chooses. With
+    several processes, all of them must call this.
 
     Args:
         cfg: the student's configuration.
@@ -183,7 +184,8 @@ def load_teacher(cfg: CfgNode, *, needs_logits: bool = True) -> FrozenTeacher:
         model = build_model(teacher_cfg)
     check_heads(model, cfg.KD.TEACHER.CONFIG_FILE, proposes=cfg.KD.TEACHER.PROPOSALS)
     load_strictly(model, teacher_cfg.MODEL.WEIGHTS, "KD.TEACHER.WEIGHTS")
-    return FrozenTeacher(model, input_format=teacher_cfg.INPUT.FORMAT, dtype=_dtype(cfg), class_map=classes)
+    dtype = teacher_dtype(cfg.KD.TEACHER.DTYPE, model.device)
+    return FrozenTeacher(model, input_format=teacher_cfg.INPUT.FORMAT, dtype=dtype, class_map=classes)
 
 
 def teacher_maps(cfg: CfgNode) -> dict[str, ShapeSpec]:
@@ -253,10 +255,3 @@ def _can_teach(name: str) -> bool:
     architecture = META_ARCH_REGISTRY.get(model.META_ARCHITECTURE)
     heads = ROI_HEADS_REGISTRY.get(model.ROI_HEADS.NAME)
     return issubclass(architecture, GeneralizedRCNN) and heads in TEACHER_HEADS
-
-
-def _dtype(cfg: CfgNode) -> torch.dtype:
-    name = cfg.KD.TEACHER.DTYPE
-    if name not in DTYPES:
-        raise SetupError(f"KD.TEACHER.DTYPE is {name!r}; it must be one of {', '.join(DTYPES)}.")
-    return DTYPES[name]

@@ -35,3 +35,32 @@ def test_momentum_is_saved_and_restored(tmp_path):
         momentum = trained._trainer.optimizer.state[before]["momentum_buffer"]
         assert momentum.abs().sum() > 0
         assert torch.equal(resumed._trainer.optimizer.state[after]["momentum_buffer"], momentum)
+
+
+class Scaled(SimpleTrainer):
+    """With the state of a gradient scale, as mixed precision on a GPU has and on a CPU has not."""
+
+    scale = 1.0
+
+    def state_dict(self):
+        return {**super().state_dict(), "grad_scaler": self.scale}
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self.scale = state_dict["grad_scaler"]
+
+
+def test_a_run_may_move_between_devices_with_and_without_a_gradient_scale():
+    def scaled(scale):
+        made = trainer(steps=0)
+        made._trainer = Scaled(made._trainer.model, [], made._trainer.optimizer)
+        made._trainer.iter, made._trainer.scale = 0, scale
+        return made
+
+    without, first, second = trainer(steps=3), scaled(64.0), scaled(8.0)
+    first.load_state_dict(without.state_dict())
+    assert first._trainer.scale == 64.0  # its own start
+    assert all(len(state) > 0 for state in first._trainer.optimizer.state.values())
+    second.load_state_dict(first.state_dict())
+    assert second._trainer.scale == 64.0
+    without.load_state_dict(second.state_dict())

@@ -49,6 +49,7 @@ def base() -> list[Any]:
     return [
         *TINY, "MODEL.META_ARCHITECTURE", "DistillRCNN", "MODEL.ROI_HEADS.NAME", "DistillROIHeads",
         "KD.TEACHER.CONFIG_FILE", teacher[0], "KD.TEACHER.WEIGHTS", teacher[1],
+        "KD.TEACHER.DTYPE", "float32",
         "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", True, "INPUT.CROP.ENABLED", True,
     ]  # fmt: skip
 

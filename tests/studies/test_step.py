@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kd_det.studies.all_methods import PLAIN, measure_methods
-from kd_det.studies.step import Steps, benchmark_config, measure_times
+from kd_det.studies.step import ARMS, Steps, benchmark_config, measure_arms, steps_of
 from tests.tiny import student_config, teacher_files
 
 
@@ -32,10 +32,25 @@ def test_plain_and_distilled_steps_differ_in_the_teacher_alone(config_file):
 
 
 def test_parts_add_up_to_the_step(config_file):
-    times = measure_times(benchmark_config(config_file, "cpu", "float32"), 64, 2, rounds=3)
-    assert {"backward", "student forward", "teacher backbone", "teacher box head", "dkd loss"} < set(times.parts)
-    assert all(value > 0 for value in times.parts.values())
-    assert sum(times.parts.values()) == pytest.approx(times.distilled, rel=0.5)
+    times = measure_arms(config_file, ARMS, "cpu", "float32", 64, 2, rounds=3)
+    students = {"backward", "student forward", "optimiser"}
+    teachers = {"teacher backbone", "teacher box head", "dkd loss"}
+    assert times["plain"].ratio == 1 and all(each.ratio > 0 for each in times.values())
+    for name, arm in ARMS.items():
+        assert set(times[name].parts) == (students | teachers if arm.teacher else students)
+        assert all(value > 0 for value in times[name].parts.values())
+        assert sum(times[name].parts.values()) == pytest.approx(times[name].step, rel=0.5)
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_an_arm_does_what_its_name_says(config_file, name):
+    steps = steps_of(ARMS[name], config_file, "cpu", "float32", 64, 2)
+    types, losses = set(), []
+    steps.model.backbone.register_forward_hook(lambda module, args, maps: types.update(v.dtype for v in maps.values()))
+    steps.model.register_forward_hook(lambda module, args, values: losses.extend(values))
+    steps.distilled()
+    assert types == {torch.bfloat16 if name.endswith("_amp") else torch.float32}
+    assert ("loss_dkd" in losses) == (steps.model.teacher is not None) == name.startswith("distilled")
 
 
 def test_every_method_has_its_own_floor(config_file):

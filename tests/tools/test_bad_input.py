@@ -29,7 +29,7 @@ def refused(train_net, teacher):
             "KD.TEACHER.WEIGHTS", teacher[1], "DATASETS.TRAIN", "('coco_2017_train',)",
             "DATASETS.TEST", "('coco_2017_val',)",
             "SOLVER.MAX_ITER", 1, "SOLVER.IMS_PER_BATCH", 1, "DATALOADER.NUM_WORKERS", 0,
-            "INPUT.MIN_SIZE_TRAIN", "(96,)",
+            "INPUT.MIN_SIZE_TRAIN", "(96,)", "KD.TEACHER.DTYPE", "float32",
         ]  # fmt: skip
         result = train_net(*flags, *settings, *overrides, **options)
         assert result.returncode == 2, (result.returncode, result.stdout[-2000:], result.stderr[-2000:])
@@ -184,6 +184,7 @@ def test_degenerate_boxes_are_counted_and_left_out(train_net, copied, teacher):
         *TINY, "MODEL.META_ARCHITECTURE", "DistillRCNN", "MODEL.ROI_HEADS.NAME", "DistillROIHeads",
         "MODEL.ROI_HEADS.NUM_CLASSES", 80, "KD.TERMS", "('dkd',)", "KD.TEACHER.CONFIG_FILE", teacher[0],
         "KD.TEACHER.WEIGHTS", teacher[1], "DATASETS.TRAIN", "('coco_2017_train',)", "SOLVER.BASE_LR", 1e-6,
+        "KD.TEACHER.DTYPE", "float32",
         "SOLVER.MAX_ITER", 1, "SOLVER.IMS_PER_BATCH", 4, "DATALOADER.NUM_WORKERS", 0, "INPUT.MIN_SIZE_TRAIN", "(96,)",
         datasets=copied,
     )  # fmt: skip

@@ -178,7 +178,7 @@ CASCADE = ("MODEL.ROI_HEADS.NAME", "DistillCascadeROIHeads", "MODEL.ROI_BOX_HEAD
         (["KD.TEACHER.OPTS", "['SEED']"], "KD.TEACHER.OPTS is ['SEED']; it must be keys and values in turn"),
         (["KD.TEACHER.OPTS", "['MODEL.RPN.NMS_THRESH', 2.0]"], "with KD.TEACHER.OPTS: MODEL.RPN.NMS_THRESH is 2.0"),
         (["KD.TEACHER.OPTS", "['MODEL.ROI_HEADS.IN_FEATURES', ['p9']]"], "MODEL.ROI_HEADS.IN_FEATURES names 'p9'"),
-        (["KD.TEACHER.DTYPE", "half"], "KD.TEACHER.DTYPE is 'half'; it must be one of float32"),
+        (["KD.TEACHER.DTYPE", "half"], "KD.TEACHER.DTYPE is 'half'; it must be one of auto, float32"),
         (["KD.TEACHER.CONFIG_FILE", "COCO-Detection/faster_rcnn_R_101_FPN_3y.yaml"], "faster_rcnn_R_101_FPN_3x.yaml'?"),
         (["KD.TEACHER.CONFIG_FILE", "''"], "KD.TEACHER.CONFIG_FILE is empty"),
         (["KD.TEACHER.WEIGHTS", "''"], "KD.TEACHER.WEIGHTS is empty"),

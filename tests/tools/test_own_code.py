@@ -56,6 +56,7 @@ def refused(teacher, recipe, tmp_path):
         settings = [
             *TINY, "MODEL.META_ARCHITECTURE", "DistillRCNN", "MODEL.ROI_HEADS.NAME", "DistillROIHeads",
             "KD.TERMS", "('p3',)", "KD.TEACHER.CONFIG_FILE", teacher[0], "KD.TEACHER.WEIGHTS", teacher[1],
+            "KD.TEACHER.DTYPE", "float32",
             "OUTPUT_DIR", tmp_path / "output",
         ]  # fmt: skip
         ended = run_here("train", *(["--import", recipe] if imported else []), *settings, *overrides)

@@ -38,7 +38,7 @@ def settings(tmp_path):
     teacher = teacher_files(tmp_path, *coco_teacher)
     return [
         *TINY, "MODEL.META_ARCHITECTURE", "DistillRCNN", "MODEL.ROI_HEADS.NAME", "DistillROIHeads",
-        "KD.TERMS", "('dkd',)", "KD.TEACHER.CONFIG_FILE", teacher[0],
+        "KD.TERMS", "('dkd',)", "KD.TEACHER.CONFIG_FILE", teacher[0], "KD.TEACHER.DTYPE", "float32",
         "KD.TEACHER.WEIGHTS", teacher[1], "DATASETS.TRAIN", "('mine_train',)", "DATASETS.TEST", "('mine_val',)",
         "SOLVER.BASE_LR", 1e-6, "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "INPUT.MIN_SIZE_TRAIN", "(96,)",
         "INPUT.MIN_SIZE_TEST", 96, "VIS_PERIOD", 1,

@@ -64,6 +64,7 @@ def test_from_training_to_ap(train, tmp_path, head, task):
     distilling = [
         "MODEL.META_ARCHITECTURE", "DistillRCNN", "MODEL.ROI_HEADS.NAME", "DistillROIHeads", "KD.TERMS", "('dkd',)",
         "KD.TEACHER.CONFIG_FILE", teacher[0], "KD.TEACHER.WEIGHTS", teacher[1],
+        "KD.TEACHER.DTYPE", "float32",
     ]  # fmt: skip
     results = train(*distilling, *head)
     assert results.keys() == {"bbox", task}

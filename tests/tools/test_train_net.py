@@ -12,7 +12,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 SMALL = ["MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2, "INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MIN_SIZE_TEST", 128]
-SMALL += ["DATALOADER.NUM_WORKERS", 0]
+SMALL += ["DATALOADER.NUM_WORKERS", 0, "KD.TEACHER.DTYPE", "float32"]
 TEACHER = "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml"
 
 
