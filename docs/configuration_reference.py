@@ -1,8 +1,8 @@
 """MkDocs hook: writes the tables of configuration.md from the commented defaults in the source code.
 
 A line ``<!-- keys: FILE,FILE FOLDER SECTION -->`` in that page becomes one table for each section of keys: those that
-the files set on a ``CfgNode``, and those that classes in FOLDER bring to SECTION by their attribute ``keys``. The source is
-read, not imported, so the site builds without Detectron2.
+the files set on a ``CfgNode``, and those that classes in FOLDER bring to SECTION by their attribute ``keys``. The
+source is read, not imported, so the site builds without Detectron2.
 """
 
 from __future__ import annotations
