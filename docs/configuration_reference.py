@@ -1,8 +1,8 @@
 """MkDocs hook: writes the tables of configuration.md from the commented defaults in the source code.
 
-A line ``<!-- keys: FILE FOLDER SECTION -->`` in that page becomes one table for each section of keys: those that FILE
-sets on a ``CfgNode``, and those that classes in FOLDER bring to SECTION by their attribute ``keys``. The source is
-read, not imported, so the site builds without Detectron2.
+A line ``<!-- keys: FILE,FILE FOLDER SECTION -->`` in that page becomes one table for each section of keys: those that
+the files set on a ``CfgNode``, and those that classes in FOLDER bring to SECTION by their attribute ``keys``. The
+source is read, not imported, so the site builds without Detectron2.
 """
 
 from __future__ import annotations
@@ -114,8 +114,9 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 
 
 def _tables(marker: re.Match[str]) -> str:
-    file, folder, above = marker.groups()
-    return render([*read_sections(ROOT / file), *read_class_keys(ROOT / folder, above.strip())])
+    files, folder, above = marker.groups()
+    own = [section for file in files.split(",") for section in read_sections(ROOT / file)]
+    return render([*own, *read_class_keys(ROOT / folder, above.strip())])
 
 
 def on_serve(server: Any, **kwargs: Any) -> Any:

@@ -36,6 +36,8 @@ ALLOWED = {
     ("classification/step.py", "TrainingStep._view", "cross_entropy"),
     # The plain hand-written loop that the training step is timed against.
     ("classification/studies/step_worker.py", "plain_step.step", "cross_entropy"),
+    # A linear classifier that is trained to probe the features of a finished student.
+    ("classification/studies/linear_probe.py", "probe_by_sgd", "cross_entropy"),
     # Training samples ranked by the teacher's probability of their label.
     ("classification/data/labels.py", "confident_samples", "softmax"),
     # DKD as it is often written, which the benchmark times beside ours.

@@ -32,7 +32,7 @@ class MCLD(LogitDistiller):
             )
         self.weight = checked(cfg, "MCLD.WEIGHT")
         self.uses_cross_entropy = node.CE or plain
-        self.loss = None if plain else _loss(cfg, pair)
+        self.loss = None if plain else _built(cfg, pair)
 
     def losses(self, batch: Batch, student_out: ModelOutput, teacher_out: ModelOutput) -> dict[str, Tensor]:
         if self.loss is None:
@@ -41,7 +41,7 @@ class MCLD(LogitDistiller):
         return {f"loss_mcld_{name}": self.weight * value for name, value in terms.items()}
 
 
-def _loss(cfg: CfgNode, pair: NetworkPair) -> MCLDLoss:
+def _built(cfg: CfgNode, pair: NetworkPair) -> MCLDLoss:
     node = cfg.MCLD
     return MCLDLoss(
         pair.student_out.logits.shape[1],

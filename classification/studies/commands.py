@@ -12,6 +12,7 @@ import torch
 from classification.config import load_config
 from classification.models.teacher_import import cifar100_accuracy, published_teachers, save_teacher
 from classification.studies import ablation, seeds
+from classification.studies.efficiency import REFERENCE, choose_arms
 from classification.studies.pipeline import compare_pipelines
 from classification.studies.steps import Arm, compare_steps
 from kd_det.common.command_line import add_config_file, add_import, command_parser, parse_arguments
@@ -159,6 +160,7 @@ def bench(arguments: Sequence[str] | None = None) -> None:
         "medians.",
         "kd-det bench classification",
         "kd-det bench classification --rounds 9 --compile",
+        "kd-det bench classification --methods crd simkd mlkd",
     )
     parser.add_argument("--rounds", type=int, default=5, help="how many rounds; each runs every arm (default 5)")
     parser.add_argument("--steps", type=int, default=4, help="steps of each arm in a round (default 4)")
@@ -166,13 +168,17 @@ def bench(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", default="resnet8x4")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--compile", action="store_true", help="also time torch.compile, which takes minutes to start")
+    helps = "time these methods' steps too, such as crd (all: every method; about 1 GiB of memory each)"
+    parser.add_argument("--methods", nargs="+", default=[], metavar="NAME", help=helps)
     args = parser.parse_args(arguments)
+    with one_line_errors():
+        methods = choose_arms([] if args.methods == ["all"] else args.methods) if args.methods else []
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{described(hardware(device))}, torch {torch.__version__}\n")
     pipelines = compare_pipelines(args.rounds)
     print(f"in-memory pipeline {pipelines['in_memory']:,.0f} images/s, torchvision with 2 workers "
           f"{pipelines['torchvision']:,.0f}: {pipelines['ratio']:.1f}x\n")  # fmt: skip
-    arms = [*ARMS, COMPILED] if args.compile else ARMS
+    arms = [*ARMS, *([COMPILED] if args.compile else []), *(arm for arm in methods if arm.title != REFERENCE)]
     results = compare_steps(
         arms, teacher=args.teacher, student=args.student, batch_size=args.batch_size, rounds=args.rounds,
         steps=args.steps,

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from classification.composition import SDD_BASES
+from classification.composition import DOT, LSKD, SDD_BASES
 from classification.distillers import DISTILLERS
 from classification.studies.steps import Arm
 from kd_det.common.errors import SetupError, did_you_mean
@@ -28,12 +28,17 @@ REFERENCE = "dkd"
 
 
 def all_arms() -> dict[str, Arm]:
-    """Every distiller with its default settings, by name; SDD once with each base; the plain student first."""
-    arms = {
-        name: Arm(name, ("DISTILLER", name)) for name in sorted(DISTILLERS, key=lambda name: (name != "none", name))
-    }
-    del arms["sdd"]
-    return arms | {f"sdd_{base}": Arm(f"sdd_{base}", ("DISTILLER", "sdd", "SDD.BASE", base)) for base in SDD_BASES}
+    """Every distiller with its default settings, by name; SDD once with each base; the plain student first.
+
+    MLKD has its second view. LSKD and DOT, which go with several distillers, are measured with DKD.
+    """
+    overrides = {name: ("DISTILLER", name) for name in sorted(DISTILLERS, key=lambda name: (name != "none", name))}
+    del overrides["sdd"]
+    overrides |= {f"sdd_{base}": ("DISTILLER", "sdd", "SDD.BASE", base) for base in SDD_BASES}
+    overrides["mlkd"] += ("DATA.STRONG_VIEW", "True")
+    overrides[f"{LSKD}dkd"] = ("DISTILLER", "dkd", "STANDARDIZE", "True")
+    overrides[f"{DOT}dkd"] = ("DISTILLER", "dkd", "SOLVER.DOT_DELTA", "0.075")
+    return {name: Arm(name, given) for name, given in overrides.items()}
 
 
 def choose_arms(names: Sequence[str]) -> list[Arm]:
@@ -95,7 +100,7 @@ def _published(rows: Any) -> list[dict[str, Any]] | None:
         files = (row.get("config") or "").split()
         alone = row.get("teacher") == ""
         if row.get("data") == "cifar100" and row.get("top1") is not None and (alone or len(files) == 2):
-            method = "none" if alone else Path(files[0]).stem
+            method = "none" if alone else files[0].partition(":")[2] or Path(files[0]).stem
             pair = {"teacher": row["teacher"], "student": row["student"]}
             found.append({**pair, "method": method, "distiller": method, "last_top1": [row["top1"]]})
     return found
@@ -111,7 +116,6 @@ def make_rows(measured: Iterable[dict[str, Any]], top1: dict[str, list[float]]) 
     """One row for each method: the result of ``compare_steps``, the ratio to DKD's step, and the known accuracies.
 
     "extra_numbers" are the extra parameters and the entries of memories together.
-
 
     Args:
         measured: results of ``compare_steps``, DKD's among them.

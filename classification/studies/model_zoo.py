@@ -38,14 +38,17 @@ REQUIRED = {
 OF_A_PAPER = {"": ("notes", "checked_against", "rows")}
 DATA = {"digits": "Digits", "cifar100": "CIFAR-100", "cub200": "CUB-200-2011", "imagenet": "ImageNet"}
 
-# A method's name, that of its file in configs/*/methods, to its title in tables, in the tables' order. Methods without
-# a file here are the papers'. A method that is not listed is shown by its name, after the others.
-METHODS = {"none": "alone", "fitnet": "FitNet", "at": "AT", "rkd": "RKD"}
-METHODS |= {name: name for name in ("SP", "PKT", "CRD", "WCoRD", "OFD", "SemCKD", "MGD", "OFA-KD")}
-METHODS |= {"reviewkd": "ReviewKD", "SimKD": "SimKD", "CAT-KD": "CAT-KD", "": "KD (rerun by Zhao et al.)", "kd": "KD"}
-METHODS |= {name: name for name in ("CTKD", "CTKD+KD")}
+# A method's name, of ``composition.method_name``, to its title in tables, in the tables' order. Methods that only the
+# papers have are listed under their titles. A method that is not listed is shown by its name, after the others.
+METHODS = {"none": "alone", "fitnet": "FitNet", "at": "AT", "rkd": "RKD", "sp": "SP", "nst": "NST", "pkt": "PKT"}
+METHODS |= {"kdsvd": "KDSVD", "vid": "VID", "crd": "CRD", "crd+kd": "CRD + KD", "WCoRD": "WCoRD", "ofd": "OFD"}
+METHODS |= {name: name for name in ("SemCKD", "MGD", "OFA-KD")}
+METHODS |= {"reviewkd": "ReviewKD", "simkd": "SimKD", "catkd": "CAT-KD", "": "KD (rerun by Zhao et al.)", "kd": "KD"}
+METHODS |= {"ctkd": "CTKD", "CTKD+KD": "CTKD+KD", "dist": "DIST", "mlkd": "MLKD", "dot_kd": "DOT + KD"}
+METHODS |= {"lskd_kd": "LSKD + KD", "lskd_ctkd": "LSKD + CTKD", "lskd_mlkd": "LSKD + MLKD", "lskd_dkd": "LSKD + DKD"}
 METHODS |= {"dkd_tckd": "TCKD alone", "dkd_nckd": "NCKD alone", "dkd_coupled": "TCKD + NCKD, coupled", "dkd": "DKD"}
-METHODS |= {"nkd": "NKD", "sdd_kd": "SDD-KD", "sdd_dkd": "SDD-DKD", "sdd_nkd": "SDD-NKD", "mcld": "MCLD", "hcd": "HCD"}
+METHODS |= {"dot_dkd": "DOT + DKD", "nkd": "NKD", "sdd_kd": "SDD-KD", "sdd_dkd": "SDD-DKD", "sdd_nkd": "SDD-NKD"}
+METHODS |= {"sdd_dkd+reviewkd": "SDD-DKD + ReviewKD", "mcld": "MCLD", "hcd": "HCD"}
 ORDER = list(METHODS.values())
 ALONE = METHODS["none"]
 

@@ -25,7 +25,6 @@ METHODS = ("kd", "dkd", "nkd", "sdd_kd", "sdd_dkd", "sdd_nkd", "reviewkd")
 # Zhao et al. 2022, tables 6, 7, 11 and 12, then Wei et al. 2024, tables 1 and 2.
 SIMILAR = [
     *("res56_res20", "res110_res32", "res32x4_res8x4", "wrn_40_2_wrn_16_2", "wrn_40_2_wrn_40_1", "vgg13_vgg8"),
-    *("wrn_28_2_wrn_16_2", "wrn_16_4_wrn_16_2", "wrn_28_4_wrn_16_2"),
 ]
 DIFFERENT = [
     *("res32x4_ShuffleV1", "wrn_40_2_ShuffleV1", "vgg13_MobileNetV2", "ResNet50_MobileNetV2", "res32x4_ShuffleV2"),
@@ -33,8 +32,9 @@ DIFFERENT = [
     *("res32x4_MobileNetV2", "wrn_40_2_vgg8", "wrn_40_2_MobileNetV2", "ResNet50_ShuffleV1", "ResNet50_vgg8"),
 ]
 CUB = ["res32x4_MobileNetV2", "res32x4_ShuffleV1", "vgg13_MobileNetV2", "vgg13_vgg8", "ResNet50_ShuffleV1"]
-# Those of Wang et al. 2024 that the two papers lack, all in one file.
+# Those of Wang et al. 2024 that the two papers lack, and WRN teachers of Zhao et al. 2022, all in one file.
 MORE = [
+    *("wrn_28_2_wrn_16_2", "wrn_16_4_wrn_16_2", "wrn_28_4_wrn_16_2"),
     *("res32x4_wrn_16_2", "res32x4_wrn_40_2", "res32x4_res20", "wrn_40_2_res8x4", "wrn_40_2_res20", "vgg13_res20"),
     *("ResNet50_res20", "res110_res20", "res110_MobileNetV2", "res56_MobileNetV2"),
 ]

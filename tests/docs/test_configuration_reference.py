@@ -49,14 +49,17 @@ def test_every_key_is_listed_with_its_default(tables, name, keys):
         assert ast.literal_eval(default) == expected[key], key
 
 
-@pytest.mark.parametrize("file", ["kd_det/config/defaults.py", "classification/config.py"])
+FILES = ("kd_det/config/defaults.py", "classification/config.py", "classification/method_keys.py")
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_every_comment_is_on_the_page(file):
     sections = reference.read_sections(ROOT / file)
     shown = " ".join([note for section in sections for note in section.notes]
                      + [comment for section in sections for _, _, comment in section.keys])  # fmt: skip
     source = (ROOT / file).read_text()
     functions = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
-    inside = [node for node in functions if node.name.startswith(("add_kd", "_add", "get_config"))]
+    inside = [node for node in functions if node.name.startswith(("add_kd", "add_method", "_add", "get_config"))]
     for node in inside:
         for line in source.splitlines()[node.lineno : node.end_lineno]:
             if " # " in f" {line.strip()}":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from classification.config import load_config
 from classification.distillers import DISTILLERS
+from classification.studies import commands
 from classification.studies.efficiency import (
     all_arms,
     arm_name,
@@ -49,7 +51,9 @@ def test_every_distiller_has_its_arm():
     settings = {name: load_config("", arm.overrides) for name, arm in arms.items()}
     assert {cfg.DISTILLER for cfg in settings.values()} == set(DISTILLERS)
     assert {cfg.SDD.BASE for cfg in settings.values() if cfg.DISTILLER == "sdd"} == {"kd", "dkd", "nkd"}
-    assert len(arms) == len(DISTILLERS) + 2 and next(iter(arms)) == "none"
+    assert len(arms) == len(DISTILLERS) + 4 and next(iter(arms)) == "none"
+    assert settings["lskd_dkd"].STANDARDIZE and settings["dot_dkd"].SOLVER.DOT_DELTA
+    assert settings["mlkd"].DATA.STRONG_VIEW
     assert all(arm.title == name for name, arm in arms.items())
 
 
@@ -58,6 +62,22 @@ def test_chosen_arms():
     assert [arm.title for arm in choose_arms(["mcld", "hcd"])] == ["dkd", "hcd", "mcld"]
     with pytest.raises(SetupError, match=r"--methods: there is no 'mcdl'. Did you mean 'mcld'\?"):
         choose_arms(["mcdl"])
+
+
+def test_the_benchmark_times_methods_beside_dkd(monkeypatch, capsys):
+    monkeypatch.setattr(commands, "compare_pipelines", lambda _: {"in_memory": 2.0, "torchvision": 1.0, "ratio": 2.0})
+    asked = []
+
+    def answer(arms, **_):
+        asked.append([arm.title for arm in arms])
+        return [{"title": arm.title, "seconds": 1.0 + (arm.title == "crd"), "peak_memory_mib": 1} for arm in arms]
+
+    monkeypatch.setattr(commands, "compare_steps", answer)
+    for methods in ([], ["--methods", "crd"], ["--methods", "all"]):
+        commands.bench(methods)
+    plain, crd, every = asked
+    assert crd == [*plain, "crd"] and every == [*plain, *(name for name in all_arms() if name != "dkd")]
+    assert re.search(r"\| crd +\| 2000 ms +\| +2.* \| +2", capsys.readouterr().out)
 
 
 def test_the_arm_of_a_run():
@@ -79,13 +99,14 @@ def test_accuracies_of_a_paper(tmp_path):
         {**pair, "method": "KD", "top1": 73.33, "config": config.format("kd")},
         {**pair, "method": "DKD", "top1": 76.32, "config": config.format("dkd")},
         {**pair, "method": "DKD, beta 2", "top1": 1.0, "config": config.format("dkd") + " DKD.BETA 2.0"},
-        {**pair, "method": "CRD", "top1": 75.51, "config": None},
+        {**pair, "method": "CRD", "top1": 75.51, "config": config.format("x").replace("/x.yaml", ".yaml:crd")},
+        {**pair, "method": "OFD", "top1": 74.95, "config": None},
         {**pair, "teacher": "", "method": "alone", "top1": 72.5, "config": "x STUDENT.NAME resnet8x4"},
         {**pair, "data": "imagenet", "method": "DKD", "top1": 2.0, "config": config.format("dkd")},
     ]
     path.write_text(json.dumps({"kind": "classification", "source": "Zhao et al. 2022", "rows": rows}))
     found = read_accuracies(path, "resnet32x4", "resnet8x4")
-    assert found["top1"] == {"kd": [73.33], "dkd": [76.32], "none": [72.5]}
+    assert found["top1"] == {"kd": [73.33], "dkd": [76.32], "crd": [75.51], "none": [72.5]}
     assert found["data"] == "cifar100, Zhao et al. 2022"
 
 
