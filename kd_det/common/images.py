@@ -23,7 +23,9 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm",
     ".pnm", ".jp2", ".j2k", ".avif", ".tga", ".pcx", ".sgi", ".ico",
 )  # fmt: skip
+SIZED = ("JPEG", "PNG", "WEBP", "BMP")  # the header of these has the size that the decoded image has
 EXIF_ORIENTATION = 0x0112
+SIDEWAYS = (5, 6, 7, 8)
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -82,6 +84,20 @@ def read_image(path: str, mode: str = "RGB", *, upright: bool) -> Image.Image:
         raise UnreadableImageError(
             f"cannot read the image {path!r}: {_first_line(error).rstrip('.')}. Replace or remove it."
         ) from error
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """Height and width, in pixels, of the image that ``read_image`` with ``upright`` gives. Most files are not decoded.
+
+    Raises:
+        UnreadableImageError: see ``read_image``; but a file whose end is damaged is not noticed.
+    """
+    with contextlib.suppress(Exception), Image.open(path, formats=_formats()) as file:
+        if file.format in SIZED:
+            width, height = file.size
+            return (width, height) if _orientation(file) in SIDEWAYS else (height, width)
+    width, height = read_image(path, upright=True).size
+    return height, width
 
 
 @cache

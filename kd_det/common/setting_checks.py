@@ -6,6 +6,7 @@ It raises ``SetupError``, which names the key, the value and the remedy. Its ret
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -167,6 +168,24 @@ def name_pair(key: str, entry: Any) -> tuple[str, str]:
 def name_pairs(key: str, value: Iterable[Any]) -> None:
     """A list of entries that ``name_pair`` accepts."""
     each(lambda _, entry: name_pair(key, entry))(key, value)
+
+
+def class_value(key: str, entry: Any) -> tuple[str, float]:
+    """The class and the threshold in "class=0.7".
+
+    Raises:
+        SetupError: the entry has another form, or the threshold is not a number from 0 up to, but not including, 1.
+    """
+    name, _, text = entry.rpartition("=") if isinstance(entry, str) else ("", "", "")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not name.strip() or not 0 <= value < 1:
+        raise SetupError(
+            f'{key}: {entry!r:.200} is not a class and a threshold, 0 or more and below 1; write "class=0.7".'
+        )
+    return name.strip(), value
 
 
 def overrides(key: str, value: Sequence[Any]) -> None:

@@ -34,8 +34,13 @@ def add_kd_config(cfg: CfgNode) -> None:
     Greek letters in the comments are the papers' symbols.
     """
     # Your own data sets, each [name, COCO instances JSON, image folder]. Paths are relative to the working directory. A
-    # set is used if DATASETS.TRAIN or DATASETS.TEST names it.
+    # set is used if DATASETS.TRAIN, DATASETS.TEST or DATASETS.UNLABELED names it. A set of images without annotations
+    # has a JSON without annotations, or is [name, "image folder/"], with the slash: all images in it and in its
+    # sub-folders.
     cfg.DATASETS.COCO_JSON = []
+    # Data sets whose images are trained on without annotations, beside DATASETS.TRAIN: the teacher's detections are
+    # their ground truth, see KD.UNLABELED. Annotations that they have are ignored. Needs KD.TEACHER.
+    cfg.DATASETS.UNLABELED = ()
 
     # The timm network of MODEL.BACKBONE.NAME build_timm_fpn_backbone. For its ImageNet weights, set MODEL.WEIGHTS to
     # timm://NAME, or to timm://FILE for a .pth, .bin or .safetensors file of timm's.
@@ -78,6 +83,21 @@ def add_kd_config(cfg: CfgNode) -> None:
     # The largest share of an image's sampled proposals (MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE) that may be stored boxes:
     # only so many of the stored boxes join the proposals, the best first. Above 0, up to 1.
     cfg.KD.STORED.FRACTION = 1.0
+
+    # The images of DATASETS.UNLABELED. Their ground truth is KD.TEACHER.STORED's detections, or without it those of the
+    # live teacher. They have the losses of RPN and box head and the KD terms, logged as loss_*_unlabeled, but none of
+    # masks and keypoints. The loss of a step is the mean over all its images: (n * L(labelled) + m * L(unlabelled)) /
+    # (n + m) for n labelled and m unlabelled images.
+    cfg.KD.UNLABELED = CfgNode()
+    # Their share of the SOLVER.IMS_PER_BATCH images of a batch. In each process it is rounded to whole images.
+    cfg.KD.UNLABELED.BATCH_FRACTION = 0.5
+    # Detections with a score above this become ground truth. Stored detections have no score beside their
+    # log-probabilities: it is the largest probability of a class, and that class is the label.
+    cfg.KD.UNLABELED.THRESHOLD = 0.7
+    # Other thresholds for some classes: ["person=0.9", "dog=0.5"].
+    cfg.KD.UNLABELED.CLASS_THRESHOLDS = []
+    # Whether the box regression losses of RPN and box head are taken on them.
+    cfg.KD.UNLABELED.BOX_REGRESSION = True
 
     # Hinton et al. 2015: WEIGHT * T^2 * KL(teacher || student) over the K+1 classes of every sampled proposal.
     cfg.KD.KD = CfgNode()
@@ -180,7 +200,8 @@ def plain_config(cfg: CfgNode) -> CfgNode:
     plain = cfg.clone()
     plain.defrost()
     plain.pop("KD", None)
-    plain.DATASETS.pop("COCO_JSON", None)
+    for key in ("COCO_JSON", "UNLABELED"):
+        plain.DATASETS.pop(key, None)
     if plain.MODEL.BACKBONE.NAME != TIMM_BACKBONE:  # this backbone needs kd_det in any case
         plain.MODEL.pop("TIMM", None)
     if plain.MODEL.META_ARCHITECTURE == "DistillRCNN":

@@ -12,6 +12,7 @@ from kd_det.common.errors import SetupError, below_one, non_negative, positive
 from kd_det.common.setting_checks import (
     Check,
     choice,
+    class_value,
     count,
     each,
     either,
@@ -42,6 +43,11 @@ def share(key: str, value: Any) -> None:
     """A number above 0, up to 1."""
     if not _is_number(value) or not 0 < value <= 1:
         raise SetupError(f"{key} is {value!r:.200}; it must be a number above 0, up to 1.")
+
+
+def class_values(key: str, value: Any) -> None:
+    """A list of entries that ``class_value`` accepts."""
+    each(lambda _, entry: class_value(key, entry))(key, value)
 
 
 def expected_result(key: str, value: Any) -> None:
@@ -82,6 +88,7 @@ OTHER: dict[str, Check] = {
     "INPUT.MASK_FORMAT": choice("polygon", "bitmask"),
     "DATASETS.TRAIN": names,
     "DATASETS.TEST": names,
+    "DATASETS.UNLABELED": names,
     "DATASETS.PROPOSAL_FILES_TRAIN": names,
     "DATASETS.PROPOSAL_FILES_TEST": names,
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": count(1),
@@ -127,4 +134,7 @@ OTHER: dict[str, Check] = {
     "KD.TEACHER.CLASS_MAP": name_pairs,
     "KD.TEACHER.DTYPE": choice("auto", "float32", "bfloat16", "float16"),
     "KD.STORED.FRACTION": share,
+    "KD.UNLABELED.BATCH_FRACTION": share,
+    "KD.UNLABELED.THRESHOLD": below_one,
+    "KD.UNLABELED.CLASS_THRESHOLDS": class_values,
 }

@@ -22,6 +22,9 @@ def check_training(cfg: CfgNode, processes: int) -> None:
         SetupError: training cannot start with these settings, or would do nothing.
     """
     _batch(cfg, processes)
+    if cfg.DATASETS.UNLABELED:
+        _unlabeled(cfg)
+        images_of_a_process(cfg, processes)
     for rule in RULES:
         rule(cfg)
 
@@ -38,6 +41,49 @@ def _batch(cfg: CfgNode, processes: int) -> None:
             f"SOLVER.IMS_PER_BATCH is {images} for {processes} processes (--num-gpus): each gets the same number of "
             f"images. Set it to a multiple of {processes}."
         )
+
+
+def _unlabeled(cfg: CfgNode) -> None:
+    unlabeled, teacher = tuple(cfg.DATASETS.UNLABELED), cfg.KD.TEACHER
+    both = [name for name in unlabeled if name in cfg.DATASETS.TRAIN]
+    if both:
+        raise SetupError(
+            f"DATASETS.UNLABELED names {both[0]!r}, which DATASETS.TRAIN names too: its images have labels. Remove it "
+            "from one of them."
+        )
+    if not teacher.STORED and not teacher.CONFIG_FILE:
+        raise SetupError(
+            f"DATASETS.UNLABELED is {unlabeled}, but there is no teacher whose detections would be its ground truth. "
+            "Set KD.TEACHER.STORED, or KD.TEACHER.CONFIG_FILE and KD.TEACHER.WEIGHTS; or set it to ()."
+        )
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == NO_GENERATOR:
+        raise SetupError(
+            f"DATASETS.UNLABELED is {unlabeled}, but MODEL.PROPOSAL_GENERATOR.NAME is {NO_GENERATOR}, and there are no "
+            "such proposals for these images. Set the name to RPN, or DATASETS.UNLABELED to ()."
+        )
+
+
+def images_of_a_process(cfg: CfgNode, processes: int) -> tuple[int, int]:
+    """How many labelled and how many unlabelled images each process has in a batch.
+
+    Raises:
+        SetupError: there would be none of one kind.
+    """
+    fraction, images = cfg.KD.UNLABELED.BATCH_FRACTION, cfg.SOLVER.IMS_PER_BATCH
+    key = "SOLVER.REFERENCE_WORLD_SIZE" if cfg.SOLVER.REFERENCE_WORLD_SIZE else "--num-gpus"
+    divisor = cfg.SOLVER.REFERENCE_WORLD_SIZE or processes
+    each = images // divisor
+    unlabeled = round(fraction * each)
+    if not 0 < unlabeled < each:
+        advice = f"Set the fraction to a value from {1 / each:.2g} to {1 - 1 / each:.2g}." if each > 1 else (
+            f"Set SOLVER.IMS_PER_BATCH to {2 * divisor} or more."
+        )  # fmt: skip
+        raise SetupError(
+            f"KD.UNLABELED.BATCH_FRACTION is {fraction} and each process has {each} images (SOLVER.IMS_PER_BATCH "
+            f"{images} / {key} {divisor}): {fraction} * {each} rounds to {unlabeled} unlabelled images, which leaves "
+            f"{each - unlabeled} labelled ones. Each process needs at least one of each. {advice}"
+        )
+    return each - unlabeled, unlabeled
 
 
 def _length(cfg: CfgNode) -> None:

@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from kd_det.common.errors import SetupError, did_you_mean
 from kd_det.data.coco_masks import has_mask
 from kd_det.data.coco_schema import CheckedCoco, check_items, read_coco_json, refuse
+from kd_det.data.image_sets import IMAGES_ALONE
 from kd_det.data.report import NO_OBJECT, flat_boxes
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ NUM_KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
 
 
 def check_datasets(cfg: CfgNode) -> None:
-    """Checks every data set in ``DATASETS.TRAIN`` and ``DATASETS.TEST``, and logs one line for each.
+    """Checks every data set in ``DATASETS.TRAIN``, ``TEST`` and ``UNLABELED``, and logs one line for each.
 
     Raises:
         SetupError: a set is not registered; its image folder or JSON is missing or damaged; its JSON has faults (see
@@ -41,6 +42,8 @@ def check_datasets(cfg: CfgNode) -> None:
         check_objects(cfg, known)
     for name in cfg.DATASETS.TEST:
         _check_dataset(cfg, "TEST", name)
+    for name in cfg.DATASETS.UNLABELED:
+        _check_unlabeled(name)
     for name in cfg.DATASETS.TEST:
         evaluator = MetadataCatalog.get(name).get("evaluator_type", "coco")
         if evaluator != "coco":
@@ -48,6 +51,18 @@ def check_datasets(cfg: CfgNode) -> None:
                 f"DATASETS.TEST: {name!r} has the evaluator type {evaluator!r}, but only COCO evaluation is available. "
                 "Register the set in COCO format (detectron2.data.datasets.register_coco_instances)."
             )
+
+
+def _check_unlabeled(name: str) -> None:
+    key = "DATASETS.UNLABELED"
+    records = checked_records(key, name)
+    first = records[0]["file_name"]
+    if not os.path.isfile(first):
+        raise SetupError(f"{key} {name!r}: its first image {first!r} does not exist; is this the folder of its images?")
+    labeled = sum(bool(record.get("annotations")) for record in records)
+    if labeled:
+        logger.warning("%s: %d images of %r have annotations, which are ignored", key, labeled, name)
+    logger.info("%s %r: %d images", key, name, len(records))
 
 
 def check_coco_json(json_file: str, key: str) -> CheckedCoco:
@@ -87,7 +102,7 @@ def checked_records(key: str, name: str) -> list[dict[str, Any]]:
         SetupError: there is no such set, or its JSON is missing, damaged or has faults.
     """
     metadata = known_metadata(key, name)
-    if metadata.get("json_file") is not None:
+    if metadata.get("json_file") is not None and not metadata.get(IMAGES_ALONE):
         check_coco_json(metadata.json_file, f"{key} {name!r}")
     return DatasetCatalog.get(name)
 
@@ -109,6 +124,8 @@ def _check_dataset(cfg: CfgNode, split: str, name: str) -> CheckedCoco | None:
     """The content of a set; None if it is not in COCO format."""
     key = f"DATASETS.{split}"
     metadata = known_metadata(key, name)
+    if metadata.get(IMAGES_ALONE):
+        raise SetupError(f"{key}: {name!r} has no annotations; only DATASETS.UNLABELED can name it.")
     if metadata.get("json_file") is None:
         logger.info("%s: %s is not in COCO format; it is not checked", key, name)
         return None

@@ -14,19 +14,21 @@ from detectron2.data.datasets import register_coco_instances
 
 from kd_det.common.errors import SetupError
 from kd_det.data.coco_schema import read_coco_json
+from kd_det.data.image_sets import register_image_set
 
 KEY = "DATASETS.COCO_JSON"
 OPTION = "--dataset"
 
 
 def add_dataset_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--dataset NAME=JSON,FOLDER``, which may be given several times, to a command line."""
+    """Adds ``--dataset NAME=JSON,FOLDER`` (or ``NAME=FOLDER/``), which may be given several times, to a command line."""
     parser.add_argument(
         OPTION,
         action="append",
         default=[],
         metavar="NAME=JSON,FOLDER",
-        help=f"a data set of your own in COCO format, as one entry of {KEY}; may be given several times",
+        help=f"a data set of your own in COCO format, as one entry of {KEY}; may be given several times. NAME=FOLDER/, "
+        "with the slash, is a folder of images without annotations",
     )
 
 
@@ -43,17 +45,17 @@ def use_datasets(cfg: CfgNode, options: Sequence[str] = ()) -> None:
 
 
 def parse_option(text: str) -> list[str]:
-    """``name=json,folder`` as [name, json, folder].
+    """``name=json,folder`` as [name, json, folder]; ``name=folder/``, images without annotations, as [name, folder].
 
     Raises:
         SetupError: it does not have this form, or a path has a comma.
     """
     name, _, paths = text.partition("=")
     parts = [name, *paths.split(",")]
-    if len(parts) != 3 or not all(parts):
+    if not all(parts) or (len(parts) != 3 and not _is_folder_alone(parts)):
         raise SetupError(
-            f"{OPTION} {text!r} does not have the form name=json,folder. Paths with a comma go into {KEY} of "
-            "the configuration."
+            f"{OPTION} {text!r} does not have the form name=json,folder, or name=folder/ for images without "
+            f"annotations. Paths with a comma go into {KEY} of the configuration."
         )
     return parts
 
@@ -64,7 +66,9 @@ def register_coco_json(entries: Iterable[Any]) -> None:
     If the categories list keypoints, their names are registered too, and pairs of left and right for flipping.
 
     Args:
-        entries: each [name, COCO instances JSON, image folder]; paths are relative to the working directory.
+        entries: each [name, COCO instances JSON, image folder], or [name, image folder with a slash at its end] for
+            images without annotations; paths are relative to the working directory. A JSON without "annotations" is
+            accepted too: such sets can only be in DATASETS.UNLABELED.
 
     Raises:
         SetupError: an entry is malformed, its JSON is missing or damaged, its folder is missing, or its name is that of
@@ -76,25 +80,33 @@ def register_coco_json(entries: Iterable[Any]) -> None:
             _check_same(name, json_file, folder)
             continue
         where = f"{KEY} {name!r}"
-        categories = read_coco_json(json_file, where)["categories"]
+        content = None if json_file is None else read_coco_json(json_file, where, images_alone=True)
         if not os.path.isdir(folder):
             raise SetupError(f"{where}: there is no image folder {folder!r}. Give the folder of the JSON's images.")
-        register_coco_instances(name, _metadata(categories, where), json_file, folder)
+        if content is not None and "annotations" in content:
+            register_coco_instances(name, _metadata(content["categories"], where), json_file, folder)
+        else:
+            register_image_set(name, folder, json_file, where)
 
 
-def _checked(entry: Any) -> tuple[str, str, str]:
-    is_triple = isinstance(entry, (list, tuple)) and len(entry) == 3
-    if not is_triple or not all(isinstance(part, str) and part for part in entry):
+def _is_folder_alone(parts: Sequence[str]) -> bool:
+    return len(parts) == 2 and parts[1].endswith("/")
+
+
+def _checked(entry: Any) -> tuple[str, str | None, str]:
+    """Its name, JSON (None: there is none) and folder."""
+    are_texts = isinstance(entry, (list, tuple)) and all(isinstance(part, str) and part for part in entry)
+    if not are_texts or (len(entry) != 3 and not _is_folder_alone(entry)):
         raise SetupError(
             f"{KEY}: {entry!r} is not an entry of three strings. Write [[name, json, image folder], ...], for instance "
-            "[['mine_train', 'train.json', 'images']]."
+            "[['mine_train', 'train.json', 'images']]; for images without annotations ['more', 'folder/']."
         )
     name, *paths = entry
-    json_file, folder = (os.path.abspath(os.path.expanduser(path)) for path in paths)
-    return name, json_file, folder
+    *json_file, folder = (os.path.abspath(os.path.expanduser(path)) for path in paths)
+    return name, json_file[0] if json_file else None, folder
 
 
-def _check_same(name: str, json_file: str, folder: str) -> None:
+def _check_same(name: str, json_file: str | None, folder: str) -> None:
     known = MetadataCatalog.get(name)
     known_files = [known.get("json_file"), known.get("image_root")]
     if [path and os.path.abspath(path) for path in known_files] != [json_file, folder]:

@@ -70,12 +70,14 @@ class CheckedCoco:
         return [item for item in self.annotations if min(item["bbox"][2:]) <= 0]
 
 
-def read_coco_json(json_file: str, key: str) -> Item:
+def read_coco_json(json_file: str, key: str, *, images_alone: bool = False) -> Item:
     """The content of a COCO instances JSON.
 
     Args:
         json_file: its path.
         key: the configuration key (and set) that named it, for the messages.
+        images_alone: accept also a file without "annotations", as COCO's of unlabelled images; only its "images" are
+            sure to be a list.
 
     Returns:
         a dict with at least the lists "images", "annotations" and "categories". Every category has a unique id and a
@@ -85,6 +87,9 @@ def read_coco_json(json_file: str, key: str) -> Item:
         SetupError: the file is missing, is not JSON, or lacks one of these.
     """
     content = _parse(json_file, key)
+    alone = isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" not in content
+    if images_alone and alone:
+        return content
     missing = [part for part in SECTIONS if not isinstance(content, dict) or not isinstance(content.get(part), list)]
     if missing:
         raise SetupError(f"{key}: {json_file!r} has no section {', '.join(missing)}; it is not a COCO instances file.")

@@ -17,8 +17,9 @@ from detectron2.data.build import (
     print_instances_class_histogram,
 )
 from detectron2.structures import Boxes, Instances
+from torch import Tensor
 
-from kd_det.data.knowledge import Knowledge
+from kd_det.data.knowledge import Knowledge, StoredImage
 from kd_det.data.mapper import NamingDatasetMapper
 
 # In a record: the index of its image in the knowledge. In the mapped item: the boxes and logits.
@@ -43,15 +44,29 @@ class StoredDatasetMapper(NamingDatasetMapper):
         self.knowledge = knowledge
 
     def _transform_others(self, record: dict[str, Any], transforms: T.TransformList, shape: tuple[int, int]) -> None:
-        image = self.knowledge.image(record.pop(PLACE))
-        boxes = Boxes(torch.from_numpy(transforms.apply_box(image.boxes.double().numpy())).float())
-        boxes.clip(shape)
-        kept = boxes.nonempty(threshold=EMPTY)
-        stored = Instances(shape, proposal_boxes=boxes[kept])
-        logits = image.logits[kept]
-        stored.objectness_logits = -torch.logit(logits[:, -1].exp(), eps=1e-6)
-        stored.set(LOGITS, logits)
-        record[STORED] = stored
+        record[STORED] = stored_instances(self.knowledge.image(record.pop(PLACE)), transforms, shape)
+
+
+def stored_instances(image: StoredImage, transforms: T.TransformList, shape: tuple[int, int]) -> Instances:
+    """The item's "stored": see ``StoredDatasetMapper``.
+
+    Args:
+        image: stored boxes and log-probabilities.
+        transforms: what was done to the image.
+        shape: height and width of the image after that.
+    """
+    boxes, kept = transformed_boxes(image.boxes, transforms, shape)
+    stored, logits = Instances(shape, proposal_boxes=boxes[kept]), image.logits[kept]
+    stored.objectness_logits = -torch.logit(logits[:, -1].exp(), eps=1e-6)
+    stored.set(LOGITS, logits)
+    return stored
+
+
+def transformed_boxes(boxes: Tensor, transforms: T.TransformList, shape: tuple[int, int]) -> tuple[Boxes, Tensor]:
+    """Boxes (N, 4) on the augmented image of this height and width, and which of them were not cut away, (N,) bool."""
+    moved = Boxes(torch.from_numpy(transforms.apply_box(boxes.double().numpy())).float())
+    moved.clip(shape)
+    return moved, moved.nonempty(threshold=EMPTY)
 
 
 def stored_records(cfg: CfgNode, knowledge: Knowledge) -> list[dict[str, Any]]:

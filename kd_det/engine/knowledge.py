@@ -26,6 +26,7 @@ from kd_det.common.config_merge import merge_config
 from kd_det.common.errors import SetupError, one_of, whole_number
 from kd_det.common.files import remove_temporary_files, run_lock
 from kd_det.data.checks import checked_records
+from kd_det.data.image_sets import without_labels
 from kd_det.data.knowledge_format import DTYPES, Recipe, StoredImage, row_bytes, shard_files
 from kd_det.data.knowledge_writer import KnowledgeWriter
 from kd_det.data.mapper import NamingDatasetMapper
@@ -204,13 +205,14 @@ def _report(args: argparse.Namespace, images: int, progress: _Progress) -> None:
 
 
 def _training_sets(cfg: CfgNode, images: int | None) -> dict[str, list[dict[str, Any]]]:
-    """The records of ``DATASETS.TRAIN`` and, where there is that key, ``DATASETS.UNLABELED``."""
+    """The records of ``DATASETS.TRAIN``, and those of ``DATASETS.UNLABELED`` without annotations."""
     if images is not None:
         whole_number("--images", images, 1)
     sets = {}
     for key in ("TRAIN", "UNLABELED"):
-        for name in cfg.DATASETS.get(key, ()):
-            sets[name] = checked_records(f"DATASETS.{key}", name)[:images]
+        for name in cfg.DATASETS[key]:
+            records = checked_records(f"DATASETS.{key}", name)[:images]
+            sets[name] = records if key == "TRAIN" else without_labels(records)
     if not sets:
         raise SetupError("DATASETS.TRAIN is empty; name the data sets whose images the teacher shall look at.")
     return sets

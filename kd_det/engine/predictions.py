@@ -16,6 +16,7 @@ from detectron2.utils.logger import setup_logger
 from kd_det.common.errors import SetupError, one_of
 from kd_det.data.checks import check_named, checked_records
 from kd_det.data.coco_schema import read_coco_json
+from kd_det.data.image_sets import IMAGES_ALONE
 from kd_det.data.knowledge_format import DETECTION, Recipe, StoredImage, identity, sha256_of
 from kd_det.data.predictions import SCORES, Detections, read_predictions
 from kd_det.engine.knowledge import as_it_is, check_storing_options, only_command, student_names, write_knowledge
@@ -68,7 +69,7 @@ def import_teacher(args: argparse.Namespace) -> None:
 
 
 def _chosen_set(cfg: CfgNode, given: str) -> str:
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.get("UNLABELED", ())]
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED]
     if not given and len(names) != 1:
         raise SetupError(
             f"--set is missing: the configuration has {len(names)} training sets ({', '.join(names)}). Say which one "
@@ -80,9 +81,10 @@ def _chosen_set(cfg: CfgNode, given: str) -> str:
 
 def _categories(file: str, name: str) -> list[dict[str, Any]]:
     """Those of the predictions, in the order of their ids."""
-    path = file or MetadataCatalog.get(name).get("json_file")
+    metadata = MetadataCatalog.get(name)
+    path = file or (None if metadata.get(IMAGES_ALONE) else metadata.get("json_file"))
     if path is None:
-        raise SetupError(f"--categories is missing: {name!r} has no COCO JSON. Give a JSON with the categories.")
+        raise SetupError(f"--categories is missing: {name!r} has no categories. Give a COCO JSON that has them.")
     categories = read_coco_json(path, "--categories" if file else f"--set {name!r}")["categories"]
     return sorted(categories, key=lambda category: category["id"])
 

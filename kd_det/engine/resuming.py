@@ -34,7 +34,7 @@ CHANGEABLE = (
     # The teacher's files may have moved; its classes and its other settings must be the same.
     "KD.TEACHER.CONFIG_FILE", "KD.TEACHER.WEIGHTS", "KD.TEACHER.DTYPE", "KD.TEACHER.STORED", "KD.STORED.FRACTION",
     "KD.*.WEIGHT", "KD.*.ALPHA", "KD.*.BETA", "KD.*.GAMMA", "KD.*.TEMPERATURE", "KD.*.THRESHOLD",
-    "KD.*.COMPLEMENTARY_WEIGHT", "KD.SDD.PROPOSALS",
+    "KD.*.COMPLEMENTARY_WEIGHT", "KD.SDD.PROPOSALS", "KD.UNLABELED.*",
 )  # fmt: skip
 
 

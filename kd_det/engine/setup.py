@@ -31,7 +31,7 @@ from kd_det.config.training_rules import check_proposal_files, check_training
 from kd_det.data.coco_json import use_datasets
 from kd_det.modeling import DistillRCNN
 from kd_det.modeling.terms import TERMS
-from kd_det.teacher.config import live_terms, teacher_config
+from kd_det.teacher.config import live_terms, rpn_user, teacher_config
 from kd_det.teacher.frozen import check_heads, check_image_formats
 from kd_det.teacher.stored import check_stored
 
@@ -147,7 +147,7 @@ def check_training_run(cfg: CfgNode, processes: int = 1) -> nn.Module:
     check_proposal_files(cfg, ("TRAIN", "TEST"))
     if cfg.KD.TEACHER.STORED:
         check_stored(cfg, verify=comm.is_main_process())
-    if live_terms(cfg) or cfg.KD.TEACHER.PROPOSALS:
+    if live_terms(cfg) or rpn_user(cfg):
         _check_teacher(cfg)
     student = dry_build(cfg)
     dry_build_solver(cfg, student)
@@ -183,7 +183,10 @@ def _check_distils(cfg: CfgNode) -> None:
     architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     distils = isinstance(architecture, type) and issubclass(architecture, DistillRCNN)
     node = cfg.KD.TEACHER
-    given = {"KD.TERMS": tuple(cfg.KD.TERMS), "KD.TEACHER.STORED": node.STORED, "KD.TEACHER.PROPOSALS": node.PROPOSALS}
+    given = {
+        "KD.TERMS": tuple(cfg.KD.TERMS), "DATASETS.UNLABELED": tuple(cfg.DATASETS.UNLABELED),
+        "KD.TEACHER.STORED": node.STORED, "KD.TEACHER.PROPOSALS": node.PROPOSALS,
+    }  # fmt: skip
     for key, value in given.items():
         if value and not distils:
             raise SetupError(
@@ -198,7 +201,7 @@ def _check_teacher(cfg: CfgNode) -> None:
     check_image_formats(cfg, teacher_cfg)
     with _naming(cfg.KD.TEACHER.CONFIG_FILE):
         model = dry_build(teacher_cfg)
-    check_heads(model, cfg.KD.TEACHER.CONFIG_FILE, proposes=cfg.KD.TEACHER.PROPOSALS)
+    check_heads(model, cfg.KD.TEACHER.CONFIG_FILE, rpn_for=rpn_user(cfg))
 
 
 @contextmanager

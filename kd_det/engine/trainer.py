@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
@@ -24,15 +24,13 @@ from kd_det.common.environment import peak_memory_mib
 from kd_det.common.errors import NonFiniteLossError, SetupError
 from kd_det.common.signals import StopRequested, worker_errors_deferred
 from kd_det.data.mapper import NamingDatasetMapper
-from kd_det.data.stored import StoredDatasetMapper, stored_records
 from kd_det.engine.evaluation import FasterCOCOEvaluator
 from kd_det.engine.launch import is_user_error
 from kd_det.engine.mixed_precision import check_mixed_precision, step_trainer
 from kd_det.engine.resuming import config_leaves, last_checkpoint, read_resumable, set_learning_rate
 from kd_det.engine.stopping import StopOnSignal, StoppableEvaluator, protect_workers, wait_for_the_others
+from kd_det.engine.train_loader import build_train_loader
 from kd_det.modeling import DistillRCNN
-from kd_det.teacher.config import live_terms
-from kd_det.teacher.stored import distilled_stored_classes, open_stored
 
 logger = logging.getLogger(__name__)
 
@@ -107,13 +105,7 @@ class DistillTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        if not cfg.KD.TEACHER.STORED:
-            return protect_workers(build_detection_train_loader(cfg, mapper=NamingDatasetMapper(cfg, is_train=True)))
-        knowledge = open_stored(cfg)
-        if len(live_terms(cfg)) < len(cfg.KD.TERMS):
-            logger.info(distilled_stored_classes(knowledge))
-        records, mapper = stored_records(cfg, knowledge), StoredDatasetMapper(cfg, knowledge)
-        return protect_workers(build_detection_train_loader(cfg, mapper=mapper, dataset=records))
+        return build_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:

@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from kd_det.common.errors import SetupError
 from kd_det.common.nonfinite import check_finite, naming_the_batch
 from kd_det.config import PLAIN_ROI_HEADS
+from kd_det.data.pseudo_labels import class_thresholds
 from kd_det.modeling.balance import BalanceWatch
 from kd_det.modeling.drawing import draw_teacher_and_student
 from kd_det.modeling.regions import DistillationInputs, SharedRegions, StudentRegions, on_shared_classes
 from kd_det.modeling.stored import StoredProposals, joined, joined_with_rows, stored_limit, without_rows
 from kd_det.modeling.terms import KDTerm, Maps, build_terms
+from kd_det.modeling.unlabeled import Losses, UnlabeledImages
 from kd_det.teacher.classes import checked_class_names
-from kd_det.teacher.config import live_terms
+from kd_det.teacher.config import live_terms, rpn_user
 from kd_det.teacher.frozen import FrozenTeacher, load_teacher, teacher_maps
 from kd_det.teacher.stored import stored_classes
 
@@ -46,6 +48,7 @@ class DistillRCNN(GeneralizedRCNN):
         teacher: makes the teacher; called once. None: nothing needs it.
         stored: the stored boxes and logits that join the proposals; None: there are none.
         teacher_proposals: whether the boxes that the teacher's RPN proposes join the student's proposals.
+        unlabeled: how unlabelled images are trained on; None: there are none.
         class_names: the K classes' names, for pictures; None: their numbers.
         kwargs: as ``GeneralizedRCNN``; with any of the above, ``roi_heads`` must have ``forward_with_regions``.
     """
@@ -58,6 +61,7 @@ class DistillRCNN(GeneralizedRCNN):
         teacher: Callable[[], FrozenTeacher] | None,
         stored: StoredProposals | None = None,
         teacher_proposals: bool = False,
+        unlabeled: UnlabeledImages | None = None,
         class_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -67,13 +71,14 @@ class DistillRCNN(GeneralizedRCNN):
         self._balance = BalanceWatch({name: _weight(term) for name, term in terms.items()})
         self.stored = stored
         self.teacher_proposals = teacher_proposals
+        self.unlabeled = unlabeled
         self._make_teacher = teacher
         self.teacher: FrozenTeacher | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        stored, proposals = bool(cfg.KD.TEACHER.STORED), cfg.KD.TEACHER.PROPOSALS
-        if cfg.KD.TERMS or stored or proposals:
+        stored, unlabeled = bool(cfg.KD.TEACHER.STORED), bool(cfg.DATASETS.UNLABELED)
+        if cfg.KD.TERMS or stored or unlabeled or cfg.KD.TEACHER.PROPOSALS:
             _check_heads(cfg)
         cfg = cfg.clone()
         if not comm.is_main_process():  # only it writes pictures; in others the event storage would keep them
@@ -81,15 +86,19 @@ class DistillRCNN(GeneralizedRCNN):
             cfg.VIS_PERIOD = 0
         parts = super().from_config(cfg)
         terms = build_terms(cfg, Maps(parts["backbone"].output_shape(), partial(teacher_maps, cfg)))
-        live = live_terms(cfg)
-        needs_logits = any(terms[name].needs_logits for name in live)
+        live, names = live_terms(cfg), checked_class_names(cfg)
+        labels = unlabeled and not stored
+        needs_logits = labels or any(terms[name].needs_logits for name in live)
+        thresholds = class_thresholds(cfg, names) if unlabeled else None
+        images = UnlabeledImages(thresholds if labels else None, cfg.KD.UNLABELED.BOX_REGRESSION)
         return {
             **parts,
             "terms": terms,
-            "teacher": partial(load_teacher, cfg, needs_logits=needs_logits) if live or proposals else None,
+            "teacher": partial(load_teacher, cfg, needs_logits=needs_logits) if live or rpn_user(cfg) else None,
             "stored": StoredProposals(partial(stored_classes, cfg), stored_limit(cfg)) if stored else None,
-            "teacher_proposals": proposals,
-            "class_names": checked_class_names(cfg),
+            "teacher_proposals": cfg.KD.TEACHER.PROPOSALS,
+            "unlabeled": images if unlabeled else None,
+            "class_names": names,
         }
 
     def load_teacher(self) -> FrozenTeacher | None:
@@ -115,9 +124,8 @@ class DistillRCNN(GeneralizedRCNN):
         if not self.training:
             return self.inference(batched_inputs)
         where = partial(_where, batched_inputs)
-        distils = self.terms or self.stored is not None or self.teacher_proposals
         with naming_the_batch(where, self.device):
-            own, of_terms = self._distill(batched_inputs) if distils else (super().forward(batched_inputs), {})
+            own, of_terms = self._losses(batched_inputs)
         losses = dict(own)
         for part in of_terms.values():
             losses.update(part)
@@ -126,8 +134,15 @@ class DistillRCNN(GeneralizedRCNN):
             self._balance.note(own, of_terms)
         return losses
 
-    def _distill(self, batched_inputs: list[dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    def _losses(self, batched_inputs: list[dict[str, Any]]) -> Losses:
         """The detector's own losses, and those of each term."""
+        if self.unlabeled is not None:
+            return self.unlabeled.losses(batched_inputs, self._distill)
+        if self.terms or self.stored is not None or self.teacher_proposals:
+            return self._distill(batched_inputs)
+        return super().forward(batched_inputs), {}
+
+    def _distill(self, batched_inputs: list[dict[str, Any]], *, unlabeled: UnlabeledImages | None = None) -> Losses:
         teacher = self.load_teacher()
         # The teacher first: its maps are small, and its intermediate results are freed before the student's
         # activations are allocated.
@@ -136,6 +151,8 @@ class DistillRCNN(GeneralizedRCNN):
             teacher_features = teacher.features(batched_inputs, self.input_format, self.device)
 
         images = self.preprocess_image(batched_inputs)
+        if unlabeled is not None:
+            batched_inputs = unlabeled.labeled(batched_inputs, teacher, teacher_features, images)
         targets = [item["instances"].to(self.device) for item in batched_inputs]
         features = self.backbone(images.tensor)
         proposals, losses = self._proposals(images, features, batched_inputs, targets)
@@ -145,7 +162,9 @@ class DistillRCNN(GeneralizedRCNN):
         if self.stored is not None:
             stored = self.stored.of_batch(batched_inputs, self.device)
             candidates, truth = joined_with_rows(candidates, stored), without_rows(targets)
-        _, head_losses, regions = self.roi_heads.forward_with_regions(images, features, candidates, truth)
+        _, head_losses, regions = self.roi_heads.forward_with_regions(
+            images, features, candidates, truth, boxes_only=unlabeled is not None
+        )
         losses.update(head_losses)
 
         live: list[SharedRegions] = []  # with the live teacher's logits

@@ -35,11 +35,14 @@ class DistillROIHeads(StandardROIHeads):
         features: dict[str, Tensor],
         proposals: list[Instances],
         targets: list[Instances],
+        *,
+        boxes_only: bool = False,
     ) -> Trained:
         """The training forward: what ``forward`` returns, and the regions that it was computed on.
 
         Args:
             images, features, proposals, targets: as ``forward``.
+            boxes_only: the targets have boxes and classes alone: only the box head is run.
 
         Returns:
             the sampled proposals, the losses of the box, mask and keypoint heads, and one ``StudentRegions`` for each
@@ -54,6 +57,8 @@ class DistillROIHeads(StandardROIHeads):
         regions = _regions(stage, boxes, predictions[0], proposals)
 
         losses = self.box_predictor.losses(predictions, proposals)
+        if boxes_only:
+            return proposals, losses, [regions]
         if self.train_on_pred_boxes:
             self._replace_boxes(predictions, proposals)
         losses.update(self._forward_mask(features, proposals))
@@ -77,13 +82,16 @@ class DistillCascadeROIHeads(CascadeROIHeads):
         features: dict[str, Tensor],
         proposals: list[Instances],
         targets: list[Instances],
+        *,
+        boxes_only: bool = False,
     ) -> Trained:
         """As ``DistillROIHeads.forward_with_regions``, with one ``StudentRegions`` for each stage."""
         del images
         sampled = self.label_and_sample_proposals(proposals, targets)
         losses, regions = self._train_stages(features, sampled, targets)
-        losses.update(self._forward_mask(features, sampled))
-        losses.update(self._forward_keypoint(features, sampled))
+        if not boxes_only:
+            losses.update(self._forward_mask(features, sampled))
+            losses.update(self._forward_keypoint(features, sampled))
         return sampled, losses, regions
 
     def _train_stages(
@@ -128,6 +136,8 @@ class DistillRes5ROIHeads(Res5ROIHeads):
         features: dict[str, Tensor],
         proposals: list[Instances],
         targets: list[Instances],
+        *,
+        boxes_only: bool = False,
     ) -> Trained:
         """As ``DistillROIHeads.forward_with_regions``; the mask head takes the box head's features."""
         del images
@@ -139,7 +149,7 @@ class DistillRes5ROIHeads(Res5ROIHeads):
         regions = _regions(stage, boxes, predictions[0], proposals)
 
         losses = self.box_predictor.losses(predictions, proposals)
-        if self.mask_on:
+        if self.mask_on and not boxes_only:
             foreground, chosen = select_foreground_proposals(proposals, self.num_classes)
             losses.update(self.mask_head(box_features[cat(chosen)], foreground))
         return proposals, losses, [regions]

@@ -58,6 +58,12 @@ class ClassMap:
         """(R, teacher's K+1, ...) to (R, pairs+1, ...)."""
         return logits.index_select(1, self._columns[1].to(logits.device))
 
+    def student_classes_of(self, classes: Tensor) -> Tensor:
+        """(R,) the teacher's classes to the student's, -1 for a class without a partner."""
+        table = torch.full((self.teacher_classes,), -1, device=classes.device)
+        table[list(self.teacher)] = torch.tensor(self.student, device=classes.device)
+        return table[classes]
+
     def labels(self, labels: Tensor) -> Tensor:
         """(R,) 0..K to 0..pairs, -1 for a class without a partner."""
         return self._new_labels.to(labels.device)[labels]

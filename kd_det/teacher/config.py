@@ -25,6 +25,15 @@ def live_terms(cfg: CfgNode) -> list[str]:
     return [name for name in cfg.KD.TERMS if name not in stored]
 
 
+def rpn_user(cfg: CfgNode) -> str:
+    """The setting that makes the live teacher's RPN run, for messages; "" if none does."""
+    if cfg.KD.TEACHER.PROPOSALS:
+        return "KD.TEACHER.PROPOSALS is True"
+    if cfg.DATASETS.UNLABELED and not cfg.KD.TEACHER.STORED:
+        return f"DATASETS.UNLABELED is {tuple(cfg.DATASETS.UNLABELED)}, to be labelled by the teacher"
+    return ""
+
+
 def teacher_config(cfg: CfgNode) -> CfgNode:
     """The teacher's plain configuration, with ``MODEL.WEIGHTS`` and ``MODEL.DEVICE`` from ``cfg``.
 

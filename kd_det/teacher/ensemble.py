@@ -127,7 +127,8 @@ class LoadedTeacher:
         images = ImageList(torch.empty(0), [(seen[0], seen[1])])  # only the sizes are read
         proposals, _ = model.proposal_generator(images, features, None)
         (found,), _ = model.roi_heads(images, features, proposals, None)
-        classes = _student_classes(found.pred_classes, self.frozen.class_map)
+        pairs = self.frozen.class_map
+        classes = found.pred_classes if pairs is None else pairs.student_classes_of(found.pred_classes)
         detections = _rescaled(found.pred_boxes.tensor, seen, own)
         kept = Boxes(detections).nonempty() & (classes >= 0)
         inside = _rescaled(proposals[0].proposal_boxes.tensor, seen, own)
@@ -275,15 +276,6 @@ def _shared(class_map: ClassMap | None) -> tuple[int, ...] | None:
 
 def _counted(shared: tuple[int, ...] | None, classes: int) -> str:
     return f"all {classes}" if shared is None else f"{len(shared)} ({', '.join(map(str, shared[:20]))})"
-
-
-def _student_classes(classes: Tensor, class_map: ClassMap | None) -> Tensor:
-    """The student's indices of the teacher's classes, -1 for a class without a partner."""
-    if class_map is None:
-        return classes
-    table = torch.full((class_map.teacher_classes,), -1, device=classes.device)
-    table[list(class_map.teacher)] = torch.tensor(class_map.student, device=classes.device)
-    return table[classes]
 
 
 def _rescaled(boxes: Tensor, given: Sequence[int], wanted: Sequence[int]) -> Tensor:

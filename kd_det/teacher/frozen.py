@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_backbone, build_model
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from kd_det.common.errors import SetupError
 from kd_det.config import load_config
 from kd_det.teacher.box_stages import BoundBoxStage, box_modules, box_stages
 from kd_det.teacher.classes import ClassMap, distilled_classes, shared_classes, unpaired_classes
-from kd_det.teacher.config import live_terms, teacher_config, zoo_names
+from kd_det.teacher.config import live_terms, rpn_user, teacher_config, zoo_names
 from kd_det.teacher.precision import teacher_dtype
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,38 @@ class FrozenTeacher:
             found, _ = self.model.proposal_generator(images, dict(features), None)
         return found
 
+    @torch.no_grad()
+    def detections(self, features: Mapping[str, Tensor], proposals: Sequence[Instances]) -> list[Instances]:
+        """The teacher's final detections, as at test time: its own score threshold, NMS and number.
+
+        Args:
+            features: what ``features`` returned.
+            proposals: what ``proposals`` returned.
+
+        Returns:
+            N ``Instances`` with ``pred_boxes``, ``scores`` and ``pred_classes``, the best first. The classes are the
+            student's; detections of classes without a partner are left out.
+        """
+        sizes = [each.image_size for each in proposals]
+        boxes: Sequence[Tensor] = ()
+        scores = []
+        for number, stage in enumerate(self.stages):
+            if number > 0:
+                proposals = self.model.roi_heads._create_proposals_from_boxes(boxes, sizes)
+            bound, layers = stage.on(features), stage.predictor.part
+            predicted = bound.predictor(bound.head(bound.pool([each.proposal_boxes for each in proposals])))
+            boxes = layers.predict_boxes(predicted, proposals)
+            scores.append(layers.predict_probs(predicted, proposals))
+        means = [torch.stack(of_image).mean(0) for of_image in zip(*scores, strict=True)]
+        found, _ = fast_rcnn_inference(
+            boxes, means, sizes, layers.test_score_thresh, layers.test_nms_thresh, layers.test_topk_per_image
+        )
+        if self.class_map is None:
+            return found
+        for each in found:
+            each.pred_classes = self.class_map.student_classes_of(each.pred_classes)
+        return [each[each.pred_classes >= 0] for each in found]
+
 
 @dataclass(frozen=True)
 class _Frozen:
@@ -182,7 +215,7 @@ def load_teacher(cfg: CfgNode, *, needs_logits: bool = True) -> FrozenTeacher:
         logger.info(unpaired_classes(cfg, teacher_cfg, live_terms(cfg)))
     with torch.random.fork_rng(devices=[]):  # Detectron2 initialises on the CPU
         model = build_model(teacher_cfg)
-    check_heads(model, cfg.KD.TEACHER.CONFIG_FILE, proposes=cfg.KD.TEACHER.PROPOSALS)
+    check_heads(model, cfg.KD.TEACHER.CONFIG_FILE, rpn_for=rpn_user(cfg))
     load_strictly(model, teacher_cfg.MODEL.WEIGHTS, "KD.TEACHER.WEIGHTS")
     dtype = teacher_dtype(cfg.KD.TEACHER.DTYPE, model.device)
     return FrozenTeacher(model, input_format=teacher_cfg.INPUT.FORMAT, dtype=dtype, class_map=classes)
@@ -208,13 +241,13 @@ def check_image_formats(cfg: CfgNode, teacher_cfg: CfgNode) -> None:
         )
 
 
-def check_heads(model: nn.Module, config_file: str, *, proposes: bool = False) -> None:
+def check_heads(model: nn.Module, config_file: str, *, rpn_for: str = "") -> None:
     """Checks the kind of a teacher.
 
     Args:
         model: the teacher.
         config_file: what named it, for the message.
-        proposes: whether its RPN will be used (``KD.TEACHER.PROPOSALS``).
+        rpn_for: what its RPN will be used for, for the message; "": it will not.
 
     Raises:
         SetupError: it is not an R-CNN whose box logits are for a softmax over K + 1 classes, or has no RPN to propose.
@@ -231,10 +264,10 @@ def check_heads(model: nn.Module, config_file: str, *, proposes: bool = False) -
             f"KD.TEACHER.CONFIG_FILE {config_file!r} has MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True: the KD terms "
             "compare softmaxes, but its logits are for sigmoids. Take a teacher trained with cross-entropy."
         )
-    if proposes and model.proposal_generator is None:
+    if rpn_for and model.proposal_generator is None:
         raise SetupError(
-            f"KD.TEACHER.PROPOSALS is True, but KD.TEACHER.CONFIG_FILE {config_file!r} has no RPN "
-            "(MODEL.PROPOSAL_GENERATOR.NAME PrecomputedProposals). Set KD.TEACHER.PROPOSALS False."
+            f"{rpn_for}, but KD.TEACHER.CONFIG_FILE {config_file!r} has no RPN (MODEL.PROPOSAL_GENERATOR.NAME "
+            "PrecomputedProposals). Take a teacher with an RPN, or change the first setting."
         )
 
 
