@@ -21,7 +21,7 @@ OPTION = "--dataset"
 
 
 def add_dataset_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--dataset NAME=JSON,FOLDER`` (or ``NAME=FOLDER/``), which may be given several times, to a command line."""
+    """Adds ``--dataset NAME=JSON,FOLDER`` or ``NAME=FOLDER/`` to a command line; it may be given several times."""
     parser.add_argument(
         OPTION,
         action="append",

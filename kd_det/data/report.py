@@ -44,7 +44,7 @@ class CocoReport:
         images: number of images.
         empty: number of images without an object to train on.
         crowds: number of annotations of crowds. These are not trained on and not counted below.
-        classes: name to number of objects, in the order of the category ids.
+        classes: name to number of objects, in the order of the category ids; empty for unlabelled images.
         sides: (N,) square roots of the boxes' areas, pixels.
         files: paths of the images.
         coco: the images and annotations without faults.
@@ -109,6 +109,30 @@ def examine(name: str, json_file: str, image_root: str, *, sizes: bool = False) 
     )
 
 
+def examine_unlabeled(name: str, records: list[dict[str, Any]], *, sizes: bool = False) -> CocoReport:
+    """Reports on images that are trained on without annotations.
+
+    Args:
+        name: of the data set.
+        records: Detectron2's.
+        sizes: see ``examine``.
+    """
+    findings = list(_image_findings(records, "", sizes))
+    labeled = [record["file_name"] for record in records if record.get("annotations")]
+    findings += _found("images have annotations, which DATASETS.UNLABELED ignores", labeled, stops=False)
+    return CocoReport(
+        name=name,
+        images=len(records),
+        empty=len(records),
+        crowds=0,
+        classes={},
+        sides=np.zeros(0),
+        files=frozenset(_path("", record) for record in records),
+        coco=CheckedCoco([], [], [], []),
+        findings=findings,
+    )
+
+
 def compare_sets(reports: Iterable[CocoReport]) -> list[Finding]:
     """What is wrong between the data sets of one training: images in common, different classes."""
     first, *others = reports
@@ -117,9 +141,12 @@ def compare_sets(reports: Iterable[CocoReport]) -> list[Finding]:
         common = first.files & other.files
         if common:
             example = sorted(common)[0]
-            text = f"{first.name} and {other.name} have {len(common)} images in common ({example}); an evaluation on "
-            findings.append(Finding(text + "training images gives too good results", stops=False))
-        if list(first.classes) != list(other.classes):
+            text = f"{first.name} and {other.name} have {len(common)} images in common ({example}); "
+            what = "an evaluation on training images gives too good results"
+            if not (first.classes and other.classes):
+                what = "one of them is unlabelled"
+            findings.append(Finding(text + what, stops=False))
+        if first.classes and other.classes and list(first.classes) != list(other.classes):
             text = f"{first.name} and {other.name} have different classes, or their ids have a different order"
             findings.append(Finding(text, stops=True))
     return findings
@@ -127,6 +154,8 @@ def compare_sets(reports: Iterable[CocoReport]) -> list[Finding]:
 
 def format_report(report: CocoReport) -> str:
     """The report as text, the findings last."""
+    if not report.classes:
+        return "\n".join([f"{report.name}: {report.images} unlabelled images", *format_findings(report.findings)])
     total = sum(report.classes.values())
     lines = [
         f"{report.name}: {report.images} images, {report.empty} of them without objects; {total} objects in "

@@ -93,7 +93,8 @@ def check_data(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         args = parse_arguments(parser, arguments)
         cfg = read_setup(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"], args.dataset)
-        given = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *(parse_option(text)[0] for text in args.dataset)]
+        own = [parse_option(text)[0] for text in args.dataset]
+        given = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, *cfg.DATASETS.UNLABELED, *own]
         report, stops = check_sets(cfg, args.names or given, sizes=args.sizes, with_model=bool(args.config_file))
         print(report)
         sys.exit(1 if stops else 0)

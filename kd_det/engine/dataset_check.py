@@ -7,8 +7,17 @@ from collections.abc import Iterator, Sequence
 from detectron2.config import CfgNode
 
 from kd_det.common.errors import SetupError
-from kd_det.data.checks import known_metadata, missing_for_model
-from kd_det.data.report import CocoReport, Finding, compare_sets, examine, format_findings, format_report
+from kd_det.data.checks import checked_records, known_metadata, missing_for_model
+from kd_det.data.image_sets import IMAGES_ALONE
+from kd_det.data.report import (
+    CocoReport,
+    Finding,
+    compare_sets,
+    examine,
+    examine_unlabeled,
+    format_findings,
+    format_report,
+)
 from kd_det.modeling.terms import TERMS
 from kd_det.teacher.classes import CLASS_MAP, class_names, compare_classes, shared_classes, unpaired_classes
 from kd_det.teacher.config import live_terms, teacher_config
@@ -21,7 +30,7 @@ def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, with_model: b
     Args:
         cfg: with the sets registered; if its ``KD.TEACHER`` names a teacher or stored knowledge, the classes are
             compared.
-        names: of registered sets with a COCO JSON.
+        names: of registered sets with a COCO JSON, or of images without annotations.
         sizes: decode every image, and compare its size with the JSON's.
         with_model: check also what ``cfg.MODEL`` needs: its number of classes, masks, keypoints.
 
@@ -33,14 +42,15 @@ def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, with_model: b
     """
     if not names:
         raise SetupError("there is no data set to check: give names, --dataset, or a --config-file with DATASETS.")
-    reports = [_report(name, sizes) for name in dict.fromkeys(names)]
+    reports = [_report(cfg, name, sizes) for name in dict.fromkeys(names)]
+    labeled = [report for report in reports if report.classes]
     findings = compare_sets(reports)
     if with_model:
-        findings += _model_findings(cfg, reports)
+        findings += _model_findings(cfg, labeled)
     if cfg.KD.TEACHER.STORED:
         findings.append(_stored_finding(cfg))
-    if cfg.KD.TEACHER.CONFIG_FILE and (not cfg.KD.TEACHER.STORED or live_terms(cfg)):
-        findings += _teacher_findings(cfg, reports[0])
+    if cfg.KD.TEACHER.CONFIG_FILE and (not cfg.KD.TEACHER.STORED or live_terms(cfg)) and labeled:
+        findings += _teacher_findings(cfg, labeled[0])
     texts = [format_report(report) for report in reports]
     if findings:
         texts.append("\n".join(["together:", *format_findings(findings)]))
@@ -48,8 +58,10 @@ def check_sets(cfg: CfgNode, names: Sequence[str], *, sizes: bool, with_model: b
     return "\n\n".join(texts), stops
 
 
-def _report(name: str, sizes: bool) -> CocoReport:
+def _report(cfg: CfgNode, name: str, sizes: bool) -> CocoReport:
     metadata = known_metadata("data set", name)
+    if name in cfg.DATASETS.UNLABELED or metadata.get(IMAGES_ALONE):
+        return examine_unlabeled(name, checked_records("data set", name), sizes=sizes)
     if metadata.get("json_file") is None:
         raise SetupError(f"data set {name!r} has no COCO JSON; only sets in COCO format can be checked.")
     return examine(name, metadata.json_file, metadata.image_root, sizes=sizes)

@@ -19,6 +19,7 @@ from torch import Tensor
 from kd_det.common.errors import SetupError
 from kd_det.data.image_sets import UNLABELED
 from kd_det.data.pseudo_labels import ground_truth
+from kd_det.data.stored import EMPTY
 from kd_det.teacher.frozen import FrozenTeacher
 
 SUFFIX = "_unlabeled"
@@ -85,7 +86,8 @@ class UnlabeledImages:
             return batched_inputs
         labeled, detections = [], teacher.detections(features, teacher.proposals(features, images))
         for item, found in zip(batched_inputs, detections, strict=True):
-            above = found[found.scores > self.thresholds.to(found.scores.device)[found.pred_classes]]
+            wanted = found.scores > self.thresholds.to(found.scores.device)[found.pred_classes]
+            above = found[wanted & found.pred_boxes.nonempty(threshold=EMPTY)]  # as Detectron2's mapper does
             truth = ground_truth(above.pred_boxes, above.pred_classes, above.image_size)
             labeled.append({**item, "instances": truth.to("cpu")})  # as of the data loader
         return labeled

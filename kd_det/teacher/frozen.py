@@ -59,10 +59,12 @@ class FrozenTeacher:
         self.class_map = class_map
         for part in (model.backbone, *box_modules(model.roi_heads)):
             part.to(dtype=dtype)
+        own = box_stages(model.roi_heads)
         self.stages = [
             replace(stage, head=_Frozen(stage.head, dtype), predictor=_FrozenPredictor(stage.predictor, dtype))
-            for stage in box_stages(model.roi_heads)
+            for stage in own
         ]
+        self._layers: list[Any] = [stage.predictor for stage in own]
         # Frozen convolutions are faster in this memory format; the values are the same.
         model.backbone.to(memory_format=torch.channels_last)
 
@@ -145,10 +147,10 @@ class FrozenTeacher:
         sizes = [each.image_size for each in proposals]
         boxes: Sequence[Tensor] = ()
         scores = []
-        for number, stage in enumerate(self.stages):
-            if number > 0:
+        for stage, layers in zip(self.stages, self._layers, strict=True):
+            if scores:
                 proposals = self.model.roi_heads._create_proposals_from_boxes(boxes, sizes)
-            bound, layers = stage.on(features), stage.predictor.part
+            bound = stage.on(features)
             predicted = bound.predictor(bound.head(bound.pool([each.proposal_boxes for each in proposals])))
             boxes = layers.predict_boxes(predicted, proposals)
             scores.append(layers.predict_probs(predicted, proposals))
