@@ -27,7 +27,7 @@ NUM_KEYPOINTS = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"
 
 
 def check_datasets(cfg: CfgNode) -> None:
-    """Checks every data set in ``DATASETS.TRAIN``, ``TEST`` and ``UNLABELED``, and logs one line for each.
+    """Checks every data set in ``DATASETS.TRAIN`` and ``DATASETS.TEST``, and logs one line for each.
 
     Raises:
         SetupError: a set is not registered; its image folder or JSON is missing or damaged; its JSON has faults (see
@@ -42,8 +42,6 @@ def check_datasets(cfg: CfgNode) -> None:
         check_objects(cfg, known)
     for name in cfg.DATASETS.TEST:
         _check_dataset(cfg, "TEST", name)
-    for name in cfg.DATASETS.UNLABELED:
-        _check_unlabeled(name)
     for name in cfg.DATASETS.TEST:
         evaluator = MetadataCatalog.get(name).get("evaluator_type", "coco")
         if evaluator != "coco":
@@ -53,16 +51,22 @@ def check_datasets(cfg: CfgNode) -> None:
             )
 
 
-def _check_unlabeled(name: str) -> None:
+def check_unlabeled(cfg: CfgNode) -> None:
+    """Checks every data set in ``DATASETS.UNLABELED``, and logs one line for each; warns of annotations.
+
+    Raises:
+        SetupError: a set is not registered, has no image or one without a size, or its first image is missing.
+    """
     key = "DATASETS.UNLABELED"
-    records = checked_records(key, name)
-    first = records[0]["file_name"]
-    if not os.path.isfile(first):
-        raise SetupError(f"{key} {name!r}: its first image {first!r} does not exist; is this the folder of its images?")
-    labeled = sum(bool(record.get("annotations")) for record in records)
-    if labeled:
-        logger.warning("%s: %d images of %r have annotations, which are ignored", key, labeled, name)
-    logger.info("%s %r: %d images", key, name, len(records))
+    for name in cfg.DATASETS.UNLABELED:
+        records = checked_records(key, name)
+        first = records[0]["file_name"]
+        if not os.path.isfile(first):
+            raise SetupError(f"{key} {name!r}: its first image {first!r} does not exist. Give the folder of its images.")
+        labeled = sum(bool(record.get("annotations")) for record in records)
+        if labeled:
+            logger.warning("%s: %d images of %r have annotations, which are ignored", key, labeled, name)
+        logger.info("%s %r: %d images", key, name, len(records))
 
 
 def check_coco_json(json_file: str, key: str) -> CheckedCoco:

@@ -171,7 +171,7 @@ def import_teacher(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = command_parser(
         "kd-det import-teacher",
-        "Makes stored knowledge of any detector's predictions for the images of a training set. The file is in COCO's\n"
+        "Makes stored knowledge of any detector's predictions for the images of training sets. The file is in COCO's\n"
         "result format: [{image_id, bbox: [x, y, width, height], category_id, score}]. A full vector, scores: [...],\n"
         "in the order of the categories' ids, may stand for category_id and score. With the winner's score alone, the\n"
         "rest is spread evenly.",
@@ -181,7 +181,7 @@ def import_teacher(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("predictions", metavar="PREDICTIONS.json", help="the detections")
     add_config_file(parser, required=True, help="the student's configuration: its training sets and classes")
-    parser.add_argument("--set", default="", metavar="NAME", help="the data set, if there are several training sets")
+    parser.add_argument("--set", default="", metavar="NAME", help="one of the sets (default: all that are trained on)")
     scores = "softmax: the background has the rest of 1; sigmoid: logits log(p / (1 - p)), the background's 0"
     parser.add_argument("--scores", default=SCORES[0], metavar="KIND", help=f"{scores} (default: {SCORES[0]})")
     categories = "a JSON with the categories of the predictions (default: the data set's own)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from kd_det.common.errors import SetupError, one_of
-from kd_det.data.checks import check_named, checked_records
+from kd_det.data.checks import checked_records
 from kd_det.data.coco_schema import read_coco_json
 from kd_det.data.image_sets import IMAGES_ALONE
 from kd_det.data.knowledge_format import DETECTION, Recipe, StoredImage, identity, sha256_of
@@ -43,10 +44,10 @@ def import_teacher(args: argparse.Namespace) -> None:
     check_storing_options(args)
     cfg = read_setup(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"], args.dataset)
     setup_logger(name="kd_det")
-    name = _chosen_set(cfg, args.set)
-    records = checked_records("--set", name)
-    categories = _categories(args.categories, name)
-    known = _pairs(cfg, [category["name"] for category in categories])
+    sets = _chosen_sets(cfg, args.set)
+    records = list(chain.from_iterable(sets.values()))
+    categories = _categories(args.categories, next(iter(sets)))
+    pairs = _pairs(cfg, [category["name"] for category in categories])
     found = read_predictions(args.predictions, categories, records, sigmoid=args.scores == "sigmoid")
     made_of = {
         "imported": {"file": Path(args.predictions).name, "sha256": sha256_of(args.predictions), "scores": args.scores},
@@ -54,29 +55,39 @@ def import_teacher(args: argparse.Namespace) -> None:
         "class_map": list(cfg.KD.TEACHER.CLASS_MAP),
         "boxes": args.boxes,
     }
-    shared = known.student if known is not None and known.partial else None
+    shared = pairs.student if pairs is not None and pairs.partial else None
     recipe = Recipe(student_names(cfg), shared, args.top_k, args.dtype, made_of)
     empty = Detections(torch.zeros(0, 4), torch.zeros(0, len(categories) + 1))
 
     def look(item: dict[str, Any]) -> StoredImage:
         boxes, probabilities = found.get(identity(item)[0], empty)
-        logits = in_student_classes(probabilities[: args.boxes].log().clamp(min=LEAST), known)
+        logits = in_student_classes(probabilities[: args.boxes].log().clamp(min=LEAST), pairs)
         return StoredImage(boxes[: args.boxes], logits, torch.full((len(logits),), DETECTION, dtype=torch.uint8))
 
-    logger.info("%d of the %d images of %s have predictions", len(found), len(records), name)
+    for name, images in sets.items():
+        known = sum(identity(record)[0] in found for record in images)
+        logger.info("%d of the %d images of %s have predictions", known, len(images), name)
     with only_command(args.output):
-        write_knowledge(args, recipe, {name: records}, look, as_it_is, 0)
+        write_knowledge(args, recipe, sets, look, as_it_is, 0)
 
 
-def _chosen_set(cfg: CfgNode, given: str) -> str:
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED]
-    if not given and len(names) != 1:
-        raise SetupError(
-            f"--set is missing: the configuration has {len(names)} training sets ({', '.join(names)}). Say which one "
-            "the predictions are of."
-        )
-    check_named("--set", given or names[0])
-    return given or names[0]
+def _chosen_sets(cfg: CfgNode, given: str) -> dict[str, list[dict[str, Any]]]:
+    """The records of the set that was given, or of all that are trained on."""
+    names = [given] if given else [*cfg.DATASETS.TRAIN, *cfg.DATASETS.UNLABELED]
+    if not names:
+        raise SetupError("--set is missing: the configuration has 0 training sets. Name the set of the predictions.")
+    key = "--set" if given else "DATASETS.TRAIN or DATASETS.UNLABELED"
+    sets = {name: checked_records(key, name) for name in names}
+    seen: dict[Any, str] = {}
+    for name, records in sets.items():
+        for record in records:
+            number = identity(record)[0]
+            if seen.setdefault(number, name) != name:
+                raise SetupError(
+                    f"--set is missing: an image of {seen[number]!r} and one of {name!r} have the id {number!r}, and "
+                    "predictions name images by their ids. Say which set they are of, or give each image its own id."
+                )
+    return sets
 
 
 def _categories(file: str, name: str) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from kd_det.common.errors import SetupError
 from kd_det.common.files import remove_temporary_files, run_lock
 from kd_det.common.signals import end_at_once, noting_signals
 from kd_det.config import plain_config
-from kd_det.data.checks import check_datasets
+from kd_det.data.checks import check_datasets, check_unlabeled
 from kd_det.data.coco_json import add_dataset_option
 from kd_det.data.proposals import check_proposals
 from kd_det.engine.launch import launch
@@ -111,6 +111,8 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> None:
     logging.getLogger("kd_det").propagate = True
     if comm.is_main_process():
         check_datasets(cfg)
+        if not args.eval_only:
+            check_unlabeled(cfg)
         check_proposals(cfg, ("TEST",) if args.eval_only else ("TRAIN", "TEST"))
     comm.synchronize()
 

@@ -146,7 +146,7 @@ class FrozenTeacher:
         """
         sizes = [each.image_size for each in proposals]
         boxes: Sequence[Tensor] = ()
-        scores = []
+        scores: list[Sequence[Tensor]] = []
         for stage, layers in zip(self.stages, self._layers, strict=True):
             if scores:
                 proposals = self.model.roi_heads._create_proposals_from_boxes(boxes, sizes)

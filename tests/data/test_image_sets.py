@@ -13,7 +13,7 @@ from PIL import Image
 from kd_det.common.errors import SetupError
 from kd_det.common.images import EXIF_ORIENTATION, TURNS, UnreadableImageError, image_size, read_image
 from kd_det.config import load_config
-from kd_det.data.checks import check_datasets
+from kd_det.data.checks import check_datasets, check_unlabeled
 from kd_det.data.coco_json import parse_option, register_coco_json, use_datasets
 from tests.data.own_coco import own_coco, write_own_coco
 
@@ -88,7 +88,7 @@ def labeled(tmp_path):
 
 def test_a_set_without_annotations_cannot_be_trained_on_with_labels(folder, labeled):
     register_coco_json([["more", str(folder) + "/"]])
-    check_datasets(settings("DATASETS.UNLABELED", ("more",)))
+    check_unlabeled(settings("DATASETS.UNLABELED", ("more",)))
     for split in ("TRAIN", "TEST"):
         with pytest.raises(SetupError, match=f"DATASETS.{split}: 'more' has no annotations; only DATASETS.UNLABELED"):
             check_datasets(settings(f"DATASETS.{split}", ("labeled", "more")))
@@ -97,23 +97,23 @@ def test_a_set_without_annotations_cannot_be_trained_on_with_labels(folder, labe
 def test_annotations_of_an_unlabeled_set_are_warned_of(labeled, caplog):
     register_coco_json([["other", *labeled]])
     with caplog.at_level(logging.INFO, "kd_det"):
-        check_datasets(settings("DATASETS.UNLABELED", ("other",)))
+        check_unlabeled(settings("DATASETS.UNLABELED", ("other",)))
     assert "DATASETS.UNLABELED: 6 images of 'other' have annotations, which are ignored" in caplog.text
 
 
 def test_bad_sets(folder, labeled, tmp_path):
     with pytest.raises(SetupError, match=r"DATASETS.UNLABELED: there is no data set 'nowhere'"):
-        check_datasets(settings("DATASETS.UNLABELED", ("nowhere",)))
+        check_unlabeled(settings("DATASETS.UNLABELED", ("nowhere",)))
     with pytest.raises(SetupError, match=r"DATASETS.COCO_JSON 'more': there is no image folder '.*absent'"):
         register_coco_json([["more", str(tmp_path / "absent") + "/"]])
     (tmp_path / "empty").mkdir()
     register_coco_json([["empty", str(tmp_path / "empty") + "/"]])
     with pytest.raises(SetupError, match=r"'empty': the folder '.*empty' has no image \(.jpg,"):
-        check_datasets(settings("DATASETS.UNLABELED", ("empty",)))
+        check_unlabeled(settings("DATASETS.UNLABELED", ("empty",)))
     (folder / "broken.png").write_bytes(b"not an image")
     register_coco_json([["more", str(folder) + "/"]])
-    with pytest.raises(UnreadableImageError, match="broken.png"):
-        check_datasets(settings("DATASETS.UNLABELED", ("more",)))
+    with pytest.raises(UnreadableImageError, match=r"broken\.png"):
+        check_unlabeled(settings("DATASETS.UNLABELED", ("more",)))
 
 
 @pytest.mark.parametrize(
@@ -128,4 +128,4 @@ def test_bad_lists_of_images(folder, labeled, tmp_path, content, message):
     (tmp_path / "info.json").write_text(json.dumps(content))
     register_coco_json([["more", str(tmp_path / "info.json"), str(folder)]])
     with pytest.raises(SetupError, match=f"'more': .*{message}"):
-        check_datasets(settings("DATASETS.UNLABELED", ("more",)))
+        check_unlabeled(settings("DATASETS.UNLABELED", ("more",)))

@@ -142,5 +142,5 @@ class TestThresholds:
 
     @pytest.mark.parametrize("entry", ["cat", "=0.5", "cat=", "cat=high", "cat=1", "cat=-0.1", "cat=nan", 0.5])
     def test_malformed_entries(self, entry):
-        with pytest.raises(SetupError, match='KEY: .* is not a class and a threshold.*write "class=0.7"'):
+        with pytest.raises(SetupError, match=r'KEY: .* is not a class and a threshold.*write "class=0.7"'):
             class_value("KEY", entry)

@@ -170,3 +170,18 @@ def test_classes_of_stored_knowledge(tmp_path, mine, check, last, code):
     ended, printed = check(*mine, "--opts", *terms, "KD.TEACHER.STORED", folder)
     found = f"Distilled classes: all 80, from KD.TEACHER.STORED {folder!r}" if code == 0 else "class 79 is 'comb'"
     assert ended == code and found in printed.out
+
+
+def test_unlabeled_images(own, tmp_path):
+    _, json_file, folder = own
+    (tmp_path / "alone.json").write_text('{"images": [{"id": 1, "file_name": "x.jpg", "height": 9, "width": 9}]}')
+    sets = ["--dataset", f"mine={json_file},{folder}", "--dataset", f"photos={folder}/", "--sizes"]
+    result = run_here("check-data", *sets)
+    assert result.returncode == 0 and "photos: 4 unlabelled images" in result.stdout, result.stderr
+    assert "mine and photos have 4 images in common" in result.stdout and "; one of them is unlabelled" in result.stdout
+    alone = ["--dataset", f"alone={tmp_path / 'alone.json'},{folder}"]
+    result = run_here("check-data", *alone)
+    assert result.returncode == 1 and "fault: 1 image files are missing" in result.stdout
+    result = run_here("check-data", *sets[:2], "--opts", "DATASETS.UNLABELED", "('mine',)")
+    assert result.returncode == 0 and "mine: 4 unlabelled images" in result.stdout
+    assert "note: 4 images have annotations, which DATASETS.UNLABELED ignores" in result.stdout

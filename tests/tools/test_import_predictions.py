@@ -112,6 +112,24 @@ def test_a_torchvision_detector_teaches(stage, tmp_path):
         torch.testing.assert_close(winners, theirs["scores"], rtol=1e-2, atol=1e-4)
 
 
+def test_unlabeled_images_are_imported_too(stage, tmp_path):
+    """A folder of images: their ids are their names. Ids that two sets have are refused."""
+    photos = stage / "coco" / "train2017"
+    more = ["--dataset", f"photos={photos}/", "--opts", "DATASETS.UNLABELED", "('photos',)"]
+    entries = [entry(1, 0.5), {**entry(1, 0.9, 90), "image_id": "000000000002.jpg"}]
+    result = imported(stage, tmp_path, entries, *more)
+    knowledge = opened(result, tmp_path)
+    assert all(f"1 of the 3 images of {name} have predictions" in result.stdout for name in ("mine", "photos"))
+    counts = [len(knowledge.image(knowledge.place("mine", record(number))).boxes) for number in (1, 2, 3)]
+    image = knowledge.image(knowledge.place("photos", {**record(2), "image_id": "000000000002.jpg"}))
+    assert counts == [1, 0, 0] and image.logits.argmax(1).tolist() == [79]
+    twice = ["--dataset", f"again={annotation_file(stage, 'train2017')},{photos}"]
+    twice += ["--opts", "DATASETS.UNLABELED", "('again',)"]
+    assert "an image of 'mine' and one of 'again' have the id 1" in error_of(imported(stage, tmp_path, entries, *twice))
+    alone = ["--dataset", f"photos={photos}/", "--set", "photos"]
+    assert "--categories is missing: 'photos' has no categories" in error_of(imported(stage, tmp_path, entries, *alone))
+
+
 @pytest.mark.parametrize(
     ("entries", "options", "message"),
     [

@@ -299,3 +299,21 @@ def test_teachers_of_every_kind(stage, tmp_path, kind):
     features = teacher.features([{"image": torch.as_tensor(seen).permute(2, 0, 1)}], "BGR", torch.device("cpu"))
     expected = teacher.box_logits(features, [Boxes(image.boxes * 0.75)]).log_softmax(1)
     torch.testing.assert_close(image.logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_unlabeled_sets_are_stored_without_ground_truth(stage, tmp_path):
+    """A set with annotations, which are not used, and a folder of images, in its sub-folders too."""
+    photos = stage / "coco" / "train2017"
+    more = ["--dataset", f"other={annotations(stage)},{photos}", "--dataset", f"photos={photos.parent}/"]
+    result = store(stage, tmp_path, *more, "--images", 2, "DATASETS.UNLABELED", "('other','photos')")
+    assert result.returncode == 0, result.stderr[-2000:]
+    opened = open_knowledge(str(tmp_path), "--output")
+    name = f"{1:012d}.jpg"
+    record = {"file_name": name, "height": 96, "width": 128}
+    labeled = opened.image(opened.place("mine", {**record, "image_id": 1}))
+    assert (labeled.kinds == GROUND_TRUTH).sum() == 3
+    for dataset, number in (("other", 1), ("photos", f"train2017/{name}")):
+        image = opened.image(opened.place(dataset, {**record, "image_id": number}))
+        assert {*image.kinds.tolist()} <= {DETECTION, PROPOSAL} and (image.kinds == DETECTION).any()
+        kept = labeled.kinds != GROUND_TRUTH
+        assert torch.equal(image.boxes, labeled.boxes[kept]) and torch.equal(image.kinds, labeled.kinds[kept])
