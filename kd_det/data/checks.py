@@ -62,7 +62,7 @@ def check_unlabeled(cfg: CfgNode) -> None:
         records = checked_records(key, name)
         first = records[0]["file_name"]
         if not os.path.isfile(first):
-            raise SetupError(f"{key} {name!r}: its first image {first!r} does not exist. Give the folder of its images.")
+            raise SetupError(f"{key} {name!r}: its first image {first!r} does not exist. Give the right folder.")
         labeled = sum(bool(record.get("annotations")) for record in records)
         if labeled:
             logger.warning("%s: %d images of %r have annotations, which are ignored", key, labeled, name)

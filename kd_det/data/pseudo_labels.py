@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.layers import batched_nms
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
 from kd_det.common.errors import SetupError, did_you_mean
@@ -72,11 +72,6 @@ def stored_pseudo_labels(image: StoredImage, thresholds: Tensor, nms: float) -> 
     return boxes[kept], classes[kept]
 
 
-def ground_truth(boxes: Boxes, classes: Tensor, shape: tuple[int, int]) -> Instances:
-    """The ground truth of an image of this height and width, as Detectron2's mapper gives it."""
-    return Instances(shape, gt_boxes=boxes, gt_classes=classes)
-
-
 class UnlabeledDatasetMapper(StoredDatasetMapper):
     """``StoredDatasetMapper`` that adds "instances", the stored detections above the thresholds.
 
@@ -100,7 +95,7 @@ class UnlabeledDatasetMapper(StoredDatasetMapper):
         record[STORED] = stored_instances(image, transforms, shape)
         boxes, classes = stored_pseudo_labels(image, self.thresholds, self.nms)
         moved, kept = transformed_boxes(boxes, transforms, shape)
-        record["instances"] = ground_truth(moved[kept], classes[kept], shape)
+        record["instances"] = Instances(shape, gt_boxes=moved[kept], gt_classes=classes[kept])
 
 
 def unlabeled_records(names: Sequence[str], knowledge: Knowledge | None) -> list[dict[str, Any]]:

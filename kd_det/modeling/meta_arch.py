@@ -77,8 +77,8 @@ class DistillRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        stored, unlabeled = bool(cfg.KD.TEACHER.STORED), bool(cfg.DATASETS.UNLABELED)
-        if cfg.KD.TERMS or stored or unlabeled or cfg.KD.TEACHER.PROPOSALS:
+        stored, unlabeled = bool(cfg.KD.TEACHER.STORED), None
+        if cfg.KD.TERMS or stored or cfg.DATASETS.UNLABELED or cfg.KD.TEACHER.PROPOSALS:
             _check_heads(cfg)
         cfg = cfg.clone()
         if not comm.is_main_process():  # only it writes pictures; in others the event storage would keep them
@@ -87,17 +87,18 @@ class DistillRCNN(GeneralizedRCNN):
         parts = super().from_config(cfg)
         terms = build_terms(cfg, Maps(parts["backbone"].output_shape(), partial(teacher_maps, cfg)))
         live, names = live_terms(cfg), checked_class_names(cfg)
-        labels = unlabeled and not stored
-        needs_logits = labels or any(terms[name].needs_logits for name in live)
-        thresholds = class_thresholds(cfg, names) if unlabeled else None
-        images = UnlabeledImages(thresholds if labels else None, cfg.KD.UNLABELED.BOX_REGRESSION)
+        needs_logits = any(terms[name].needs_logits for name in live)
+        if cfg.DATASETS.UNLABELED:
+            thresholds = class_thresholds(cfg, names)  # with stored knowledge the data loader applies them
+            unlabeled = UnlabeledImages(None if stored else thresholds, cfg.KD.UNLABELED.BOX_REGRESSION)
+            needs_logits = needs_logits or not stored
         return {
             **parts,
             "terms": terms,
             "teacher": partial(load_teacher, cfg, needs_logits=needs_logits) if live or rpn_user(cfg) else None,
             "stored": StoredProposals(partial(stored_classes, cfg), stored_limit(cfg)) if stored else None,
             "teacher_proposals": cfg.KD.TEACHER.PROPOSALS,
-            "unlabeled": images if unlabeled else None,
+            "unlabeled": unlabeled,
             "class_names": names,
         }
 

@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor
 
 from kd_det.common.errors import SetupError
 from kd_det.data.image_sets import UNLABELED
-from kd_det.data.pseudo_labels import ground_truth
 from kd_det.data.stored import EMPTY
 from kd_det.teacher.frozen import FrozenTeacher
 
@@ -75,22 +74,29 @@ class UnlabeledImages:
         features: Mapping[str, Tensor],
         images: ImageList,
     ) -> list[dict[str, Any]]:
-        """The items with "instances", their ground truth: what they have, or the live teacher's detections.
+        """The items with "instances", their ground truth: what they have, or the live teacher's detections. Logs the
+        number of boxes of an image.
 
         Args:
             batched_inputs: the items of unlabelled images.
             teacher, features: the live teacher and its maps of them.
             images: the student's input.
         """
-        if self.thresholds is None or teacher is None:
-            return batched_inputs
-        labeled, detections = [], teacher.detections(features, teacher.proposals(features, images))
-        for item, found in zip(batched_inputs, detections, strict=True):
-            wanted = found.scores > self.thresholds.to(found.scores.device)[found.pred_classes]
-            above = found[wanted & found.pred_boxes.nonempty(threshold=EMPTY)]  # as Detectron2's mapper does
-            truth = ground_truth(above.pred_boxes, above.pred_classes, above.image_size)
-            labeled.append({**item, "instances": truth.to("cpu")})  # as of the data loader
-        return labeled
+        if self.thresholds is not None and teacher is not None:
+            detections = teacher.detections(features, teacher.proposals(features, images))
+            truth = [_above(found, self.thresholds.to(found.scores.device)) for found in detections]
+            pairs = zip(batched_inputs, truth, strict=True)
+            batched_inputs = [{**item, "instances": each.to("cpu")} for item, each in pairs]  # as of the data loader
+        boxes = sum(len(item["instances"]) for item in batched_inputs)
+        get_event_storage().put_scalar("boxes_per_image", boxes / len(batched_inputs))
+        return batched_inputs
+
+
+def _above(found: Instances, thresholds: Tensor) -> Instances:
+    """The detections of an image above the thresholds, as ground truth; as Detectron2's mapper, without empty boxes."""
+    above = found.scores > thresholds[found.pred_classes]
+    kept = found[above & found.pred_boxes.nonempty(threshold=EMPTY)]
+    return Instances(found.image_size, gt_boxes=kept.pred_boxes, gt_classes=kept.pred_classes)
 
 
 def _weighted(losses: Mapping[str, Tensor], weight: float, suffix: str = "") -> dict[str, Tensor]:

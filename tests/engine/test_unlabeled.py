@@ -108,6 +108,21 @@ def test_the_loader_mixes_the_sets_and_gives_pseudo_labels(both, workers):
     assert len(seen) == 3  # eight draws of the three photographs
 
 
+def test_classes_that_the_teacher_does_not_know_are_warned_of(both, tmp_path, caplog):
+    """Knowledge of classes 4 and 7, which are all that the stored image has."""
+    _, (train, *_) = both
+    names, records = [thing["name"] for thing in THINGS], {"stage_train": DatasetCatalog.get("stage_train")}
+    records["stage_val"] = DatasetCatalog.get("stage_val")
+    folder = write_knowledge(tmp_path / "knowledge", records, look, names, shared=(4, 7))
+    cfg = load_config("", [
+        "DATASETS.TRAIN", (train[0],), "DATASETS.UNLABELED", ("stage_val",), "KD.TEACHER.STORED", folder,
+        "DATALOADER.NUM_WORKERS", 0,
+    ])  # fmt: skip
+    with caplog.at_level("WARNING", "kd_det"):
+        DistillTrainer.build_train_loader(cfg)
+    assert f"the teacher does not know {names[0]}, {names[1]}, {names[2]}, {names[3]}, {names[5]}," in caplog.text
+
+
 @pytest.mark.parametrize(
     ("images", "processes", "fraction", "expected"),
     [(16, 1, 0.5, (8, 8)), (16, 8, 0.5, (1, 1)), (16, 4, 0.3, (3, 1)), (6, 2, 0.67, (1, 2))],

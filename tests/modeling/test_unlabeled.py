@@ -202,7 +202,8 @@ def test_what_is_logged_of_them_is_logged_apart(folder, storage):
     loss_gradients(model, [*labeled, *boxes_alone(unlabeled)])
     logged, pictures = dict(storage.latest()), [name for name, _, _ in storage._vis_data]
     ours = {name for name in logged if not name.startswith("unlabeled/")}
-    assert {f"unlabeled/{name}" for name in ours} == logged.keys() - ours
+    assert {f"unlabeled/{name}" for name in [*ours, "boxes_per_image"]} == logged.keys() - ours
+    assert logged["unlabeled/boxes_per_image"][0] == 1
     assert {"roi_head/num_fg_samples", "stage2/fast_rcnn/cls_accuracy", "rpn/num_pos_anchors"} <= ours
     assert len(pictures) == 4 and {f"unlabeled/{name}" for name in pictures[:2]} == {*pictures[2:]}
     storage.clear_images()
