@@ -82,7 +82,7 @@ def register_coco_json(entries: Iterable[Any]) -> None:
         where = f"{KEY} {name!r}"
         content = None if json_file is None else read_coco_json(json_file, where, images_alone=True)
         if not os.path.isdir(folder):
-            raise SetupError(f"{where}: there is no image folder {folder!r}. Give the folder of the JSON's images.")
+            raise SetupError(f"{where}: there is no image folder {folder!r}. Give the folder of the set's images.")
         if content is not None and "annotations" in content:
             register_coco_instances(name, _metadata(content["categories"], where), json_file, folder)
         else:

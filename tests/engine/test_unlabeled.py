@@ -42,7 +42,7 @@ def both(stage, tmp_path_factory):
         [f"stage_{split}", str(annotation_file(stage.folder / "data", f"{split}2017")),
          str(stage.folder / "data" / "coco" / f"{split}2017")] for split in ("train", "val")
     ]  # fmt: skip
-    sets.append(["photos", f"{folder / 'photos'}/"])
+    sets.append(["stage_photos", f"{folder / 'photos'}/"])
     use_datasets(load_config("", ["DATASETS.COCO_JSON", sets]))
     records = {name: DatasetCatalog.get(name) for name, *_ in sets}
     names = [thing["name"] for thing in THINGS]
@@ -55,13 +55,13 @@ def metrics(folder) -> list[dict]:
 
 def test_it_trains_and_resumes_from_stored_knowledge(train, both, tmp_path):
     folder, sets = both
-    photos = f"--dataset=photos={sets[2][1]}"
+    photos = f"--dataset=stage_photos={sets[2][1]}"
     stored = ["KD.TEACHER.STORED", folder, *NO_TEACHER, "KD.TERMS", "('dkd',)"]
-    stored += ["DATASETS.UNLABELED", "('photos','stage_val')", "VIS_PERIOD", 1]
+    stored += ["DATASETS.UNLABELED", "('stage_photos','stage_val')", "VIS_PERIOD", 1]
     ended = train(photos, "SOLVER.MAX_ITER", 2, *stored)
     assert ended.code == 0, ended.error
     assert "Each process has 1 labelled and 1 unlabelled images in a batch" in ended.log
-    assert "DATASETS.UNLABELED 'photos': 3 images" in ended.log
+    assert "DATASETS.UNLABELED 'stage_photos': 3 images" in ended.log
     assert "images of 'stage_val' have annotations, which are ignored" in ended.log
     ended = train(
         photos, "--resume", "SOLVER.MAX_ITER", 3, *stored, "KD.UNLABELED.THRESHOLD", 0.5,
@@ -91,7 +91,7 @@ def test_the_live_teachers_detections_suffice(train, tmp_path, terms):
 def test_the_loader_mixes_the_sets_and_gives_pseudo_labels(both, workers):
     folder, _ = both
     settings = [
-        "DATASETS.TRAIN", ("stage_train",), "DATASETS.UNLABELED", ("photos",), "KD.TEACHER.STORED", folder,
+        "DATASETS.TRAIN", ("stage_train",), "DATASETS.UNLABELED", ("stage_photos",), "KD.TEACHER.STORED", folder,
         "SOLVER.IMS_PER_BATCH", 5, "KD.UNLABELED.BATCH_FRACTION", 0.4, "DATALOADER.NUM_WORKERS", workers,
         "INPUT.MIN_SIZE_TRAIN", (0,), "INPUT.RANDOM_FLIP", "none",
     ]  # fmt: skip
