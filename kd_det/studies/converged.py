@@ -133,7 +133,8 @@ class ConvergedStudy:
         if search_only:
             return found
         rows, teacher_ap, ratio = work.compare(teacher.best[0], student.iterations)
-        content: dict[str, Any] = {"kind": KIND, "source": "ours", "scenes": self.scenes, "train_images": self.train_images}
+        content: dict[str, Any] = {"kind": KIND, "source": "ours", "scenes": self.scenes}
+        content["train_images"] = self.train_images
         content |= {"student_opts": self.opts_of(STUDENT), "teacher_opts": self.teacher_opts, "search": found}
         content |= {"gain": self.gain, "search_seeds": self.search_seeds, "teacher_AP": teacher_ap, "time_ratio": ratio}
         content |= {"rows": rows, "seeds": list(seeds_of(self.seeds)), "hardware": runs.hardware}
