@@ -36,6 +36,7 @@ SMALL_STUDENT = (
     "32", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "64",
 )  # fmt: skip
 PARTS = 4  # evaluations of a run
+LEAST = 80  # iterations: metrics.json is written every 20, and keeps one evaluation each time
 MARKS = {"AP_quarter": 1, "AP_half": 2, "AP": 4}
 
 
@@ -124,7 +125,7 @@ class ConvergedStudy:
         found["teacher_iterations"] = teacher.best[0]
         found["gap"] = teacher.best[1] - student.best[1]
         print(f"search: {found}", flush=True)
-        if found["gap"] < self.gap:
+        if not found["gap"] >= self.gap:  # nan neither
             raise SetupError(
                 f"--gap {self.gap:g}: on the tuning scenes the teacher is {found['gap']:.1f} AP above the student "
                 "alone. Make the student smaller (--student-opts), the teacher larger (--teacher-opts) or the scenes "
@@ -156,7 +157,7 @@ class ConvergedStudy:
         one_of("--scenes", self.scenes, SCENES)
         for option, count, least in (
             ("--seeds", self.seeds, 1), ("--search-seeds", self.search_seeds, 1), ("--jobs", self.jobs, 1),
-            ("--train-images", self.train_images, 16), ("--first", self.first, PARTS),
+            ("--train-images", self.train_images, 16), ("--first", self.first, LEAST),
         ):  # fmt: skip
             whole_number(option, count, least)
         whole_number("--most", self.most, 2 * self.first)
@@ -282,8 +283,9 @@ def curve(folder: Path) -> dict[str, Any]:
     key = "scenes_val/bbox/AP"
     evaluations = [entry for entry in metrics if key in entry]
     last = evaluations[-1]
+    period = last["iteration"] // PARTS
     # The last evaluation is logged at the number of iterations, the others one before theirs.
-    by_part = {round(PARTS * entry["iteration"] / last["iteration"]): entry[key] for entry in evaluations}
+    by_part = {min(PARTS, (entry["iteration"] + 1) // period): entry[key] for entry in evaluations}
     aps = {name: by_part[part] for name, part in MARKS.items()}
     return {**aps, "AP_tune": last["scenes_tune/bbox/AP"], **cost(metrics)}
 

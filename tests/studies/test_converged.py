@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from detectron2.engine import hooks
 from detectron2.modeling import build_backbone
 
 from kd_det import cli
@@ -13,12 +15,15 @@ from kd_det.common.errors import SetupError
 from kd_det.config import load_config
 from kd_det.studies import converged, digits_runs
 from kd_det.studies.converged import until_settled
+from kd_det.studies.digits_runs import Runs, config_of
 from kd_det.studies.scenes import Part
+from kd_det.studies.study_tables import read_results, render
+from tests.tools.commands import run_here
 
 PARTS = [Part(name, Path(f"{name}.json"), Path("images")) for name in ("scenes_train", "scenes_val", "scenes_tune")]
 # AP on the tuning scenes, by iterations.
-TEACHER = {40: 60.0, 80: 70.0, 160: 70.5}
-STUDENT = {40: 55.0, 80: 62.0, 160: 62.4}
+TEACHER = {80: 60.0, 160: 70.0, 320: 70.5}
+STUDENT = {80: 55.0, 160: 62.0, 320: 62.4}
 
 
 def test_a_schedule_is_doubled_until_that_gains_little():
@@ -57,7 +62,7 @@ def study(tmp_path, monkeypatch):
             return collect()
 
         monkeypatch.setattr(digits_runs, "run_step", pretend)
-        cli.main(["study", "converged", "--first", "40", "--most", "160", *arguments])
+        cli.main(["study", "converged", "--first", "80", "--most", "320", *arguments])
         return trained, verbs
 
     return run
@@ -78,37 +83,37 @@ def entries(folder, cfg):
 def test_the_search_is_followed_by_all_arms_on_the_schedule_that_it_found(study):
     trained, verbs = study("--seeds", "3", "--search-seeds", "2")
     methods = ("kd", "dkd", "reviewkd", "dkd_reviewkd", "stored_dkd")
-    arms = {f"{arm}_80/seed{seed}" for arm in ("student", *methods) for seed in (1, 2, 3)}
+    arms = {f"{arm}_160/seed{seed}" for arm in ("student", *methods) for seed in (1, 2, 3)}
     searched = {f"teacher_{length}/seed1" for length in TEACHER}
     searched |= {f"student_{length}/seed{seed}" for length in STUDENT for seed in (1, 2)}
-    # 0.5 s a step for 0.4 s of the student alone: 100 iterations in the time of 80
-    assert set(trained) == arms | searched | {f"student_100/seed{seed}" for seed in (1, 2, 3)}
+    # 0.5 s a step for 0.4 s of the student alone: 200 iterations in the time of 160
+    assert set(trained) == arms | searched | {f"student_200/seed{seed}" for seed in (1, 2, 3)}
     assert verbs.count("store-teacher") == 1
     for name, cfg in trained.items():
         assert cfg.DATASETS.TRAIN == ("scenes_train",) and cfg.DATASETS.TEST == ("scenes_val", "scenes_tune")
         assert f"_{cfg.SOLVER.MAX_ITER}/seed{cfg.SEED}" in name and 4 * cfg.TEST.EVAL_PERIOD == cfg.SOLVER.MAX_ITER
         assert (cfg.MODEL.FPN.OUT_CHANNELS == 16) == (not name.startswith("teacher"))
     for method in methods:
-        teacher = Path(trained[f"{method}_80/seed2"].KD.TEACHER.WEIGHTS)
-        assert teacher.parts[-3:] == ("teacher_160", "seed1", "model_final.pth")  # the better of the last two
+        teacher = Path(trained[f"{method}_160/seed2"].KD.TEACHER.WEIGHTS)
+        assert teacher.parts[-3:] == ("teacher_320", "seed1", "model_final.pth")  # the better of the last two
 
     content = json.loads(Path("results/digits_det_converged.json").read_text())
-    assert content["search"]["student"] == [[40, 55.0], [80, 62.0], [160, 62.4]] and content["time_ratio"] == 1.25
+    assert content["search"]["student"] == [[80, 55.0], [160, 62.0], [320, 62.4]] and content["time_ratio"] == 1.25
     assert [row["arm"] for row in content["rows"]] == ["student", "student_longer", *methods]
     assert content["rows"][0]["AP_quarter"] == [11, 12, 13] and content["rows"][0]["AP"] == [41, 42, 43]
-    assert content["rows"][3]["AP_half"] == [26, 27, 28] and content["rows"][1]["iterations"] == 100
-    assert content["seeds"] == [1, 2, 3] and content["command"].startswith("kd-det study converged --first 40")
+    assert content["rows"][3]["AP_half"] == [26, 27, 28] and content["rows"][1]["iterations"] == 200
+    assert content["seeds"] == [1, 2, 3] and content["command"].startswith("kd-det study converged --first 80")
 
 
 def test_overrides_reach_the_network_that_they_are_for(study):
     opts = ["--student-opts", "MODEL.FPN.OUT_CHANNELS", "8", "--teacher-opts", "MODEL.RESNETS.DEPTH", "34"]
     trained, _ = study("--seeds", "1", "--search-seeds", "1", "--methods", "dkd", "--also", "nkd+pkd", *opts)
-    assert trained["teacher_80/seed1"].MODEL.RESNETS.DEPTH == 34
-    for name in ("student_80/seed1", "dkd_80/seed1", "nkd+pkd_80/seed1"):
+    assert trained["teacher_160/seed1"].MODEL.RESNETS.DEPTH == 34
+    for name in ("student_160/seed1", "dkd_160/seed1", "nkd+pkd_160/seed1"):
         cfg = trained[name]
         assert cfg.MODEL.FPN.OUT_CHANNELS == 8 and cfg.MODEL.RESNETS.DEPTH == 50
         assert list(cfg.KD.TEACHER.OPTS) == ([] if name.startswith("student") else opts[4:])
-    assert trained["nkd+pkd_80/seed1"].KD.TERMS == ("nkd", "pkd")
+    assert trained["nkd+pkd_160/seed1"].KD.TERMS == ("nkd", "pkd")
 
 
 def test_the_measured_ratio_is_kept_when_seeds_are_added(study):
@@ -116,9 +121,9 @@ def test_the_measured_ratio_is_kept_when_seeds_are_added(study):
     path = Path("output/study_converged/time_ratio.json")
     path.write_text(path.read_text().replace("1.25", "1.5"))
     trained, _ = study("--seeds", "2", "--search-seeds", "1", "--methods", "dkd")
-    assert "student_120/seed2" in trained
+    assert "student_240/seed2" in trained
     trained, _ = study("--seeds", "2", "--search-seeds", "1", "--methods", "dkd", "kd")  # a method may be slower
-    assert "student_100/seed2" in trained
+    assert "student_200/seed2" in trained
 
 
 def test_search_only_compares_nothing(study, capsys):
@@ -131,11 +136,12 @@ def test_search_only_compares_nothing(study, capsys):
     ("arguments", "message"),
     [
         (["--gap", "9"], "--gap 9: on the tuning scenes the teacher is 8.1 AP above the student alone. Make"),
-        (["--gain", "0.1"], "--most 160: the teacher still gains 0.1 AP or more (60.0 after 40, 70.0 after 80, 70.5"),
+        (["--gain", "0.1"], "--most 320: the teacher still gains 0.1 AP or more (60.0 after 80, 70.0 after 160, 70.5"),
         (["--methods", "dkdd"], "--methods: there is no 'dkdd'. Did you mean 'dkd'?"),
         (["--scenes", "hardest"], "--scenes is 'hardest'; it must be one of usual, hard. Did you mean 'hard'?"),
         (["--seeds", "0"], "--seeds is 0; it must be a whole number, 1 or more"),
-        (["--most", "50"], "--most is 50; it must be a whole number, 80 or more"),
+        (["--first", "40"], "--first is 40; it must be a whole number, 80 or more"),
+        (["--most", "50"], "--most is 50; it must be a whole number, 160 or more"),
         (["--student-opts", "MODEL.RESNETS.DEPHT", "18"], "MODEL.RESNETS.DEPTH"),
     ],
 )
@@ -150,3 +156,37 @@ def test_the_small_student_can_be_built():
     cfg = load_config("digits_det/student.yaml", converged.SMALL_STUDENT, device="cpu")
     shapes = build_backbone(cfg).output_shape()
     assert {shape.channels for shape in shapes.values()} == {16}
+
+
+def test_real_runs_end_in_the_model_zoo(tmp_path, monkeypatch):
+    """The study's own commands, in this process: few scenes, schedules of 4 and 8 iterations, no warm-up."""
+
+    def here(line, threads, progress):
+        ended = run_here(*line[3:])
+        assert ended.returncode == 0, ended.stderr[-2000:]
+
+    def random_backbone(self, network, iterations, overrides=()):
+        path = self.output_dir / f"{network}.pth"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        backbone = build_backbone(load_config(config_of(network), overrides, device="cpu"))
+        torch.save({"model": {f"backbone.{name}": value for name, value in backbone.state_dict().items()}}, path)
+        return path
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    monkeypatch.setattr("kd_det.studies.scenes.VAL_IMAGES", 3)
+    monkeypatch.setattr(converged, "LEAST", 4)
+    writer = hooks.PeriodicWriter
+    monkeypatch.setattr(hooks, "PeriodicWriter", lambda writers, period: writer(writers, 1))
+    monkeypatch.setattr("kd_det.common.run_steps.stream", here)
+    monkeypatch.setattr(digits_runs, "run_side_by_side", lambda runs, run, jobs: [run(each) for each in runs])
+    monkeypatch.setattr(Runs, "warm_up", random_backbone)
+    small = ["SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"]
+    arguments = ["--seeds", "1", "--search-seeds", "1", "--first", "4", "--most", "8", "--gain", "100", "--gap", "0"]
+    arguments += ["--train-images", "16", "--methods", "dkd", "stored_dkd", "--device", "cpu"]
+    cli.main(["study", "converged", *arguments, "--student-opts", *small, "--teacher-opts", *small])
+    (content,) = read_results(tmp_path / "results")
+    arms = ["student", "student_longer", "dkd", "stored_dkd"]
+    assert [row["arm"] for row in content["rows"]] == arms
+    assert all(0 <= row[mark][0] <= 100 for row in content["rows"] for mark in converged.MARKS)
+    assert "student + stored DKD" in render([content])
