@@ -7,7 +7,7 @@ have the reported scenes. See ``kd_det.studies.scenes``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -134,12 +134,11 @@ class ConvergedStudy:
         if search_only:
             return found
         rows, teacher_ap, ratio = work.compare(teacher.best[0], student.iterations)
-        content: dict[str, Any] = {"kind": KIND, "source": "ours", "scenes": self.scenes}
-        content["train_images"] = self.train_images
-        content |= {"student_opts": self.opts_of(STUDENT), "teacher_opts": self.teacher_opts, "search": found}
+        content: dict[str, Any] = {"kind": KIND, "source": "ours", "scenes": self.scenes, "search": found}
+        content |= {"student_opts": self.opts_of(STUDENT), "teacher_opts": self.teacher_opts}
         content |= {"gain": self.gain, "search_seeds": self.search_seeds, "teacher_AP": teacher_ap, "time_ratio": ratio}
-        content |= {"rows": rows, "seeds": list(seeds_of(self.seeds)), "hardware": runs.hardware}
-        content |= {"versions": environment.versions(), "command": command}
+        content |= {"train_images": self.train_images, "rows": rows, "seeds": list(seeds_of(self.seeds))}
+        content |= {"hardware": runs.hardware, "versions": environment.versions(), "command": command}
         self.results.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.results, content)
         return content
@@ -190,7 +189,8 @@ class _Work:
         seeds = [TEACHER_SEED] if network == TEACHER else seeds_of(study.search_seeds)
 
         def tuning_ap(iterations: int) -> float:
-            outcomes = self._train_all([self._plain(network, seed, iterations) for seed in seeds])
+            trainings = [self._plain(network, seed, iterations) for seed in seeds]
+            outcomes = self._train_all(trainings) if network == STUDENT else [self.runs.train(trainings[0], curve)]
             return fmean(outcome["AP_tune"] for outcome in outcomes)
 
         first = PARTS * ceil(study.first / PARTS)
@@ -200,7 +200,7 @@ class _Work:
         """The rows of all arms, the teacher's AP on the reported scenes, and the time ratio of ``LONGER``."""
         study, seeds = self.study, seeds_of(self.study.seeds)
         of_teacher = self._plain(TEACHER, TEACHER_SEED, teacher_iterations)
-        (teacher,) = self._train_all([of_teacher])
+        teacher = self.runs.train(of_teacher, curve)
         weights = self.runs.output_dir / of_teacher.folder / WEIGHTS
         stored = any(recipe_of(method).stored for method in study.methods)
         knowledge = self.runs.store(weights, (*self.scenes, *study.distilled_opts)) if stored else None
@@ -294,8 +294,7 @@ def _folder(arm: str, seed: int, iterations: int) -> str:
     return f"{arm}_{iterations}/seed{seed}"
 
 
-def _row(arm: str, title: str, iterations: int, results: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    results = list(results)
+def _row(arm: str, title: str, iterations: int, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     kept = (*MARKS, "AP_tune", "seconds_per_iteration", "memory_mib")
     lists = {key: [run[key] for run in results] for key in kept}
     return {"arm": arm, "title": title, "iterations": iterations, **lists}

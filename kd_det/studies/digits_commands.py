@@ -15,6 +15,7 @@ import torch
 
 from kd_det.common.command_line import command_parser
 from kd_det.common.errors import one_line_errors
+from kd_det.common.processes import forwarding_sigterm
 from kd_det.studies.commands import GO_ON
 
 
@@ -120,7 +121,8 @@ def _run(
     args = parser.parse_args(arguments)
     with one_line_errors():
         try:
-            written = run(args, shlex.join(["kd-det", "study", name, *arguments]))
+            with forwarding_sigterm():
+                written = run(args, shlex.join(["kd-det", "study", name, *arguments]))
         except RuntimeError as error:
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:

@@ -90,8 +90,8 @@ class FewLabelsStudy:
             TEACHER: runs.warm_up(TEACHER, lengths.teacher_warm_up),
             STUDENT: runs.warm_up(STUDENT, lengths.student_warm_up),
         }
-        folder, data = f"{TEACHER}_{self.teacher_labels}/seed{TEACHER_SEED}", on_few * (self.teacher_labels == FEW)
-        overrides = (*data, *lengths.overrides(lengths.teacher))
+        folder = f"{TEACHER}_{self.teacher_labels}/seed{TEACHER_SEED}"
+        overrides = (*(on_few if self.teacher_labels == FEW else ()), *lengths.overrides(lengths.teacher))
         of_teacher = Training(folder, TEACHER_SEED, config_of(TEACHER), overrides, {"MODEL.WEIGHTS": starts[TEACHER]})
         teacher = runs.train(of_teacher, last_result)
         weights = self.output_dir / folder / WEIGHTS

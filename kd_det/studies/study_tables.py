@@ -83,8 +83,9 @@ def _settings(content: dict[str, Any]) -> str:
     )
     return (
         f"{content['train_images']:,} scenes for training. Schedules were doubled until that gained less than "
-        f"{content['gain']:g} AP on tuning scenes that are not reported: the teacher has {teacher} iterations, the "
-        f"student alone {student}. Student: `{' '.join(content['student_opts'])}`; teacher: "
+        f"{content['gain']:g} AP on tuning scenes that are not reported: the teacher has AP {teacher} iterations, the "
+        f"student alone {student}; the teacher is {search['gap']:.1f} AP above there. Student: "
+        f"`{' '.join(content['student_opts'])}`; teacher: "
         f"`{' '.join(content['teacher_opts']) or 'digits_det/teacher.yaml'}`."
     )
 
