@@ -128,9 +128,10 @@ def _few_labels(content: dict[str, Any]) -> str:
     taught = "all labels" if content["teacher_labels"] == ALL else "the few labels"
     return "\n".join(
         [
-            "### Digits scenes with few labels", "", markdown(cells, headers, text_columns=1), "",
+            f"### Digits scenes with few labels, teacher on {taught}, {content['schedule']}", "",
+            markdown(cells, headers, text_columns=1), "",
             f"Few labels: {labels} images, the same in all runs. The teacher (AP {content['teacher_AP']:.1f}) was "
-            f"trained on {taught}. Schedule {content['schedule']}. {INTERVALS}", "", _provenance(content),
+            f"trained on {taught}. {INTERVALS}", "", _provenance(content),
         ]
     )  # fmt: skip
 
