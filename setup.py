@@ -82,6 +82,7 @@ setup(
         "opencv-python-headless",
         "matplotlib",
         "scikit-learn",
+        "scipy",
         "tensorboard",
         "timm>=1.0.12",
         "safetensors>=0.5",

@@ -36,7 +36,7 @@ VERBS = {
     "list": Verb("kd_det.cli:show", "list methods, teachers of the model zoo and shipped configurations"),
     "demo": Verb("kd_det.studies.commands:demo", "train a teacher and its students on digits scenes, in minutes"),
     "bench": Verb("kd_det.cli:bench", "time losses, a training step or classification"),
-    "study": Verb("kd_det.cli:study", "run a paper's table over seeds"),
+    "study": Verb("kd_det.cli:study", "run a table over seeds: a paper's, or one of the digits scenes"),
 }
 BENCHMARKS = {
     "losses": Verb("kd_det.studies.loss_speed:main", "the logit losses against their plain formulas"),
@@ -46,6 +46,8 @@ BENCHMARKS = {
 
 STUDIES = {
     "coco": Verb("kd_det.studies.commands:study_coco", "the COCO table of Zhao et al. 2022, with every method"),
+    "converged": Verb("kd_det.studies.digits_commands:study_converged", "digits scenes: what is left at convergence"),
+    "labels": Verb("kd_det.studies.digits_commands:study_labels", "digits scenes: few labels, a teacher's knowledge"),
 }
 
 
@@ -69,7 +71,7 @@ def bench(arguments: Sequence[str] | None = None) -> None:
 
 
 def study(arguments: Sequence[str] | None = None) -> None:
-    """``kd-det study {coco} ...``."""
+    """``kd-det study {coco,converged,labels} ...``."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _dispatch("kd-det study", STUDIES, arguments, "Example:\n  kd-det study coco --seeds 3 --num-gpus 8")
 

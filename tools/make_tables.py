@@ -12,6 +12,7 @@ from pathlib import Path
 from classification.studies import model_zoo as classification
 from kd_det.common.errors import SetupError
 from kd_det.studies import model_zoo as detection
+from kd_det.studies import study_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is out of date")
     args = parser.parse_args()
     try:
-        parts = [part.render(part.read_results(args.results)) for part in (detection, classification)]
+        parts = [part.render(part.read_results(args.results)) for part in (detection, study_tables, classification)]
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-PROGRESS = (" iter: ", "Inference done", "copypaste: ", "warm-up ", "Resum")
+PROGRESS = (" iter: ", "Inference done", "copypaste: ", "warm-up ", "s an image", "Resum")
 KEPT_LINES = 40
 PEAK = "peak_memory_mib"
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,59 @@ def summary(values: Sequence[float], decimals: int = 1) -> str:
 def gain(values: Sequence[float], baseline: Sequence[float], decimals: int = 1) -> str:
     """The difference of the means, with its sign."""
     return f"{statistics.fmean(values) - statistics.fmean(baseline):+.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference with its 95 % confidence interval.
+
+    Attributes:
+        mean: of the paired differences.
+        half_width: half the interval's length; None: one pair has no interval.
+    """
+
+    mean: float
+    half_width: float | None
+
+    def __str__(self) -> str:
+        if self.half_width is None:
+            return f"{self.mean:+.1f}"
+        return f"{self.mean:+.1f} [{self.mean - self.half_width:+.1f}, {self.mean + self.half_width:+.1f}]"
+
+    @property
+    def is_above(self) -> bool:
+        """Whether the whole interval is above 0."""
+        return self.half_width is not None and self.mean > self.half_width
+
+    @property
+    def is_below(self) -> bool:
+        """Whether the whole interval is below 0."""
+        return self.half_width is not None and -self.mean > self.half_width
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether 0 is outside the interval."""
+        return self.is_above or self.is_below
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
+    """The mean of ``values - baseline``, with a 95 % interval of Student's t distribution.
+
+    Args:
+        values: one for each seed.
+        baseline: of the same seeds, in the same order.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    from scipy.stats import t
+
+    differences = [value - other for value, other in zip(values, baseline, strict=True)]
+    mean, count = statistics.fmean(differences), len(differences)
+    if count < 2:
+        return Difference(mean, None)
+    quantile = float(t.ppf(0.975, count - 1))
+    return Difference(mean, quantile * statistics.stdev(differences) / math.sqrt(count))
 
 
 def markdown(rows: Sequence[Sequence[object]], headers: Sequence[str], *, text_columns: int | None = None) -> str:

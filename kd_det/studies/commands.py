@@ -85,7 +85,7 @@ def demo(arguments: Sequence[str] | None = None) -> None:
 
 def benchmark_digits(arguments: Sequence[str] | None = None) -> None:
     """The benchmark on the digits scenes: every method, several seeds."""
-    from kd_det.studies.methods import METHODS
+    from kd_det.studies.methods import all_methods
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--demo" in arguments:
@@ -98,7 +98,7 @@ def benchmark_digits(arguments: Sequence[str] | None = None) -> None:
         "python tools/run_digits_det.py --seeds 3 --methods dkd reviewkd --schedule long",
     )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each student arm (default 3)")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help=f"default: {' '.join(METHODS)}")
+    parser.add_argument("--methods", nargs="+", default=list(all_methods()), help=f"default: {' '.join(all_methods())}")
     _add_run_options(parser, "output/digits_det/<schedule>")
     _run_benchmark("python tools/run_digits_det.py", parser, arguments)
 
@@ -155,7 +155,8 @@ def _run_benchmark(
     name: str, parser: argparse.ArgumentParser, arguments: Sequence[str] | None, **fixed: object
 ) -> None:
     """Runs the benchmark with the parser's options; ``fixed`` has those that the parser does not offer."""
-    from kd_det.studies.digits_det import Benchmark, arms_of, seeds_of
+    from kd_det.studies.digits_det import Benchmark, arms_of
+    from kd_det.studies.digits_runs import seeds_of
 
     arguments = sys.argv[1:] if arguments is None else arguments
     args = argparse.Namespace(**{**fixed, **vars(parser.parse_args(arguments))})

@@ -7,8 +7,6 @@ command of its own, which trains as ``kd-det train`` does.
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,23 +14,27 @@ from typing import Any
 
 from kd_det.common import environment
 from kd_det.common.errors import SetupError, did_you_mean
-from kd_det.common.files import read_json, write_atomically, write_json
-from kd_det.common.processes import forwarding_sigterm, run_side_by_side, threads_of_each
-from kd_det.common.run_steps import file_digest, run_step
-from kd_det.config import load_config
+from kd_det.common.files import write_atomically, write_json
 from kd_det.data import make_digits_det
-from kd_det.data.digits_scenes import NAME
-from kd_det.studies.methods import METHODS, STUDENT, TEACHER, arm_title, title
-from kd_det.studies.metrics import NOTES, average_precision, cost, metrics_table, read_metrics, weights_mib
+from kd_det.studies.digits_runs import (
+    WEIGHTS,
+    Runs,
+    Training,
+    arguments_of,
+    config_of,
+    datasets_root,
+    last_result,
+    scenes_recipe,
+    training,
+)
+from kd_det.studies.methods import STUDENT, TEACHER, all_methods, arm_title, recipe_of, title
+from kd_det.studies.metrics import NOTES, metrics_table
 from kd_det.studies.pictures import draw_pictures
 
-CONFIGS = "digits_det"  # the folder of the shipped configurations
 NETWORKS = {TEACHER: "R18-FPN-64", STUDENT: "quarter-width R50-FPN-32"}
 MEASURED = ("AP", "best_AP", "memory_mib")
 TIMED = ("seconds_per_iteration",)
 TEACHER_SEED = 1
-WEIGHTS = "model_final.pth"  # Detectron2's name for the last checkpoint
-WARM_UP_LR = {TEACHER: 0.001, STUDENT: 0.003}
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,6 @@ class Benchmark:
     jobs: int = 1
 
     @property
-    def threads(self) -> int | None:
-        """CPU threads of each student's run; None: PyTorch's own choice."""
-        return threads_of_each(self.jobs)
-
-    @property
     def lengths(self) -> Schedule:
         """The schedule with that name."""
         return SCHEDULES[self.schedule]
@@ -105,74 +102,33 @@ class Benchmark:
             CommandError: a step failed.
         """
         make_digits_det(datasets_root())
-        teacher_start = self._warm_up(TEACHER, self.lengths.teacher_warm_up)
-        student_start = self._warm_up(STUDENT, self.lengths.student_warm_up)
-        teacher = self._train(TEACHER, TEACHER_SEED, self.lengths.teacher, {"MODEL.WEIGHTS": teacher_start})
-        teacher_weights = self.folder(TEACHER, TEACHER_SEED) / WEIGHTS
-        self._report({TEACHER: [teacher], **self._train_arms(student_start, teacher_weights)}, command)
+        runs = Runs(self.output_dir, self.device, self.jobs, scenes_recipe(datasets_root()))
+        lengths = self.lengths
+        teacher_start = runs.warm_up(TEACHER, lengths.teacher_warm_up)
+        student_start = runs.warm_up(STUDENT, lengths.student_warm_up)
+        schedule = tuple(lengths.overrides(lengths.teacher))
+        inputs = {"MODEL.WEIGHTS": teacher_start}
+        folder = self._folder(TEACHER, TEACHER_SEED)
+        of_teacher = Training(folder, TEACHER_SEED, config_of(TEACHER), schedule, inputs)
+        teacher = runs.train(of_teacher, last_result)
+        weights = self.output_dir / folder / WEIGHTS
+        stored = any(recipe_of(arm).stored for arm in self.arms if arm != STUDENT)
+        knowledge = runs.store(weights) if stored else None
+        chosen = [(arm, seed) for arm in self.arms for seed in self.seeds]
+        schedule = tuple(lengths.overrides(lengths.student))
+        trainings = [
+            training(arm, seed, self._folder(arm, seed), schedule, student_start, weights, knowledge)
+            for arm, seed in chosen
+        ]
+        outcomes = dict(zip(chosen, runs.train_all(trainings, last_result), strict=True))
+        of_arms = {arm_title(arm): [outcomes[arm, seed] for seed in self.seeds] for arm in self.arms}
+        self._report({TEACHER: [teacher], **of_arms}, runs, command)
 
-    def _train_arms(self, start: Path, teacher_weights: Path) -> dict[str, list[dict[str, Any]]]:
-        runs = [(arm, seed) for arm in self.arms for seed in self.seeds]
+    def _folder(self, arm: str, seed: int) -> str:
+        return f"{arm}/seed{seed}"
 
-        def train(run: tuple[str, int]) -> dict[str, Any]:
-            arm, seed = run
-            weights = {"MODEL.WEIGHTS": start}
-            if arm != STUDENT:
-                weights["KD.TEACHER.WEIGHTS"] = teacher_weights
-            return self._train(arm, seed, self.lengths.student, weights, self.threads)
-
-        with forwarding_sigterm():
-            outcomes = dict(zip(runs, run_side_by_side(runs, train, self.jobs), strict=True))
-        return {arm_title(arm): [outcomes[arm, seed] for seed in self.seeds] for arm in self.arms}
-
-    def folder(self, step: str, seed: int) -> Path:
-        """The folder of an arm's run."""
-        return self.output_dir / step / f"seed{seed}"
-
-    def _warm_up(self, network: str, iterations: int) -> Path:
-        folder = self.output_dir / f"{network}_warm_up"
-        config, output = config_of(network), folder / "backbone.pth"
-        options = ["--iterations", str(iterations), "--max-lr", str(WARM_UP_LR[network])]
-        command = [sys.executable, "-m", "kd_det.studies.warm_up", "--config-file", config]
-        command += ["--output", str(output), *options, "MODEL.DEVICE", self.device]
-        cfg = load_config(config, ["MODEL.DEVICE", self.device])
-        recipe = {"options": options, "config": cfg.dump(), "versions": environment.versions()}
-        run_step(folder, recipe, output.name, lambda resume: command, dict)
-        return output
-
-    def _train(
-        self, arm: str, seed: int, iterations: int, weights: dict[str, Path], threads: int | None = None
-    ) -> dict[str, Any]:
-        folder = self.folder(arm, seed)
-        config = config_of(arm)
-        overrides = ["OUTPUT_DIR", str(folder), "SEED", str(seed), "MODEL.DEVICE", self.device]
-        overrides += self.lengths.overrides(iterations)
-        for key, path in weights.items():
-            overrides += [key, str(path)]
-        recipe = {
-            "config": load_config(config, overrides).dump(),
-            "inputs": {key: file_digest(path) for key, path in weights.items()},
-            "data": read_json(Path(datasets_root()) / NAME / "manifest.json")["recipe"],
-            "versions": environment.versions(),
-        }
-        if arm not in (TEACHER, STUDENT):
-            recipe["teacher"] = load_config(config_of(TEACHER)).dump()
-
-        def command(resume: bool) -> list[str]:
-            flags = ["--resume"] if resume else []
-            return [sys.executable, "-m", "kd_det", "train", "--config-file", config, *flags, *overrides]
-
-        def collect() -> dict[str, Any]:
-            metrics = read_metrics(folder / "metrics.json")
-            size = {"weights_mib": weights_mib(folder / WEIGHTS)}
-            return {**average_precision(metrics), **cost(metrics), **size, "seed": seed}
-
-        return run_step(folder, recipe, WEIGHTS, command, collect, threads)
-
-    def _report(self, results: dict[str, list[dict[str, Any]]], command: str) -> None:
-        hardware = environment.hardware(self.device) | {"runs_at_a_time": self.jobs}
-        if self.threads:
-            hardware["torch_threads"] = self.threads
+    def _report(self, results: dict[str, list[dict[str, Any]]], runs: Runs, command: str) -> None:
+        hardware = runs.hardware
         lengths, versions = asdict(self.lengths), environment.versions()
         seeds = f"seeds {list(self.seeds)}; all use one teacher (seed {TEACHER_SEED}) and one warm-up of each backbone."
         parts = [
@@ -195,11 +151,11 @@ class Benchmark:
     def _draw(self, results: dict[str, list[dict[str, Any]]]) -> None:
         seeds = dict.fromkeys(self.arms, self.seeds[0]) | {TEACHER: TEACHER_SEED}
         arms = (TEACHER, *self.arms)
-        runs = {arm_title(arm): self.folder(arm, seeds[arm]) for arm in arms}
+        runs = {arm_title(arm): self.output_dir / self._folder(arm, seeds[arm]) for arm in arms}
         # A row of detections is readable only with few columns, so one method represents all.
         methods = [arm for arm in self.arms if arm != STUDENT]
         shown = [TEACHER, STUDENT, *(["dkd"] if "dkd" in methods else methods[:1])]
-        models = {arm_title(arm): (config_of(arm), self.folder(arm, seeds[arm])) for arm in arms if arm in shown}
+        models = {arm_title(arm): (config_of(arm), runs[arm_title(arm)]) for arm in arms if arm in shown}
         for path in draw_pictures(self.output_dir, results, runs, models, self.device):
             print(f"wrote {path}", flush=True)
 
@@ -209,7 +165,7 @@ class Benchmark:
         alone, teacher = ([run["AP"] for run in results[arm_title(arm)]] for arm in (STUDENT, TEACHER))
         return [
             {
-                **NETWORKS, "method": title(arm), "config": config_of(arm),
+                **NETWORKS, "method": title(arm), "config": arguments_of(arm, self.output_dir / "knowledge"),
                 "teacher_AP": teacher, "student_AP": alone, "seeds": list(self.seeds),
                 **{key: [run[key] for run in results[arm_title(arm)]] for key in measured},
             }
@@ -217,35 +173,14 @@ class Benchmark:
         ]  # fmt: skip
 
 
-def config_of(arm: str) -> str:
-    """The name of an arm's shipped configuration."""
-    return f"{CONFIGS}/{arm}.yaml"
-
-
-def datasets_root() -> str:
-    """The folder in which Detectron2 looks for data sets."""
-    return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
-
-
-def seeds_of(count: int) -> tuple[int, ...]:
-    """The seeds 1 to ``count``.
-
-    Raises:
-        SetupError: the count is below 1.
-    """
-    if count < 1:
-        raise SetupError(f"--seeds is {count}; give 1 or more.")
-    return tuple(range(1, count + 1))
-
-
 def arms_of(methods: Sequence[str]) -> tuple[str, ...]:
     """The arms to train: the student alone, and the student with each method.
 
     Raises:
-        SetupError: a method is not listed in ``METHODS``.
+        SetupError: a method is not listed in ``kd_det.studies.methods``.
     """
+    known = all_methods()
     for name in methods:
-        if name not in METHODS:
-            known = ", ".join(METHODS)
-            raise SetupError(f"--methods: there is no {name!r}.{did_you_mean(name, METHODS)} Known: {known}.")
+        if name not in known:
+            raise SetupError(f"--methods: there is no {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
     return (STUDENT, *dict.fromkeys(methods))

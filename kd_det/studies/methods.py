@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from kd_det.common.figures import colours
 
@@ -18,6 +19,32 @@ METHODS = {
     "reviewkd": ("reviewkd",),
     "dkd_reviewkd": ("dkd", "reviewkd"),
 }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method trains on the digits scenes.
+
+    Attributes:
+        config: its shipped configuration, the name of a file in configs/digits_det without its suffix.
+        terms: ``KD.TERMS``.
+        overrides: KEY, VALUE, ... that it needs.
+        stored: whether it trains from the teacher's stored knowledge.
+    """
+
+    config: str
+    terms: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    stored: bool = False
+
+
+# Methods that are another method's file with overrides.
+VARIANTS = {
+    "stored_kd": Recipe("kd", ("kd",), stored=True),
+    "stored_dkd": Recipe("dkd", ("dkd",), stored=True),
+    "teacher_boxes": Recipe("dkd", (), ("KD.TERMS", "()"), stored=True),
+    "live_dkd_teacher_boxes": Recipe("dkd", ("dkd",), ("KD.TEACHER.PROPOSALS", "True")),
+}
 # A method that is not listed here is shown by its name.
 TITLES = {
     "kd": "KD",
@@ -29,9 +56,26 @@ TITLES = {
     "pkd": "PKD",
     "reviewkd": "ReviewKD",
     "dkd_reviewkd": "DKD + ReviewKD",
+    "stored_kd": "stored KD",
+    "stored_dkd": "stored DKD",
+    "teacher_boxes": "teacher's boxes",
+    "live_dkd_teacher_boxes": "DKD + teacher's boxes",
 }
 TEACHER, STUDENT = "teacher", "student"
 ALONE = "student alone"
+
+
+def all_methods() -> tuple[str, ...]:
+    """The names of all methods."""
+    return (*METHODS, *VARIANTS)
+
+
+def recipe_of(method: str) -> Recipe:
+    """How a method trains; a name that is not listed is KD terms joined by "+", with their default weights."""
+    if method in METHODS:
+        return Recipe(method, METHODS[method])
+    terms = tuple(method.split("+"))
+    return VARIANTS.get(method) or Recipe("dkd", terms, ("KD.TERMS", str(terms)))
 
 
 def title(method: str) -> str:

@@ -25,6 +25,7 @@ from torch import nn
 from kd_det.common.environment import peak_memory_mib
 from kd_det.config import load_config
 from kd_det.modeling import DistillRCNN
+from kd_det.studies.stored_batch import add_knowledge
 from kd_det.teacher.config import teacher_config
 from kd_det.teacher.frozen import FrozenTeacher
 from kd_det.teacher.precision import teacher_dtype
@@ -38,20 +39,25 @@ class Arm:
         title: in tables.
         overrides: KEY, VALUE, ... of the benchmark's configuration.
         teacher: whether the student has a live teacher.
+        option: the option that adds the arm; "": it is always measured.
     """
 
     title: str
     overrides: tuple[object, ...] = ()
     teacher: bool = True
+    option: str = ""
 
 
 ALONE, AMP = ("KD.TERMS", ()), ("SOLVER.AMP.ENABLED", True)
+STORED = ("KD.TEACHER.STORED", "random")  # not read: the batch has random knowledge
 PLAIN_ARM, DISTILLED_ARM = "plain", "distilled"
 ARMS = {
     PLAIN_ARM: Arm("plain", ALONE, teacher=False),
     DISTILLED_ARM: Arm("distilled"),
-    "plain_amp": Arm("plain, AMP", (*ALONE, *AMP), teacher=False),
-    "distilled_amp": Arm("distilled, AMP", AMP),
+    "plain_amp": Arm("plain, AMP", (*ALONE, *AMP), teacher=False, option="amp"),
+    "distilled_amp": Arm("distilled, AMP", AMP, option="amp"),
+    "stored_dkd": Arm("stored DKD", ("KD.TERMS", ("dkd",), *STORED), teacher=False, option="stored"),
+    "teacher_boxes": Arm("teacher's boxes", (*ALONE, *STORED), teacher=False, option="stored"),
 }
 
 
@@ -93,7 +99,10 @@ class Steps:
             _calm(frozen)
             dtype = teacher_dtype(cfg.KD.TEACHER.DTYPE, torch.device(cfg.MODEL.DEVICE))
             self.model.teacher = FrozenTeacher(frozen, input_format=teacher.INPUT.FORMAT, dtype=dtype)
-        self.batch = [_image(size, cfg.MODEL.ROI_HEADS.NUM_CLASSES) for _ in range(images)]
+        classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        self.batch = [_image(size, classes) for _ in range(images)]
+        if self.model.stored is not None:
+            add_knowledge(self.model, self.batch, classes)
         self.mixed_precision: bool = cfg.SOLVER.AMP.ENABLED
         self.optimizer: torch.optim.Optimizer = sgd(self.model.parameters())
         self.seconds: dict[str, float] = defaultdict(float)

@@ -23,8 +23,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser(
         "kd-det bench step",
         "Times a distilled training step against the plain student's, interleaved in one run, and compares peak memory."
-        "\n--amp: both in mixed precision, too. --all: every method, at 320.",
+        "\n--amp: both in mixed precision, too. --stored: DKD from stored knowledge, the teacher's boxes alone."
+        "\n--all: every method, at 320.",
         "kd-det bench step",
+        "kd-det bench step --stored --teacher-dtype float32",
         "kd-det bench step --teacher-dtype bfloat16 --sizes 320",
         "kd-det bench step --amp --teacher-dtype auto",
         "kd-det bench step --all",
@@ -33,6 +35,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--all", action="store_true", help="every method, each with the least time it could take")
     kinds.add_argument("--amp", action="store_true", help="plain and distilled step in mixed precision, too")
+    kinds.add_argument("--stored", action="store_true", help="steps from stored knowledge, 128 boxes an image, too")
     parser.add_argument("--sizes", type=int, nargs="+", help="image height and width, pixels (320 512; 320 with --all)")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7, help="measured steps of each kind")
@@ -97,7 +100,7 @@ def measure_all(args: argparse.Namespace, dtype: str, size: int) -> dict[str, ob
 
 
 def measure(args: argparse.Namespace, dtype: str, size: int) -> dict[str, object]:
-    arms = {name: arm for name, arm in ARMS.items() if args.amp or not name.endswith("_amp")}
+    arms = {name: arm for name, arm in ARMS.items() if not arm.option or getattr(args, arm.option)}
     times = measure_arms(args.config_file, arms, args.device, dtype, size, args.images, args.rounds)
     again = for_memory(args, dtype, size)
     print(f"\n{size}x{size}, teacher in {dtype}")
