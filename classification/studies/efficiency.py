@@ -32,7 +32,8 @@ def all_arms() -> dict[str, Arm]:
 
     MLKD has its second view. LSKD and DOT, which go with several distillers, are measured with DKD.
     """
-    overrides = {name: ("DISTILLER", name) for name in sorted(DISTILLERS, key=lambda name: (name != "none", name))}
+    names = sorted(DISTILLERS, key=lambda name: (name != "none", name))
+    overrides: dict[str, tuple[str, ...]] = {name: ("DISTILLER", name) for name in names}
     del overrides["sdd"]
     overrides |= {f"sdd_{base}": ("DISTILLER", "sdd", "SDD.BASE", base) for base in SDD_BASES}
     overrides["mlkd"] += ("DATA.STRONG_VIEW", "True")

@@ -7,6 +7,10 @@ import json
 import pytest
 import torch
 
+from classification import trainer
+from classification.config import load_config
+from classification.data import build
+from classification.data.small_images import ImagesInMemory, read_digits
 from classification.models import create_model
 from classification.states import last_state, read_progress
 from tests.classification.conftest import outcome
@@ -35,15 +39,27 @@ def test_a_run_leaves_what_people_and_tables_need(classify, distil, tmp_path):
     assert not (tmp_path / "run" / "model_best.pth").exists()
 
 
-def test_the_best_epochs_student_is_kept_only_if_asked_for(classify, distil, tmp_path):
-    """The learning rate rises so far that the second epoch is worse."""
-    settings = [*distil, "SOLVER.STEPS", "(1,)", "SOLVER.GAMMA", 40.0, "SOLVER.SAVE_BEST", True]
-    assert classify(*settings, "OUTPUT_DIR", "run").returncode == 0
-    _, history, figures = outcome(tmp_path / "run")
-    best = torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)
-    first, second = (record["top1"] for record in history)
-    assert best["top1"] == figures["best_top1"] == first > second and best["epoch"] == 1
-    assert torch.load(tmp_path / "run" / "model.pth", weights_only=True)["epoch"] == 2
+def test_the_best_epochs_student_is_kept_only_if_asked_for(monkeypatch, tmp_path):
+    content = read_digits()
+    few = [ImagesInMemory(split.images[:40], split.labels[:40]) for split in (content.train, content.val)]
+    monkeypatch.setitem(build.IN_MEMORY, "digits", lambda root: content._replace(train=few[0], val=few[1]))
+    accuracies = iter([50.0, 60.0, 60.0, 40.0] * 2)
+    measured = trainer.measure_accuracy
+
+    def measure(*given):
+        return measured(*given) | {"top1": next(accuracies)}
+
+    monkeypatch.setattr(trainer, "measure_accuracy", measure)
+    for kept in (True, False):
+        folder = tmp_path / str(kept)
+        settings = ["DATA.BATCH_SIZE", 20, "SOLVER.EPOCHS", 4, "SOLVER.SAVE_BEST", kept, "OUTPUT_DIR", str(folder)]
+        cfg = load_config(overrides=settings)
+        figures = trainer.Trainer(cfg, trainer.build_accelerator(cfg), resume=False).train()
+        assert (figures["last_top1"], figures["best_top1"]) == (40.0, 60.0)
+        assert (folder / "model_best.pth").exists() == kept
+    files = [torch.load(tmp_path / "True" / name, weights_only=True) for name in ("model_best.pth", "model.pth")]
+    # Of two epochs that are equally good, the first one.
+    assert [(file["epoch"], file["top1"]) for file in files] == [(2, 60.0), (4, 40.0)]
 
 
 def test_what_a_method_adds_is_no_part_of_the_student(classify, distil, tmp_path):
