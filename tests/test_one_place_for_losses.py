@@ -46,6 +46,14 @@ ALLOWED = {
     ("kd_det/studies/loss_speed.py", "masked_dkd", "kl_div"),
     # A backbone warmed up by classifying crops, before there is any teacher.
     ("kd_det/studies/warm_up.py", "warm_up_backbone", "cross_entropy"),
+    # Stored knowledge is log-probabilities: of a teacher's logits, averaged over views and teachers, the rest's mass.
+    ("kd_det/teacher/ensemble.py", "in_student_classes", "log_softmax"),
+    ("kd_det/teacher/ensemble.py", "TeacherEnsemble.look", "logsumexp"),
+    ("kd_det/data/knowledge_format.py", "encoded_logits", "logsumexp"),
+    ("kd_det/studies/stored_batch.py", "stored_instances", "log_softmax"),
+    # The value of import-teacher's option --scores.
+    ("kd_det/data/predictions.py", "", "softmax"),
+    ("kd_det/data/predictions.py", "full_probabilities", "softmax"),
     # Probabilities written on a picture.
     ("kd_det/modeling/drawing.py", "draw_teacher_and_student", "softmax"),
 }
