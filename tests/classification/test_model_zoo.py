@@ -236,8 +236,10 @@ def commands_on_the_page():
 
 
 def method_of(argument):
-    """The method that "methods/kd.yaml" and "methods.yaml:crd" name."""
-    return argument.partition(":")[2] or PurePosixPath(argument).stem
+    """The method that "methods/kd.yaml" and "methods.yaml:crd_kd" name: "kd", "crd+kd"."""
+    if ":" in argument:
+        return method_name(load_config(f"cifar100/{argument}"))
+    return PurePosixPath(argument).stem
 
 
 SECTIONS = "cifar100/methods.yaml"
@@ -250,7 +252,8 @@ def test_every_row_of_the_page_is_the_run_of_its_command():
     built = {shlex.join([*files, *overrides]) for files, overrides in RUNS.values()}
     built |= {row["config"] for published in PAPERS for row in published["rows"]}
     # test_methods_train.py trains these.
-    built |= {f"{SECTIONS}:{name} digits/pairs/resnet20_resnet8.yaml" for name in read_own_content(str(CONFIGS / SECTIONS))}
+    sections = read_own_content(str(CONFIGS / SECTIONS))
+    built |= {f"{SECTIONS}:{name} digits/pairs/resnet20_resnet8.yaml" for name in sections}
     for data, teacher, student, method, given in rows:
         if not given:  # a library's own teacher, which is not trained here
             assert data == "imagenet" and not teacher, student
