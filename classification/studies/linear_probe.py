@@ -36,6 +36,7 @@ from kd_det.common.images import UnreadableImageError
 from kd_det.common.tables import markdown
 
 NAME = "linear_probe"
+LABEL = 48  # characters of a run's name in the figure
 MAX_ITERATIONS = 1000  # of L-BFGS
 # Of SGD: Zhao et al. 2022, section A.7.
 EPOCHS, BATCH_SIZE, LR, MOMENTUM, LR_PERIOD, LR_FACTOR = 40, 128, 0.1, 0.9, 10, 0.1
@@ -187,7 +188,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     for place, row in enumerate(rows):
         heights = [row["domains"][domain]["top1"] for domain in domains]
         left = np.arange(len(domains)) - 0.4 + (place + 0.5) * width
-        bars = axes.bar(left, heights, 0.92 * width, label=row["run"], color=f"C{place}")
+        bars = axes.bar(left, heights, 0.92 * width, label=_shortened(row["run"]), color=f"C{place}")
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
     axes.set_xticks(range(len(domains)), domains)
     axes.set_ylabel("linear probe, top-1 in %")
@@ -195,3 +196,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     tidy(axes)
     figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     return figure
+
+
+def _shortened(name: str) -> str:
+    """A path of a model may be wider than the figure; its end tells most."""
+    return name if len(name) <= LABEL else f"…{name[1 - LABEL :]}"

@@ -33,8 +33,9 @@ DIFFERENT = [
 ]
 CUB = ["res32x4_MobileNetV2", "res32x4_ShuffleV1", "vgg13_MobileNetV2", "vgg13_vgg8", "ResNet50_ShuffleV1"]
 # Those of Wang et al. 2024 that the two papers lack, and WRN teachers of Zhao et al. 2022, all in one file.
+WRN = ["wrn_28_2_wrn_16_2", "wrn_16_4_wrn_16_2", "wrn_28_4_wrn_16_2"]
 MORE = [
-    *("wrn_28_2_wrn_16_2", "wrn_16_4_wrn_16_2", "wrn_28_4_wrn_16_2"),
+    *WRN,
     *("res32x4_wrn_16_2", "res32x4_wrn_40_2", "res32x4_res20", "wrn_40_2_res8x4", "wrn_40_2_res20", "vgg13_res20"),
     *("ResNet50_res20", "res110_res20", "res110_MobileNetV2", "res56_MobileNetV2"),
 ]
@@ -330,7 +331,7 @@ def test_mcld_has_a_cross_entropy_where_the_teacher_is_weak():
 def test_scales_of_sdd():
     for leaf in (leaf for leaf in LEAVES if read(leaf).DISTILLER == "sdd"):
         pair = leaf.split("/")[1].removeprefix(f"sdd_{read(leaf).SDD.BASE}_")
-        coarse = pair in (*SIMILAR, "r34_r18", "resnet20_resnet8") and not leaf.startswith("cub200/")
+        coarse = pair in (*SIMILAR, *WRN, "r34_r18", "resnet20_resnet8") and not leaf.startswith("cub200/")
         assert (pair.endswith("MobileNetV2") and leaf.startswith("cifar")) == read(leaf).SDD.REPEAT, leaf
         assert tuple(read(leaf).SDD.SCALES) == ((1, 2) if coarse else (1, 2, 4)), leaf
         assert read(leaf).SDD.COMPLEMENTARY_WEIGHT == 2.0, leaf

@@ -14,7 +14,9 @@ from classification.composition import method_name
 from classification.config import load_config
 from classification.studies.model_zoo import DATA, read_results, render, shown
 from kd_det.common.command_line import parse_arguments
+from kd_det.common.config_files import CONFIGS
 from kd_det.common.errors import SetupError
+from kd_det.common.yaml_files import read_own_content
 from tests.classification.test_configs import RUNS, UNREVIEWED
 from tests.conftest import ROOT
 
@@ -234,8 +236,13 @@ def commands_on_the_page():
 
 
 def method_of(argument):
-    """The method that "methods/kd.yaml" and "methods.yaml:crd" name."""
-    return argument.partition(":")[2] or PurePosixPath(argument).stem
+    """The method that "methods/kd.yaml" and "methods.yaml:crd_kd" name: "kd", "crd+kd"."""
+    if ":" in argument:
+        return method_name(load_config(f"cifar100/{argument}"))
+    return PurePosixPath(argument).stem
+
+
+SECTIONS = "cifar100/methods.yaml"
 
 
 def test_every_row_of_the_page_is_the_run_of_its_command():
@@ -244,6 +251,9 @@ def test_every_row_of_the_page_is_the_run_of_its_command():
     # test_configs.py and test_paper_rows.py build the networks and the distillers of these.
     built = {shlex.join([*files, *overrides]) for files, overrides in RUNS.values()}
     built |= {row["config"] for published in PAPERS for row in published["rows"]}
+    # test_methods_train.py trains these.
+    sections = read_own_content(str(CONFIGS / SECTIONS))
+    built |= {f"{SECTIONS}:{name} digits/pairs/resnet20_resnet8.yaml" for name in sections}
     for data, teacher, student, method, given in rows:
         if not given:  # a library's own teacher, which is not trained here
             assert data == "imagenet" and not teacher, student
