@@ -125,7 +125,8 @@ def _with_classifier_of(
             f"STUDENT.WEIGHTS {cfg.STUDENT.WEIGHTS!r}: it has a teacher's classifier already. Give a plain student."
         )
     classifier = linear_classifier(cfg.DISTILLER, "TEACHER.NAME", cfg.TEACHER.NAME, teacher.model)
-    out, images = teacher(_noise(data)), _noise(data)
+    images = _noise(data)
+    out = teacher(images)
     with probing(student):
         channels = student(images, return_features=True).map.shape[1]
     reduction = checked(cfg, "SIMKD.REDUCTION")

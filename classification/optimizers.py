@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -45,9 +45,14 @@ class DOT(Optimizer):
         return [p for group in self.param_groups for p in group["params"]]
 
     def add_gradients(self, task: Tensor, distillation: Tensor) -> None:
-        """Adds the gradients of two losses with one graph, which is freed. ``step`` takes their sums."""
+        """Adds the gradients of two losses with one graph, which is freed. ``step`` takes their sums.
+
+        A loss that reaches no parameter, such as that of MCLD without its terms, has no gradients.
+        """
         for name, loss, keeps in (("task", task, True), ("distillation", distillation, False)):
-            new = torch.autograd.grad(loss, self.parameters, retain_graph=keeps, allow_unused=True)
+            new: Sequence[Tensor | None] = [None] * len(self.parameters)
+            if loss.requires_grad:
+                new = torch.autograd.grad(loss, self.parameters, retain_graph=keeps, allow_unused=True)
             old = self._gradients.get(name, [None] * len(new))
             self._gradients[name] = [_sum(a, b) for a, b in zip(old, new, strict=True)]
 

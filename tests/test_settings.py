@@ -45,3 +45,8 @@ def test_floats_may_be_whole_numbers():
     cfg = load_config("")
     cfg.SOLVER.BASE_LR = 1
     check_settings(cfg)
+
+
+def test_a_section_of_a_file_is_for_classification():
+    with pytest.raises(SetupError, match=r"dkd_r101_r18\.yaml:KD': only classification reads sections of files"):
+        load_config("coco/dkd_r101_r18.yaml:KD")

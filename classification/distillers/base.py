@@ -115,25 +115,22 @@ def last_stages(cfg: CfgNode, pair: NetworkPair, key: str) -> int:
     Raises:
         SetupError: a network has fewer, or ``key`` is 0 and the networks have different numbers of stages.
     """
-    ours, theirs = len(pair.student_out.stages), len(pair.teacher_out.stages)
-    count: int = checked(cfg, key) or ours
-    if count > min(ours, theirs) or (count == ours != theirs):
-        raise SetupError(
-            f"DISTILLER {cfg.DISTILLER!r} compares stage by stage, but STUDENT.NAME {cfg.STUDENT.NAME!r} has {ours} "
-            f"stages and TEACHER.NAME {cfg.TEACHER.NAME!r} has {theirs}. Set {key} to compare at most the last "
-            f"{min(ours, theirs)}."
-        )
-    return count
+    least = min(len(pair.student_out.stages), len(pair.teacher_out.stages))
+    count: int = checked(cfg, key)
+    if count == 0:
+        check_stages(cfg, pair, f"set {key} to the number of last stages to compare, up to {least}")
+    elif count > least:
+        raise SetupError(f"{key} {count}: one of the networks has only {least} stages. Set it to {least} or less.")
+    return count or least
 
 
-def check_stages(cfg: CfgNode, pair: NetworkPair) -> None:
-    """Raises ``SetupError`` if the networks have different numbers of stages."""
+def check_stages(cfg: CfgNode, pair: NetworkPair, remedy: str = "take 'fitnet', which compares one stage") -> None:
+    """Raises ``SetupError`` with the remedy if the networks have different numbers of stages."""
     ours, theirs = len(pair.student_out.stages), len(pair.teacher_out.stages)
     if ours != theirs:
         raise SetupError(
             f"DISTILLER {cfg.DISTILLER!r} compares stage by stage, but STUDENT.NAME {cfg.STUDENT.NAME!r} has {ours} "
-            f"stages and TEACHER.NAME {cfg.TEACHER.NAME!r} has {theirs}. Take networks with equally many, or 'fitnet', "
-            "which compares one stage."
+            f"stages and TEACHER.NAME {cfg.TEACHER.NAME!r} has {theirs}. Take networks with equally many, or {remedy}."
         )
 
 

@@ -125,7 +125,7 @@ def _ablate(args: argparse.Namespace) -> None:
     write_json(args.output_dir / f"{ABLATION}.json", sweep.record(rows))
     ablation.write_ablation_csv(args.output_dir / f"{ABLATION}.csv", rows)
     print(f"\n{ablation.ablation_table(rows)}\n\nwrote {args.output_dir / ABLATION}.json and .csv")
-    title = f"{sweep.name}: last top-1, mean ± std of {args.seeds} seeds"
+    title = f"{sweep.name}: last top-1, mean ± std over seeds 1 to {args.seeds}"
     for path in save_figure(ablation.draw_heat_map(ablation.heat_map(rows), title), args.output_dir, ABLATION):
         print(f"wrote {path}")
 

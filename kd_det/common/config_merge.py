@@ -65,6 +65,8 @@ def _explained(cfg: CfgNode, config_file: str) -> Iterator[None]:
 def _merge_content(cfg: CfgNode, content: dict[str, Any], config_file: str) -> None:
     _check_sections(cfg, content, config_file)
     latest, version = cfg.get("VERSION"), content.get("VERSION")
+    if latest is not None and split_section(config_file)[1]:
+        raise SetupError(f"configuration {config_file!r}: only classification reads sections of files. Leave it out.")
     if version == latest:
         cfg.merge_from_other_cfg(type(cfg)(content))
         return
@@ -72,8 +74,6 @@ def _merge_content(cfg: CfgNode, content: dict[str, Any], config_file: str) -> N
         raise SetupError(
             f"configuration {config_file!r}: VERSION is {version!r:.100}; Detectron2 reads 1 to {latest}. Correct it."
         )
-    if split_section(config_file)[1]:
-        raise SetupError(f"configuration {config_file!r}: for detection, give a whole file.")
     cfg.merge_from_file(config_file, allow_unsafe=False)  # Detectron2 guesses the version, and converts old ones
 
 

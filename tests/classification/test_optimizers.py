@@ -39,6 +39,21 @@ def test_without_delta_it_is_sgd():
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
+def test_a_distillation_that_reaches_no_parameter_leaves_sgd():
+    """Such as MCLD's without its terms."""
+    ours, theirs = parameters(), parameters()
+    settings = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.05}
+    dot, sgd = DOT(ours, delta=0.1, **settings), torch.optim.SGD(theirs, **settings)
+    for step in range(3):
+        dot.add_gradients(losses(*ours, step)[0], torch.zeros(()))
+        dot.step()
+        sgd.zero_grad()
+        losses(*theirs, step)[0].backward()
+        sgd.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+
+
 def test_the_two_momenta_by_hand():
     ours, _ = trained(0.1)
     a, b, c = (p.detach().clone().requires_grad_() for p in parameters())

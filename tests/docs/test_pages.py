@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 
@@ -11,6 +12,7 @@ from detectron2.config import get_cfg
 from classification.config import get_config
 from kd_det.cli import VERBS
 from kd_det.common.config_files import find_config, leaves
+from kd_det.common.tables import summary
 from kd_det.config import add_kd_config
 from kd_det.modeling import terms  # noqa: F401  (their keys are part of the configuration)
 from tests.conftest import ROOT
@@ -57,3 +59,14 @@ def test_commands_are_verbs(page):
     for line in re.findall(r"^kd-det .+$", page.read_text(), re.MULTILINE):
         verb = shlex.split(line.rstrip("\\"), comments=True)[1]
         assert verb in VERBS or verb == "--help", line
+
+
+def test_the_digits_table_is_that_of_the_results():
+    page = (ROOT / "docs" / "benchmarks.md").read_text().partition("## Classification accuracy")[2]
+    lines = page.partition("| method |")[2].partition("\n\n")[0].splitlines()[2:]
+    shown = sorted([cell.strip() for cell in line.strip("|").split("|")][1:] for line in lines)
+    runs = json.loads((ROOT / "results" / "classification_digits.json").read_text())["runs"]
+    assert all(len(run["seeds"]) == 5 for run in runs)
+    assert shown == sorted(
+        [summary(run["last_top1"], 2), summary(run["best_top1"], 2), f"{run['extra_parameters']:,}"] for run in runs
+    )

@@ -12,6 +12,7 @@ from classification.models import before_relu
 from kd_det.common.errors import SetupError
 from kd_det.losses import (
     SimKDLoss,
+    at_loss,
     catkd_loss,
     class_activation_maps,
     ctkd_loss,
@@ -135,6 +136,25 @@ def test_ofd_needs_a_teacher_with_norms_and_as_many_stages():
     # One stage more on either side: the last ones are compared.
     case = Case("ofd", networks=(student(), Tiny((5, 7))))
     assert len(case.distiller.connectors) == 2
+
+
+@pytest.mark.parametrize("networks", [(student(), Tiny((5, 7))), (Tiny((4, 6)), teacher())])
+def test_networks_of_different_depth_are_compared_by_their_last_stages(networks):
+    """Whichever of the two has fewer stages."""
+    case = Case("at", "AT.STAGES", 2, "AT.WEIGHT", 3.0, networks=networks)
+    expected = at_loss(case.student_out.stages[-2:], case.teacher_out.stages[-2:], power=2)
+    assert case.losses()["loss_at"].item() == pytest.approx(3 * expected.item(), rel=1e-12)
+    one, two = (Case("reviewkd", "REVIEWKD.STAGES", count, networks=networks) for count in (1, 2))
+    levels = [each.distiller.fusion(each.distiller._student_levels(each.student_out)) for each in (one, two)]
+    assert [len(level) for level in levels] == [2, 3]  # the stages and the pooled feature
+    assert two.losses()["loss_reviewkd"].isfinite()
+    for name in ("AT", "REVIEWKD"):
+        with pytest.raises(SetupError, match=rf"or set {name}\.STAGES to the number of last stages .*, up to 2"):
+            Case(name.lower(), networks=networks)
+        with pytest.raises(SetupError, match=rf"{name}\.STAGES 3: one of the networks has only 2 stages"):
+            Case(name.lower(), f"{name}.STAGES", 3, networks=networks)
+    with pytest.raises(SetupError, match="or take 'fitnet', which compares one stage"):
+        Case("nst", networks=networks)
 
 
 @pytest.mark.parametrize("side", [16, 32])

@@ -152,3 +152,10 @@ def test_bars_are_the_figures():
     assert [text.get_text() for text in axes.get_xticklabels()] == ["a", "b"]
     left = np.array([[bar.get_x() for bar in bars] for bars in axes.containers])
     assert (left[0] + axes.containers[0][0].get_width() <= left[1]).all() and left[1, 0] < left[0, 1]
+
+
+def test_a_long_path_does_not_leave_the_figure():
+    path = f"/{'folder/' * 12}model.pth"
+    rows = [{"run": run, "domains": {"stl10": {"top1": 50.0}}} for run in ("digits/kd", path)]
+    first, second = (text.get_text() for text in draw(rows).legends[0].get_texts())
+    assert first == "digits/kd" and len(second) == 48 and second[0] == "…" and path.endswith(second[1:])
