@@ -50,7 +50,6 @@ ALLOWED = {
     ("kd_det/teacher/ensemble.py", "in_student_classes", "log_softmax"),
     ("kd_det/teacher/ensemble.py", "TeacherEnsemble.look", "logsumexp"),
     ("kd_det/data/knowledge_format.py", "encoded_logits", "logsumexp"),
-    ("kd_det/studies/stored_batch.py", "stored_instances", "log_softmax"),
     # The value of import-teacher's option --scores.
     ("kd_det/data/predictions.py", "", "softmax"),
     ("kd_det/data/predictions.py", "full_probabilities", "softmax"),

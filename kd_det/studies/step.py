@@ -48,6 +48,7 @@ class Arm:
     option: str = ""
 
 
+MEMORY_RUNS = 3  # the C library's allocator moves the resident set of one by some percent
 ALONE, AMP = ("KD.TERMS", ()), ("SOLVER.AMP.ENABLED", True)
 STORED = ("KD.TEACHER.STORED", "random")  # not read: the batch has random knowledge
 PLAIN_ARM, DISTILLED_ARM = "plain", "distilled"
@@ -99,10 +100,9 @@ class Steps:
             _calm(frozen)
             dtype = teacher_dtype(cfg.KD.TEACHER.DTYPE, torch.device(cfg.MODEL.DEVICE))
             self.model.teacher = FrozenTeacher(frozen, input_format=teacher.INPUT.FORMAT, dtype=dtype)
-        classes = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        self.batch = [_image(size, classes) for _ in range(images)]
+        self.batch = [_image(size, cfg.MODEL.ROI_HEADS.NUM_CLASSES) for _ in range(images)]
         if self.model.stored is not None:
-            add_knowledge(self.model, self.batch, classes)
+            add_knowledge(self.model, self.batch, cfg)
         self.mixed_precision: bool = cfg.SOLVER.AMP.ENABLED
         self.optimizer: torch.optim.Optimizer = sgd(self.model.parameters())
         self.seconds: dict[str, float] = defaultdict(float)
@@ -226,11 +226,10 @@ def steps_of(
 
 
 def peak_memory(arguments: list[str], arm: str) -> float:
-    """Peak memory of a fresh process that takes three steps of one arm, MiB: ``run_for_memory``."""
+    """Peak memory of a process that takes three steps of one arm, MiB: the median of ``MEMORY_RUNS`` processes."""
     command = [sys.executable, *arguments, "--memory-of", arm]
-    return float(
-        json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    )
+    runs = (subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(MEMORY_RUNS))
+    return median(float(json.loads(run.stdout.splitlines()[-1])) for run in runs)
 
 
 def run_for_memory(steps: Steps) -> float:

@@ -58,7 +58,7 @@ def test_an_arm_does_what_its_name_says(config_file, name):
 
 @pytest.mark.parametrize("name", ["stored_dkd", "teacher_boxes"])
 def test_an_image_of_the_stored_arms_has_as_many_boxes_as_a_folder_gives(config_file, name):
-    """The objects' own first, then 128 others, the likeliest objects first; the sampled rows include some of them."""
+    """The objects' own first, then 128 of the teacher's; the sampled rows include some of them."""
     steps = steps_of(ARMS[name], config_file, "cpu", "float32", 64, 2)
     seen = []
     sample = steps.model.roi_heads.label_and_sample_proposals
@@ -71,8 +71,6 @@ def test_an_image_of_the_stored_arms_has_as_many_boxes_as_a_folder_gives(config_
         assert torch.equal(stored.proposal_boxes.tensor[: len(objects)], objects.gt_boxes.tensor)
         assert stored.proposal_boxes.nonempty().all()
         assert torch.allclose(stored.stored_logits.logsumexp(1), torch.zeros(len(stored)), atol=1e-5)
-        likeliest = stored.objectness_logits[len(objects) :]
-        assert torch.equal(likeliest, likeliest.sort(descending=True).values)
 
 
 def test_every_method_has_its_own_floor(config_file):
