@@ -92,6 +92,15 @@ class Benchmark:
         """The schedule with that name."""
         return SCHEDULES[self.schedule]
 
+    @property
+    def caution(self) -> str:
+        """What a reader of the table must know first: how many seeds, and what the schedule favours."""
+        seeds = "One seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+        noise = ": differences of some AP are noise" if len(self.seeds) == 1 else ""
+        favours = ", which favours whatever learns faster, and so distillation" if self.schedule == "demo" else ""
+        length = "short" if self.schedule == "demo" else self.schedule
+        return f"**{seeds}, {length} schedule**{noise}{favours}."
+
     def run(self, command: str) -> None:
         """Runs the steps that are not finished. Prints and writes the table; draws the figures of the first seed.
 
@@ -134,6 +143,7 @@ class Benchmark:
         parts = [
             "# Digits scenes",
             metrics_table(results, timed=self.jobs == 1),
+            self.caution,
             NOTES,
             f"Schedule {self.schedule!r} (iterations: {lengths}); {seeds}",
             f"Measured on {environment.described(hardware, versions)}",

@@ -45,6 +45,15 @@ def without_kd(cfg):
     return cfg
 
 
+@pytest.mark.parametrize(
+    ("seeds", "schedule", "said"),
+    [(1, "demo", "**One seed, short schedule**: diff"), (5, "demo", "**5 seeds, short schedule**, which favours"),
+     (3, "long", "**3 seeds, long schedule**.")],
+)  # fmt: skip
+def test_the_table_says_how_little_it_shows(seeds, schedule, said, tmp_path):
+    assert Benchmark(tmp_path, (), seeds_of(seeds), schedule, "cpu").caution.startswith(said)
+
+
 def test_every_step_is_planned_once(commands):
     arms = {f"{arm}/seed{seed}" for arm in arms_of(all_methods()) for seed in (1, 2)}
     assert set(commands) == {"teacher_warm_up", "student_warm_up", "teacher/seed1", "knowledge"} | arms

@@ -70,7 +70,8 @@ class FeatureTerm(KDTerm):
         """Returns the scalar loss, unweighted.
 
         Args:
-            student, teacher: for each pair the student's adapted map and the teacher's, of equal shapes (N, D, H, W).
+            student: for each pair the student's adapted map, (N, D, H, W).
+            teacher: for each pair the teacher's map, of the same shape.
             inputs: all that the term was given.
         """
 
