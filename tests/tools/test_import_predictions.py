@@ -84,7 +84,7 @@ def test_classes_are_paired_by_name(stage, tmp_path):
 
 
 def test_a_torchvision_detector_teaches(stage, tmp_path):
-    """Its predictions, as its users write them into a result file."""
+    """Its predictions, as its users write them into a result file, are imported, and a student trains from them."""
     from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
     torch.manual_seed(0)
@@ -110,6 +110,15 @@ def test_a_torchvision_detector_teaches(stage, tmp_path):
         torch.testing.assert_close(image.boxes, theirs["boxes"], rtol=0, atol=1e-3)
         winners = image.logits.exp().gather(1, theirs["labels"].view(-1, 1) - 1).squeeze(1)
         torch.testing.assert_close(winners, theirs["scores"], rtol=1e-2, atol=1e-4)
+    output = tmp_path / "output"
+    trained = run_here(
+        "train", "--config-file", stage / "student.yaml", "KD.TEACHER.STORED", knowledge.folder, "OUTPUT_DIR", output,
+        "KD.TEACHER.CONFIG_FILE", "", "KD.TEACHER.WEIGHTS", "", "SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2,
+        "DATALOADER.NUM_WORKERS", 0, "INPUT.MIN_SIZE_TRAIN", (96,),
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    metrics = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert metrics[-1]["iteration"] == 1 and metrics[-1]["loss_dkd"] > 0
 
 
 def test_unlabeled_images_are_imported_too(stage, tmp_path):
