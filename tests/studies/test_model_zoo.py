@@ -107,7 +107,7 @@ def rows_of_the_page():
 def test_every_row_of_the_page_is_built_by_its_command():
     """Its student, and the terms of its method, without memory for their weights; its teacher's configuration."""
     rows = list(rows_of_the_page())
-    assert len(rows) == 27
+    assert len(rows) == 33
     parser = default_argument_parser()
     for method, given in rows:
         args = parse_arguments(parser, ["--config-file", *shlex.split(given)])
