@@ -26,7 +26,8 @@ def test_it_trains_and_resumes_without_a_teacher(train, knowledge, tmp_path):
     ended = train("--resume", "SOLVER.MAX_ITER", 3, *stored, "KD.STORED.FRACTION", 0.5)
     assert ended.code == 0 and "Starting training from iteration 2" in ended.log, ended.error
     metrics = [json.loads(line) for line in (tmp_path / "output" / "metrics.json").read_text().splitlines()]
-    assert all(line["loss_dkd"] > 0 for line in metrics) and metrics[-1]["iteration"] == 2
+    # The last step samples 8 stored boxes of an image at most; by chance it may be none, and then the loss is 0.
+    assert metrics[0]["loss_dkd"] > 0 and metrics[-1]["loss_dkd"] >= 0 and metrics[-1]["iteration"] == 2
     ended = train("--resume", "SOLVER.MAX_ITER", 4, *DKD)
     assert ended.code == 2 and "KD.TEACHER.STORED was" in ended.error and "and is ''" in ended.error
     ended = train("--resume", "SOLVER.MAX_ITER", 4, *stored[2:], "KD.TEACHER.STORED", _copied(knowledge, tmp_path))
