@@ -1,8 +1,10 @@
-"""``kd-det study converged``: distillation against students and a teacher that longer training would not improve.
+"""``kd-det study converged``: distillation of a student that longer training alone would not improve.
 
-Each network is trained by schedules that double until the gain in AP is small. Students are then compared on the
-schedule whose doubling no longer pays, alone and with each method. Choices look at the tuning scenes alone; the tables
-have the reported scenes. See ``kd_det.studies.scenes``.
+Teacher and student are first trained alone, in rounds: each round is a whole schedule that starts from the weights of
+the round before and doubles the iterations so far, until a round gains little. Then the student is trained for one
+more round in each arm: alone, alone for as long as the slowest method takes, and with each method. It has stopped
+gaining alone, so a gain is not faster learning. Choices look at the tuning scenes alone; the tables have the reported
+scenes. See ``kd_det.studies.scenes``.
 """
 
 from __future__ import annotations
@@ -11,30 +13,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from kd_det.common import environment
 from kd_det.common.errors import SetupError, did_you_mean, non_negative, one_of, positive, whole_number
 from kd_det.common.files import read_json, write_json
+from kd_det.common.processes import run_side_by_side
 from kd_det.common.run_steps import fingerprint
 from kd_det.config import load_config
 from kd_det.modeling.terms import TERMS
 from kd_det.studies.digits_runs import WEIGHTS, Runs, Training, config_of, scenes_recipe, seeds_of, training
 from kd_det.studies.methods import STUDENT, TEACHER, all_methods, arm_title, recipe_of
-from kd_det.studies.metrics import cost, read_metrics
-from kd_det.studies.scenes import SCENES, TRAIN_IMAGES, make_study_scenes, overrides_of, settings_of
+from kd_det.studies.metrics import AP, cost, read_metrics
+from kd_det.studies.scenes import SCENES, TRAIN_IMAGES, Part, label_few, make_study_scenes, overrides_of, settings_of
 
 KIND = "digits_converged"
-METHODS = ("kd", "dkd", "reviewkd", "dkd_reviewkd", "stored_dkd")
+METHODS = ("kd", "dkd", "reviewkd", "dkd_reviewkd", "stored_dkd", "live_dkd_teacher_boxes")
 LONGER = "student_longer"  # the student alone, for as long as the slowest method takes
-TEACHER_SEED = 1
-WARM_UP = {TEACHER: 300, STUDENT: 800}  # iterations of the backbones
-# An eighth as wide as ResNet-50: the shipped student comes within 4 AP of the teacher after 800 iterations.
-SMALL_STUDENT = (
-    "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    "32", "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "64",
-)  # fmt: skip
+UNLABELED = "unlabeled"  # with the teacher's scenes that the student has no labels of
+UNLABELED_METHOD = "stored_dkd"
+SHARE = 0.2  # of the teacher's scenes
+WARM_UP = 800  # iterations of the backbones
+# ResNet-50 a quarter as wide for the teacher, an eighth for the student.
+WIDTHS = {TEACHER: 4, STUDENT: 8}
+# Two trainings at a time leave no core for the workers of the data loader.
+SOLVER = ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.05", "DATALOADER.NUM_WORKERS", "0")
 PARTS = 4  # evaluations of a run
 LEAST = 80  # iterations: metrics.json is written every 20, and keeps one evaluation each time
 MARKS = {"AP_quarter": 1, "AP_half": 2, "AP": 4}
@@ -42,18 +46,13 @@ MARKS = {"AP_quarter": 1, "AP_half": 2, "AP": 4}
 
 @dataclass(frozen=True)
 class Settled:
-    """The schedules that a network was trained by.
+    """How long a network was trained alone.
 
     Attributes:
-        tried: iterations and AP on the tuning scenes; the last doubling gained less than the threshold.
+        tried: iterations in all and AP on the tuning scenes after each round; the last gained less than the threshold.
     """
 
     tried: tuple[tuple[int, float], ...]
-
-    @property
-    def iterations(self) -> int:
-        """The schedule whose doubling gained less than the threshold."""
-        return self.tried[-2][0]
 
     @property
     def best(self) -> tuple[int, float]:
@@ -70,16 +69,18 @@ class ConvergedStudy:
         results: the results file.
         methods: of ``kd_det.studies.methods``, or KD terms joined by "+".
         seeds: runs of each arm, SEED 1, 2, ...
-        search_seeds: runs of each schedule of the student alone that is tried.
         jobs: how many trainings run at a time.
         device: "cpu" or "cuda".
+        iterations: of the last round, that of the arms.
         scenes: of ``SCENES``.
-        train_images: number of scenes for training.
-        student_opts: KEY, VALUE, ... of the student, after those of ``SMALL_STUDENT``.
+        train_images: number of scenes that the teacher is trained on.
+        share: of these, the share that the student has. It is above 0, up to 1; below 1 there is the arm
+            ``UNLABELED``, which has the others without their labels.
+        student_opts: KEY, VALUE, ... of the student, after those of the study.
         teacher_opts: the same of the teacher.
-        first: iterations of the shortest schedule tried.
-        most: of the longest allowed.
-        gain: AP; a doubling that gains less ends the search.
+        first: iterations of the first round.
+        most: of all rounds before the last one, at most.
+        gain: AP; a round that gains less ends the search.
         gap: AP that the teacher must have above the student alone.
     """
 
@@ -87,15 +88,16 @@ class ConvergedStudy:
     results: Path
     methods: tuple[str, ...]
     seeds: int
-    search_seeds: int
     jobs: int
     device: str
+    iterations: int = 600
     scenes: str = "usual"
     train_images: int = TRAIN_IMAGES
+    share: float = SHARE
     student_opts: tuple[str, ...] = ()
     teacher_opts: tuple[str, ...] = ()
-    first: int = 400
-    most: int = 6400
+    first: int = 800
+    most: int = 12800
     gain: float = 1.0
     gap: float = 5.0
 
@@ -104,41 +106,36 @@ class ConvergedStudy:
 
         Args:
             command: the command line, for the record.
-            search_only: stop when the schedules are chosen; no results file is written.
+            search_only: stop before the last round; no results file is written.
 
         Returns:
             The content of the results file, or what the search found.
 
         Raises:
-            SetupError: a setting is not valid, a network still gains at the longest schedule, or the teacher is not far
-                enough above the student.
+            SetupError: a setting is not valid, a network still gains after ``most`` iterations, or the teacher is not
+                far enough above the student.
             CommandError: a training failed. The same command goes on there.
         """
         self.check()
-        folder, settings = self.output_dir / "scenes", settings_of(self.scenes, self.train_images)
-        train, val, tune = make_study_scenes(folder, settings)
-        scenes = overrides_of([train, val, tune], train=[train], test=[val, tune])
-        runs = Runs(self.output_dir, self.device, self.jobs, scenes_recipe(folder))
-        work = _Work(self, runs, scenes)
-        teacher, student = work.settle(TEACHER), work.settle(STUDENT)
-        found: dict[str, Any] = {"teacher": teacher.tried, "student": student.tried, "iterations": student.iterations}
-        found["teacher_iterations"] = teacher.best[0]
+        work = _Work.prepare(self)
+        teacher, student = work.settle()
+        found: dict[str, Any] = {"teacher": teacher.tried, "student": student.tried}
+        found |= {"teacher_iterations": teacher.best[0], "student_iterations": student.best[0]}
         found["gap"] = teacher.best[1] - student.best[1]
         print(f"search: {found}", flush=True)
         if not found["gap"] >= self.gap:  # nan neither
             raise SetupError(
                 f"--gap {self.gap:g}: on the tuning scenes the teacher is {found['gap']:.1f} AP above the student "
-                "alone. Make the student smaller (--student-opts), the teacher larger (--teacher-opts) or the scenes "
-                "harder (--scenes hard)."
+                "alone. Make the student smaller (--student-opts), the teacher larger (--teacher-opts), the scenes "
+                "harder (--scenes hard) or the student's share of them smaller (--share)."
             )
         if search_only:
             return found
-        rows, teacher_ap, ratio = work.compare(teacher.best[0], student.iterations)
         content: dict[str, Any] = {"kind": KIND, "source": "ours", "scenes": self.scenes, "search": found}
-        content |= {"student_opts": self.opts_of(STUDENT), "teacher_opts": self.teacher_opts}
-        content |= {"gain": self.gain, "search_seeds": self.search_seeds, "teacher_AP": teacher_ap, "time_ratio": ratio}
-        content |= {"train_images": self.train_images, "rows": rows, "seeds": list(seeds_of(self.seeds))}
-        content |= {"hardware": runs.hardware, "versions": environment.versions(), "command": command}
+        content |= work.last_round(teacher.best[0], student.best[0], PARTS * ceil(self.iterations / PARTS))
+        content |= {"student_opts": self.opts_of(STUDENT), "teacher_opts": self.opts_of(TEACHER), "gain": self.gain}
+        content |= {"train_images": self.train_images, "share": self.share, "seeds": list(seeds_of(self.seeds))}
+        content |= {"hardware": work.runs.hardware, "versions": environment.versions(), "command": command}
         self.results.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.results, content)
         return content
@@ -155,24 +152,61 @@ class ConvergedStudy:
                 )
         one_of("--scenes", self.scenes, SCENES)
         for option, count, least in (
-            ("--seeds", self.seeds, 1), ("--search-seeds", self.search_seeds, 1), ("--jobs", self.jobs, 1),
-            ("--train-images", self.train_images, 16), ("--first", self.first, LEAST),
+            ("--seeds", self.seeds, 1), ("--jobs", self.jobs, 1), ("--train-images", self.train_images, 16),
+            ("--first", self.first, LEAST), ("--iterations", self.iterations, LEAST),
         ):  # fmt: skip
             whole_number(option, count, least)
         whole_number("--most", self.most, 2 * self.first)
         positive("--gain", self.gain)
         non_negative("--gap", self.gap)
+        if not 0 < self.share <= 1:
+            raise SetupError(f"--share is {self.share:g}; it must be above 0, up to 1")
         for network in (TEACHER, STUDENT):
             load_config(config_of(network), self.opts_of(network))
 
     def opts_of(self, network: str) -> tuple[str, ...]:
         """The overrides of the teacher, or of the student alone."""
-        return self.teacher_opts if network == TEACHER else (*SMALL_STUDENT, *self.student_opts)
+        own = self.teacher_opts if network == TEACHER else self.student_opts
+        return (*narrow_resnet(WIDTHS[network]), *SOLVER, *own)
 
     @property
     def distilled_opts(self) -> tuple[str, ...]:
         """The student's overrides, and its teacher's."""
-        return (*self.opts_of(STUDENT), "KD.TEACHER.OPTS", str(list(self.teacher_opts)))
+        return (*self.opts_of(STUDENT), "KD.TEACHER.OPTS", str(list(self.opts_of(TEACHER))))
+
+
+@dataclass(frozen=True)
+class _Scenes:
+    """The data sets of a study.
+
+    Attributes:
+        taught: the scenes that the teacher learns.
+        learnt: those that the student learns.
+        others: the teacher's scenes that the student has no labels of; None: it has all.
+        reported: the scenes of the tables.
+        tuning: those of the choices.
+    """
+
+    taught: Part
+    learnt: Part
+    others: Part | None
+    reported: Part
+    tuning: Part
+
+    @classmethod
+    def draw(cls, folder: Path, kind: str, train_images: int, share: float) -> _Scenes:
+        """Draws the scenes below ``folder`` unless they are there."""
+        train, val, tune = make_study_scenes(folder, settings_of(kind, train_images))
+        if share == 1:
+            return cls(train, train, None, val, tune)
+        few, rest = label_few(folder, train.json_file, train.images, share)
+        return cls(train, few, rest, val, tune)
+
+    def overrides(self, train: Part, test: Sequence[Part], unlabeled: Part | None = None) -> tuple[str, ...]:
+        """KEY, VALUE, ... of a run on some of the data sets. All are registered."""
+        known = (self.taught, self.learnt, self.others, self.reported, self.tuning)
+        parts = list(dict.fromkeys(part for part in known if part))
+        return overrides_of(parts, train=[train], test=test, UNLABELED=[unlabeled] if unlabeled else [])
 
 
 @dataclass(frozen=True)
@@ -181,70 +215,96 @@ class _Work:
 
     study: ConvergedStudy
     runs: Runs
-    scenes: tuple[str, ...]
+    scenes: _Scenes
 
-    def settle(self, network: str) -> Settled:
-        """Trains a network by schedules that double until the gain is small."""
+    @classmethod
+    def prepare(cls, study: ConvergedStudy) -> _Work:
+        """Draws the scenes."""
+        folder = study.output_dir / "scenes"
+        scenes = _Scenes.draw(folder, study.scenes, study.train_images, study.share)
+        return cls(study, Runs(study.output_dir, study.device, study.jobs, scenes_recipe(folder)), scenes)
+
+    def settle(self) -> tuple[Settled, Settled]:
+        """Trains the teacher and the student alone, each until a round gains little."""
         study = self.study
-        seeds = [TEACHER_SEED] if network == TEACHER else seeds_of(study.search_seeds)
 
-        def tuning_ap(iterations: int) -> float:
-            trainings = [self._plain(network, seed, iterations) for seed in seeds]
-            outcomes = self._train_all(trainings) if network == STUDENT else [self.runs.train(trainings[0], curve)]
-            return fmean(outcome["AP_tune"] for outcome in outcomes)
+        def settle(network: str) -> dict[str, Any]:
+            def tuning_ap(iterations: int) -> float:
+                return float(self._alone(network, iterations)["AP_tune"])
 
-        first = PARTS * ceil(study.first / PARTS)
-        return until_settled(tuning_ap, first, study.gain, study.most, f"the {arm_title(network)}")
+            who = f"the {arm_title(network)}"
+            return {"settled": until_settled(tuning_ap, study.first, study.gain, study.most, who)}
 
-    def compare(self, teacher_iterations: int, iterations: int) -> tuple[list[dict[str, Any]], float, float]:
-        """The rows of all arms, the teacher's AP on the reported scenes, and the time ratio of ``LONGER``."""
+        teacher, student = run_side_by_side((TEACHER, STUDENT), settle, study.jobs)
+        return teacher["settled"], student["settled"]
+
+    def last_round(self, teacher_iterations: int, student_iterations: int, iterations: int) -> dict[str, Any]:
+        """The rows of all arms, the APs on the reported scenes of the teacher and of the student that all arms start
+        from, and the time ratio of ``LONGER``."""
         study, seeds = self.study, seeds_of(self.study.seeds)
-        of_teacher = self._plain(TEACHER, TEACHER_SEED, teacher_iterations)
-        teacher = self.runs.train(of_teacher, curve)
-        weights = self.runs.output_dir / of_teacher.folder / WEIGHTS
-        stored = any(recipe_of(method).stored for method in study.methods)
-        knowledge = self.runs.store(weights, (*self.scenes, *study.distilled_opts)) if stored else None
-        start = self._start(STUDENT)
+        teacher, start = (
+            (self._alone(*each), self._alone_weights(*each))
+            for each in ((TEACHER, teacher_iterations), (STUDENT, student_iterations))
+        )
+        weights = teacher[1], start[1], self._store(teacher[1])
+        arms = (STUDENT, *study.methods, *([UNLABELED] if self.scenes.others else []))
         # Seed after seed, so that a slower hour of the machine is in all arms.
-        chosen = [(arm, seed) for seed in seeds for arm in (STUDENT, *study.methods)]
-        trainings = []
-        for arm, seed in chosen:
-            opts = study.opts_of(STUDENT) if arm == STUDENT else study.distilled_opts
-            overrides = self._overrides(iterations, opts)
-            trainings.append(training(arm, seed, _folder(arm, seed, iterations), overrides, start, weights, knowledge))
+        chosen = [(arm, seed) for seed in seeds for arm in arms]
+        trainings = [self._arm(arm, seed, iterations, *weights) for arm, seed in chosen]
         outcomes = dict(zip(chosen, self._train_all(trainings), strict=True))
-        of_arms = {arm: [outcomes[arm, seed] for seed in seeds] for arm in (STUDENT, *study.methods)}
-        ratio = self._time_ratio(of_arms, iterations)
+        of_arms = {arm: [outcomes[arm, seed] for seed in seeds] for arm in arms}
+        ratio = self._time_ratio(of_arms, [run.overrides for run in trainings[: len(arms)]])
         longer = PARTS * ceil(iterations * ratio / PARTS)
-        of_longer = self._train_all([self._plain(STUDENT, seed, longer) for seed in seeds])
-        rows = [_row(STUDENT, arm_title(STUDENT), iterations, of_arms.pop(STUDENT))]
-        rows.append(_row(LONGER, f"{arm_title(STUDENT)}, same time", longer, of_longer))
-        rows += [_row(arm, arm_title(arm), iterations, results) for arm, results in of_arms.items()]
-        return rows, teacher["AP"], ratio
+        of_longer = self._train_all([self._arm(LONGER, seed, longer, *weights) for seed in seeds])
+        rows = [_row(STUDENT, iterations, of_arms.pop(STUDENT)), _row(LONGER, longer, of_longer)]
+        rows += [_row(arm, iterations, results) for arm, results in of_arms.items()]
+        return {"rows": rows, "teacher_AP": teacher[0]["AP"], "start_AP": start[0]["AP"], "time_ratio": ratio}
 
-    def _plain(self, network: str, seed: int, iterations: int) -> Training:
-        overrides = self._overrides(iterations, self.study.opts_of(network))
-        start = {"MODEL.WEIGHTS": self._start(network)}
-        return Training(_folder(network, seed, iterations), seed, config_of(network), overrides, start)
+    def _alone(self, network: str, iterations: int) -> dict[str, Any]:
+        """The result of the round after which a network has been trained alone for so many iterations in all."""
+        study, scenes = self.study, self.scenes
+        number = (iterations // study.first).bit_length()  # of the round, from 1
+        length = iterations if number == 1 else iterations // 2
+        opts = study.opts_of(network)
+        start = self.runs.warm_up(network, WARM_UP, opts) if number == 1 else self._alone_weights(network, length)
+        train = scenes.taught if network == TEACHER else scenes.learnt
+        data = scenes.overrides(train, [scenes.reported, scenes.tuning])
+        overrides, inputs = (*data, *_schedule(length, 1), *opts), {"MODEL.WEIGHTS": start}
+        run = Training(_alone_folder(network, iterations), number, config_of(network), overrides, inputs)
+        return self.runs.train(run, result_alone, self.runs.threads)
 
-    def _start(self, network: str) -> Path:
-        return self.runs.warm_up(network, WARM_UP[network], self.study.opts_of(network))
+    def _alone_weights(self, network: str, iterations: int) -> Path:
+        return self.runs.output_dir / _alone_folder(network, iterations) / WEIGHTS
 
-    def _overrides(self, iterations: int, opts: tuple[str, ...]) -> tuple[str, ...]:
-        part = str(iterations // PARTS)
-        schedule = ("SOLVER.MAX_ITER", str(iterations), "TEST.EVAL_PERIOD", part, "SOLVER.CHECKPOINT_PERIOD", part)
-        return (*self.scenes, *schedule, *opts)
+    def _store(self, teacher: Path) -> Path | None:
+        """What the teacher knows of the student's scenes and of the others, if an arm needs it."""
+        others = self.scenes.others
+        if not (others or any(recipe_of(method).stored for method in self.study.methods)):
+            return None
+        data = self.scenes.overrides(self.scenes.learnt, [self.scenes.reported], others)
+        return self.runs.store(teacher, (*data, *self.study.distilled_opts))
+
+    def _arm(
+        self, arm: str, seed: int, iterations: int, teacher: Path, start: Path, knowledge: Path | None
+    ) -> Training:
+        method = {LONGER: STUDENT, UNLABELED: UNLABELED_METHOD}.get(arm, arm)
+        scenes = self.scenes
+        data = scenes.overrides(scenes.learnt, [scenes.reported], scenes.others if arm == UNLABELED else None)
+        opts = self.study.opts_of(STUDENT) if method == STUDENT else self.study.distilled_opts
+        overrides = (*data, *_schedule(iterations, PARTS), *opts)
+        return training(method, seed, f"{arm}/seed{seed}", overrides, start, teacher, knowledge)
 
     def _train_all(self, trainings: Sequence[Training]) -> list[dict[str, Any]]:
         return self.runs.train_all(trainings, curve)
 
-    def _time_ratio(self, of_arms: dict[str, list[dict[str, Any]]], iterations: int) -> float:
+    def _time_ratio(self, of_arms: dict[str, list[dict[str, Any]]], settings: Sequence[tuple[str, ...]]) -> float:
         """How much longer the slowest method's step takes than the plain student's.
 
-        It is measured once: the runs of ``LONGER`` depend on it, and further seeds would change it a little.
+        It is measured once for the same arms and settings: the runs of ``LONGER`` depend on it, and further seeds would
+        change it a little.
         """
         path = self.runs.output_dir / "time_ratio.json"
-        of = fingerprint({"arms": list(of_arms), "overrides": self._overrides(iterations, self.study.distilled_opts)})
+        of = fingerprint({"arms": list(of_arms), "settings": settings})
         known = read_json(path)
         if known.get("of") == of:
             return float(known["ratio"])
@@ -254,18 +314,31 @@ class _Work:
         return ratio
 
 
+def narrow_resnet(part: int) -> tuple[str, ...]:
+    """Overrides for a ResNet-50 FPN whose channels are divided by ``part``, and its box head's likewise.
+
+    The shipped student of the digits scenes is ``narrow_resnet(4)``.
+    """
+    channels = {
+        "RESNETS.DEPTH": 50, "RESNETS.STEM_OUT_CHANNELS": 64 // part, "RESNETS.WIDTH_PER_GROUP": 64 // part,
+        "RESNETS.RES2_OUT_CHANNELS": 256 // part, "FPN.OUT_CHANNELS": 128 // part, "ROI_BOX_HEAD.FC_DIM": 512 // part,
+    }  # fmt: skip
+    return tuple(text for key, value in channels.items() for text in (f"MODEL.{key}", str(value)))
+
+
 def until_settled(ap_of: Callable[[int], float], first: int, gain: float, most: int, who: str) -> Settled:
-    """Doubles a schedule until that gains less than ``gain`` AP.
+    """Doubles a network's training until that gains less than ``gain`` AP.
 
     Args:
-        ap_of: gives the AP after a number of iterations.
-        first: iterations of the first schedule.
+        ap_of: gives the AP after a number of iterations in all. It is called for ``first``, then for twice as many, and
+            so on.
+        first: see above.
         gain: see above.
-        most: iterations of the longest schedule.
+        most: iterations in all, at most.
         who: what is trained, for the message.
 
     Raises:
-        SetupError: it still gains at the longest schedule.
+        SetupError: it still gains after ``most`` iterations.
     """
     tried = [(first, ap_of(first))]
     while len(tried) < 2 or tried[-1][1] - tried[-2][1] >= gain:
@@ -277,24 +350,36 @@ def until_settled(ap_of: Callable[[int], float], first: int, gain: float, most: 
     return Settled(tuple(tried))
 
 
-def curve(folder: Path) -> dict[str, Any]:
-    """AP of a finished run after a quarter, half and all of its schedule, its AP on the tuning scenes, and its cost."""
+def result_alone(folder: Path) -> dict[str, Any]:
+    """AP of a finished round alone on the reported and the tuning scenes, and its cost."""
     metrics = read_metrics(folder / "metrics.json")
-    key = "scenes_val/bbox/AP"
-    evaluations = [entry for entry in metrics if key in entry]
-    last = evaluations[-1]
-    period = last["iteration"] // PARTS
+    last = [entry for entry in metrics if f"scenes_tune/{AP}" in entry][-1]
+    return {"AP": last[f"scenes_val/{AP}"], "AP_tune": last[f"scenes_tune/{AP}"], **cost(metrics)}
+
+
+def curve(folder: Path) -> dict[str, Any]:
+    """AP of a finished run after a quarter, half and all of its schedule, and its cost."""
+    metrics = read_metrics(folder / "metrics.json")
+    evaluations = [entry for entry in metrics if AP in entry]
+    period = evaluations[-1]["iteration"] // PARTS
     # The last evaluation is logged at the number of iterations, the others one before theirs.
-    by_part = {min(PARTS, (entry["iteration"] + 1) // period): entry[key] for entry in evaluations}
-    aps = {name: by_part[part] for name, part in MARKS.items()}
-    return {**aps, "AP_tune": last["scenes_tune/bbox/AP"], **cost(metrics)}
+    by_part = {min(PARTS, (entry["iteration"] + 1) // period): entry[AP] for entry in evaluations}
+    return {**{name: by_part[part] for name, part in MARKS.items()}, **cost(metrics)}
 
 
-def _folder(arm: str, seed: int, iterations: int) -> str:
-    return f"{arm}_{iterations}/seed{seed}"
+def _schedule(iterations: int, evaluations: int) -> tuple[str, ...]:
+    part = str(iterations // evaluations)
+    return ("SOLVER.MAX_ITER", str(iterations), "TEST.EVAL_PERIOD", part, "SOLVER.CHECKPOINT_PERIOD", part)
 
 
-def _row(arm: str, title: str, iterations: int, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    kept = (*MARKS, "AP_tune", "seconds_per_iteration", "memory_mib")
-    lists = {key: [run[key] for run in results] for key in kept}
-    return {"arm": arm, "title": title, "iterations": iterations, **lists}
+def _alone_folder(network: str, iterations: int) -> str:
+    return f"alone/{network}_{iterations}"
+
+
+def _row(arm: str, iterations: int, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    titles = {
+        LONGER: f"{arm_title(STUDENT)}, same time",
+        UNLABELED: f"{arm_title(UNLABELED_METHOD)}, the teacher's other scenes unlabelled",
+    }
+    lists = {key: [run[key] for run in results] for key in (*MARKS, "seconds_per_iteration", "memory_mib")}
+    return {"arm": arm, "title": titles.get(arm) or arm_title(arm), "iterations": iterations, **lists}

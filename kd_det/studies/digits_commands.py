@@ -21,44 +21,48 @@ from kd_det.studies.commands import GO_ON
 
 def study_converged(arguments: Sequence[str] | None = None) -> None:
     """``kd-det study converged``: what distillation gains where longer training gains nothing more."""
-    from kd_det.studies.converged import METHODS, ConvergedStudy
+    from kd_det.studies.converged import METHODS, SHARE, ConvergedStudy
     from kd_det.studies.scenes import SCENES, TRAIN_IMAGES
 
     parser = command_parser(
         "kd-det study converged",
-        "Trains a teacher and a small student on the digits scenes by schedules that double until that gains little;\n"
-        "then, on the student's schedule, the student alone, alone for as long as the slowest method takes, and with\n"
-        "each method. Choices look at tuning scenes that are not reported. Writes a results file, of which\n"
-        "tools/make_tables.py makes MODEL_ZOO.md. The same command goes on where it was interrupted.",
+        "Trains a teacher and a small student on the digits scenes, alone, in rounds that double the training until\n"
+        "a round gains little; then, from these weights, the student for one more round: alone, alone for as long as\n"
+        "the slowest method takes, and with each method. Choices look at tuning scenes that are not reported. Writes\n"
+        "a results file, of which tools/make_tables.py makes MODEL_ZOO.md. The same command goes on where it was\n"
+        "interrupted.",
         "kd-det study converged --seeds 5 --jobs 2",
-        "kd-det study converged --also nkd --scenes hard --output-dir output/converged_hard",
+        "kd-det study converged --also nkd --share 1 --scenes hard --output-dir output/converged_hard",
         "kd-det study converged --search-only --student-opts MODEL.RESNETS.WIDTH_PER_GROUP 4",
     )
     methods = f"of the digits benchmark, or KD terms joined by + (default: {' '.join(METHODS)})"
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=methods)
     parser.add_argument("--also", nargs="+", default=[], metavar="NAME", help="methods beside those of --methods")
+    last = "iterations of the last round, that of the methods (default 600)"
+    parser.add_argument("--iterations", type=int, default=600, metavar="N", help=last)
     parser.add_argument("--scenes", default="usual", metavar="KIND", help=f"{' or '.join(SCENES)} (default usual)")
-    images = f"scenes for training (default {TRAIN_IMAGES})"
+    images = f"scenes that the teacher learns (default {TRAIN_IMAGES})"
     parser.add_argument("--train-images", type=int, default=TRAIN_IMAGES, metavar="N", help=images)
-    for network, default in (("student", "an eighth of ResNet-50's width"), ("teacher", "digits_det/teacher.yaml")):
-        option = f"overrides of the {network}'s configuration (it is {default})"
+    share = f"share of these scenes that the student has labels of, up to 1 (default {SHARE:g})"
+    parser.add_argument("--share", type=float, default=SHARE, help=share)
+    for network, default in (("student", "an eighth"), ("teacher", "a quarter")):
+        option = f"overrides of the {network}'s configuration (it is a ResNet-50 FPN with {default} of the channels)"
         parser.add_argument(f"--{network}-opts", nargs="+", default=[], metavar="KEY VALUE", help=option)
-    first = "iterations of the shortest schedule tried (default 400)"
-    parser.add_argument("--first", type=int, default=400, metavar="N", help=first)
-    parser.add_argument("--most", type=int, default=6400, metavar="N", help="of the longest allowed (default 6400)")
-    gain = "a doubling that gains less AP ends the search (default 1.0)"
+    first = "iterations of the first round (default 800)"
+    parser.add_argument("--first", type=int, default=800, metavar="N", help=first)
+    most = "of all rounds before the last, at most (default 12800)"
+    parser.add_argument("--most", type=int, default=12800, metavar="N", help=most)
+    gain = "a round that gains less AP ends the search (default 1.0)"
     parser.add_argument("--gain", type=float, default=1.0, metavar="AP", help=gain)
     gap = "AP that the teacher must have above the student alone (default 5.0)"
     parser.add_argument("--gap", type=float, default=5.0, metavar="AP", help=gap)
-    search = "runs of each schedule of the student that is tried (default 2)"
-    parser.add_argument("--search-seeds", type=int, default=2, metavar="N", help=search)
-    parser.add_argument("--search-only", action="store_true", help="stop when the schedules are chosen")
+    parser.add_argument("--search-only", action="store_true", help="stop before the last round")
     _add_common(parser, "output/study_converged", "results/digits_det_converged.json")
 
     def run(args: argparse.Namespace, command: str) -> bool:
         study = ConvergedStudy(
-            args.output_dir, args.results, tuple(dict.fromkeys([*args.methods, *args.also])), args.seeds,
-            args.search_seeds, args.jobs, args.device, args.scenes, args.train_images, tuple(args.student_opts),
+            args.output_dir, args.results, tuple(dict.fromkeys([*args.methods, *args.also])), args.seeds, args.jobs,
+            args.device, args.iterations, args.scenes, args.train_images, args.share, tuple(args.student_opts),
             tuple(args.teacher_opts), args.first, args.most, args.gain, args.gap,
         )  # fmt: skip
         study.run(command, search_only=args.search_only)

@@ -20,9 +20,10 @@ CONVERGED, FEW_LABELS = "digits_converged", "digits_few_labels"
 ALONE, LONGER = "student", "student_longer"
 FEW, ALL = "few", "all"
 SHARED = ("source", "rows", "seeds", "hardware", "versions", "command", "teacher_AP")
+SEARCH = ("search", "scenes", "train_images", "share", "student_opts", "teacher_opts", "gain", "time_ratio", "start_AP")
 REQUIRED = {
     CONVERGED: {
-        "": (*SHARED, "search", "scenes", "train_images", "student_opts", "teacher_opts", "gain", "time_ratio"),
+        "": (*SHARED, *SEARCH),
         "rows": ("arm", "title", "iterations", "AP_quarter", "AP_half", "AP", "seconds_per_iteration", "memory_mib"),
     },
     FEW_LABELS: {
@@ -55,13 +56,15 @@ def render(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _converged(content: dict[str, Any]) -> str:
-    rows = {row["arm"]: row for row in content["rows"]}
+    rows, search = {row["arm"]: row for row in content["rows"]}, content["search"]
     alone, longer = rows[ALONE], rows[LONGER]
     headers = ["model", "iterations", "AP after ¼", "Δ", "AP after ½", "Δ", "AP", "Δ", "Δ, same time", "s/iter"]
-    teacher = ["teacher", f"{content['search']['teacher_iterations']:,}", *[""] * 4, f"{content['teacher_AP']:.1f}"]
-    cells: list[list[object]] = [[*teacher, *[""] * (len(headers) - len(teacher))]]
+    cells: list[list[object]] = []
+    for name, network in (("teacher", "teacher"), ("student before the round", "student")):
+        ap = content["teacher_AP" if network == "teacher" else "start_AP"]
+        cells.append([name, f"{search[f'{network}_iterations']:,}", *[""] * 4, f"{ap:.1f}", *[""] * 3])
     for row in content["rows"]:
-        line: list[object] = [row["title"], f"{row['iterations']:,}"]
+        line: list[object] = [row["title"], f"+{row['iterations']:,}"]
         for mark in ("AP_quarter", "AP_half", "AP"):
             line += [summary(row[mark]), "" if row is alone else str(paired_difference(row[mark], alone[mark]))]
         in_time = "" if row in (alone, longer) else str(paired_difference(row["AP"], longer["AP"]))
@@ -69,47 +72,56 @@ def _converged(content: dict[str, Any]) -> str:
     methods = [row for arm, row in rows.items() if arm not in (ALONE, LONGER)]
     lines = [
         f"### Digits scenes ({content['scenes']}), at convergence", "", markdown(cells, headers, text_columns=1), "",
-        f"{_settings(content)} {len(content['seeds'])} seeds. {INTERVALS} *Same time*: the student alone, trained "
-        f"{content['time_ratio']:.2f} times as long, which is what the slowest method takes.", "",
-        *_verdict(methods, alone, longer), "",
+        f"{_search_text(content)} {len(content['seeds'])} seeds of the last round, all from the same weights. "
+        f"{INTERVALS} *Same time*: the student alone in a round {content['time_ratio']:.2f} times as long, which is "
+        "what the slowest method takes.", "", *_verdict(methods, alone, longer, content["start_AP"]), "",
     ]  # fmt: skip
     return "\n".join([*lines, _provenance(content)])
 
 
-def _settings(content: dict[str, Any]) -> str:
+def _search_text(content: dict[str, Any]) -> str:
     search = content["search"]
     teacher, student = (
         ", ".join(f"{ap:.1f} after {length:,}" for length, ap in search[who]) for who in ("teacher", "student")
     )
+    images = content["train_images"]
     return (
-        f"{content['train_images']:,} scenes for training. Schedules were doubled until that gained less than "
-        f"{content['gain']:g} AP on tuning scenes that are not reported: the teacher has AP {teacher} iterations, the "
-        f"student alone {student}; the teacher is {search['gap']:.1f} AP above there. Student: "
-        f"`{' '.join(content['student_opts'])}`; teacher: "
-        f"`{' '.join(content['teacher_opts']) or 'digits_det/teacher.yaml'}`."
+        f"The teacher learns {images:,} scenes, the student {round(content['share'] * images):,} of them. Both were "
+        "trained alone in rounds, each a whole schedule from the weights of the round before, which doubled the "
+        f"iterations until a round gained less than {content['gain']:g} AP on tuning scenes that are not reported. "
+        f"There the teacher has AP {teacher} iterations, the student {student}; the teacher is {search['gap']:.1f} AP "
+        "above. "
+        "Then every arm trains the student for one more round. Student: "
+        f"`{' '.join(content['student_opts'])}`; teacher: `{' '.join(content['teacher_opts'])}`."
     )
 
 
-def _verdict(methods: Sequence[dict[str, Any]], alone: dict[str, Any], longer: dict[str, Any]) -> list[str]:
+def _verdict(
+    methods: Sequence[dict[str, Any]], alone: dict[str, Any], longer: dict[str, Any], start: float
+) -> list[str]:
     """What the intervals say, as a list."""
     ends = {row["title"]: paired_difference(row["AP"], alone["AP"]) for row in methods}
     begins = {row["title"]: paired_difference(row["AP_quarter"], alone["AP_quarter"]) for row in methods}
     in_time = {row["title"]: paired_difference(row["AP"], longer["AP"]) for row in methods}
+    if any(difference.half_width is None for difference in ends.values()):
+        return ["- One seed has no interval: nothing is shown."]
+    more, most = (paired_difference(row["AP"], [start] * len(row["AP"])) for row in (alone, longer))
     holds = [name for name, gain in ends.items() if gain.is_above]
     groups = {
-        "Gains that hold after the whole schedule": holds,
+        "Above the student alone after the whole round": holds,
         "Of these, above the student alone given the same time": [name for name in holds if in_time[name].is_above],
-        "Only faster learning: above the student alone after ¼, not shown after the whole schedule": [
+        "Only faster: above the student alone after ¼ of the round, not shown after all of it": [
             name for name, gain in begins.items() if gain.is_above and name not in holds
         ],
         "No difference shown at either point": [
             name for name, gain in ends.items() if not (gain.excludes_zero or begins[name].excludes_zero)
         ],
-        "Below the student alone after the whole schedule": [name for name, gain in ends.items() if gain.is_below],
+        "Below the student alone after the whole round": [name for name, gain in ends.items() if gain.is_below],
     }
-    if any(difference.half_width is None for difference in ends.values()):
-        return ["- One seed has no interval: nothing is shown."]
-    return [f"- {text}: {', '.join(names) or 'none'}." for text, names in groups.items()]
+    return [
+        f"- The student alone changes by {more} AP in the round, and by {most} in the longer one.",
+        *(f"- {text}: {', '.join(names) or 'none'}." for text, names in groups.items()),
+    ]
 
 
 def _few_labels(content: dict[str, Any]) -> str:
