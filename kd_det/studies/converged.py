@@ -49,15 +49,20 @@ class Settled:
     """How long a network was trained alone.
 
     Attributes:
-        tried: iterations in all and AP on the tuning scenes after each round; the last gained less than the threshold.
+        tried: iterations in all and AP on the tuning scenes after each round.
     """
 
     tried: tuple[tuple[int, float], ...]
 
     @property
     def best(self) -> tuple[int, float]:
-        """The better of the last two, the ones that the threshold compares."""
+        """The better of the last two."""
         return max(self.tried[-2:], key=lambda each: each[1])
+
+    @property
+    def last_gain(self) -> float:
+        """AP that the last round gained."""
+        return self.tried[-1][1] - self.tried[-2][1]
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class ConvergedStudy:
         student_opts: KEY, VALUE, ... of the student, after those of the study.
         teacher_opts: the same of the teacher.
         first: iterations of the first round.
-        most: of all rounds before the last one, at most.
+        most: of the student's rounds before the last one, at most.
+        teacher_most: of the teacher's rounds, at most. It is taken as it is then.
         gain: AP; a round that gains less ends the search.
         gap: AP that the teacher must have above the student alone.
     """
@@ -98,6 +104,7 @@ class ConvergedStudy:
     teacher_opts: tuple[str, ...] = ()
     first: int = 800
     most: int = 12800
+    teacher_most: int = 6400
     gain: float = 1.0
     gap: float = 5.0
 
@@ -112,8 +119,8 @@ class ConvergedStudy:
             The content of the results file, or what the search found.
 
         Raises:
-            SetupError: a setting is not valid, a network still gains after ``most`` iterations, or the teacher is not
-                far enough above the student.
+            SetupError: a setting is not valid, the student still gains after ``most`` iterations, or the teacher is not
+                far enough above it.
             CommandError: a training failed. The same command goes on there.
         """
         self.check()
@@ -121,7 +128,7 @@ class ConvergedStudy:
         teacher, student = work.settle()
         found: dict[str, Any] = {"teacher": teacher.tried, "student": student.tried}
         found |= {"teacher_iterations": teacher.best[0], "student_iterations": student.best[0]}
-        found["gap"] = teacher.best[1] - student.best[1]
+        found |= {"gap": teacher.best[1] - student.best[1], "teacher_gains": teacher.last_gain >= self.gain}
         print(f"search: {found}", flush=True)
         if not found["gap"] >= self.gap:  # nan neither
             raise SetupError(
@@ -156,7 +163,8 @@ class ConvergedStudy:
             ("--first", self.first, LEAST), ("--iterations", self.iterations, LEAST),
         ):  # fmt: skip
             whole_number(option, count, least)
-        whole_number("--most", self.most, 2 * self.first)
+        for option, count in (("--most", self.most), ("--teacher-most", self.teacher_most)):
+            whole_number(option, count, 2 * self.first)
         positive("--gain", self.gain)
         non_negative("--gap", self.gap)
         if not 0 < self.share <= 1:
@@ -225,40 +233,49 @@ class _Work:
         return cls(study, Runs(study.output_dir, study.device, study.jobs, scenes_recipe(folder)), scenes)
 
     def settle(self) -> tuple[Settled, Settled]:
-        """Trains the teacher and the student alone, each until a round gains little."""
+        """Trains the teacher and the student alone, each until a round gains little.
+
+        Raises:
+            SetupError: the student still gains at its longest.
+        """
         study = self.study
 
         def settle(network: str) -> dict[str, Any]:
             def tuning_ap(iterations: int) -> float:
                 return float(self._alone(network, iterations)["AP_tune"])
 
-            who = f"the {arm_title(network)}"
-            return {"settled": until_settled(tuning_ap, study.first, study.gain, study.most, who)}
+            most = study.teacher_most if network == TEACHER else study.most
+            return {"settled": until_settled(tuning_ap, study.first, study.gain, most)}
 
-        teacher, student = run_side_by_side((TEACHER, STUDENT), settle, study.jobs)
-        return teacher["settled"], student["settled"]
+        teacher, student = (each["settled"] for each in run_side_by_side((TEACHER, STUDENT), settle, study.jobs))
+        if student.last_gain >= study.gain:
+            shown = ", ".join(f"{ap:.1f} after {length}" for length, ap in student.tried)
+            raise SetupError(
+                f"--most {study.most}: the student alone still gains {study.gain:g} AP or more ({shown}). Give a "
+                "larger --most."
+            )
+        return teacher, student
 
     def last_round(self, teacher_iterations: int, student_iterations: int, iterations: int) -> dict[str, Any]:
         """The rows of all arms, the APs on the reported scenes of the teacher and of the student that all arms start
         from, and the time ratio of ``LONGER``."""
         study, seeds = self.study, seeds_of(self.study.seeds)
-        teacher, start = (
-            (self._alone(*each), self._alone_weights(*each))
-            for each in ((TEACHER, teacher_iterations), (STUDENT, student_iterations))
-        )
-        weights = teacher[1], start[1], self._store(teacher[1])
+        chosen = {"teacher": (TEACHER, teacher_iterations), "start": (STUDENT, student_iterations)}
+        aps = {f"{name}_AP": self._alone(*which)["AP"] for name, which in chosen.items()}
+        teacher, start = (self._alone_weights(*which) for which in chosen.values())
+        weights = teacher, start, self._store(teacher)
         arms = (STUDENT, *study.methods, *([UNLABELED] if self.scenes.others else []))
         # Seed after seed, so that a slower hour of the machine is in all arms.
-        chosen = [(arm, seed) for seed in seeds for arm in arms]
-        trainings = [self._arm(arm, seed, iterations, *weights) for arm, seed in chosen]
-        outcomes = dict(zip(chosen, self._train_all(trainings), strict=True))
+        runs = [(arm, seed) for seed in seeds for arm in arms]
+        trainings = [self._arm(arm, seed, iterations, *weights) for arm, seed in runs]
+        outcomes = dict(zip(runs, self._train_all(trainings), strict=True))
         of_arms = {arm: [outcomes[arm, seed] for seed in seeds] for arm in arms}
         ratio = self._time_ratio(of_arms, [run.overrides for run in trainings[: len(arms)]])
         longer = PARTS * ceil(iterations * ratio / PARTS)
         of_longer = self._train_all([self._arm(LONGER, seed, longer, *weights) for seed in seeds])
         rows = [_row(STUDENT, iterations, of_arms.pop(STUDENT)), _row(LONGER, longer, of_longer)]
         rows += [_row(arm, iterations, results) for arm, results in of_arms.items()]
-        return {"rows": rows, "teacher_AP": teacher[0]["AP"], "start_AP": start[0]["AP"], "time_ratio": ratio}
+        return {"rows": rows, **aps, "time_ratio": ratio}
 
     def _alone(self, network: str, iterations: int) -> dict[str, Any]:
         """The result of the round after which a network has been trained alone for so many iterations in all."""
@@ -326,28 +343,21 @@ def narrow_resnet(part: int) -> tuple[str, ...]:
     return tuple(text for key, value in channels.items() for text in (f"MODEL.{key}", str(value)))
 
 
-def until_settled(ap_of: Callable[[int], float], first: int, gain: float, most: int, who: str) -> Settled:
-    """Doubles a network's training until that gains less than ``gain`` AP.
+def until_settled(ap_of: Callable[[int], float], first: int, gain: float, most: int) -> Settled:
+    """Doubles a network's training until that gains less than ``gain`` AP, or would exceed ``most`` iterations.
 
     Args:
         ap_of: gives the AP after a number of iterations in all. It is called for ``first``, then for twice as many, and
             so on.
         first: see above.
         gain: see above.
-        most: iterations in all, at most.
-        who: what is trained, for the message.
-
-    Raises:
-        SetupError: it still gains after ``most`` iterations.
+        most: at least twice ``first``.
     """
-    tried = [(first, ap_of(first))]
-    while len(tried) < 2 or tried[-1][1] - tried[-2][1] >= gain:
-        iterations = 2 * tried[-1][0]
-        if iterations > most:
-            shown = ", ".join(f"{ap:.1f} after {length}" for length, ap in tried)
-            raise SetupError(f"--most {most}: {who} still gains {gain:g} AP or more ({shown}). Give a larger --most.")
-        tried.append((iterations, ap_of(iterations)))
-    return Settled(tuple(tried))
+    settled = Settled(tuple((iterations, ap_of(iterations)) for iterations in (first, 2 * first)))
+    while settled.last_gain >= gain and 2 * settled.tried[-1][0] <= most:
+        iterations = 2 * settled.tried[-1][0]
+        settled = Settled((*settled.tried, (iterations, ap_of(iterations))))
+    return settled
 
 
 def result_alone(folder: Path) -> dict[str, Any]:

@@ -50,8 +50,10 @@ def study_converged(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{network}-opts", nargs="+", default=[], metavar="KEY VALUE", help=option)
     first = "iterations of the first round (default 800)"
     parser.add_argument("--first", type=int, default=800, metavar="N", help=first)
-    most = "of all rounds before the last, at most (default 12800)"
+    most = "of the student's rounds before the last, at most; an error if it still gains (default 12800)"
     parser.add_argument("--most", type=int, default=12800, metavar="N", help=most)
+    most = "of the teacher's rounds, at most; it is taken as it is then (default 6400)"
+    parser.add_argument("--teacher-most", type=int, default=6400, metavar="N", help=most)
     gain = "a round that gains less AP ends the search (default 1.0)"
     parser.add_argument("--gain", type=float, default=1.0, metavar="AP", help=gain)
     gap = "AP that the teacher must have above the student alone (default 5.0)"
@@ -63,7 +65,7 @@ def study_converged(arguments: Sequence[str] | None = None) -> None:
         study = ConvergedStudy(
             args.output_dir, args.results, tuple(dict.fromkeys([*args.methods, *args.also])), args.seeds, args.jobs,
             args.device, args.iterations, args.scenes, args.train_images, args.share, tuple(args.student_opts),
-            tuple(args.teacher_opts), args.first, args.most, args.gain, args.gap,
+            tuple(args.teacher_opts), args.first, args.most, args.teacher_most, args.gain, args.gap,
         )  # fmt: skip
         study.run(command, search_only=args.search_only)
         return not args.search_only

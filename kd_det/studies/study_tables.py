@@ -85,12 +85,13 @@ def _search_text(content: dict[str, Any]) -> str:
         ", ".join(f"{ap:.1f} after {length:,}" for length, ap in search[who]) for who in ("teacher", "student")
     )
     images = content["train_images"]
+    still = " (it still gains, and was taken as it is)" if search["teacher_gains"] else ""
     return (
         f"The teacher learns {images:,} scenes, the student {round(content['share'] * images):,} of them. Both were "
         "trained alone in rounds, each a whole schedule from the weights of the round before, which doubled the "
         f"iterations until a round gained less than {content['gain']:g} AP on tuning scenes that are not reported. "
-        f"There the teacher has AP {teacher} iterations, the student {student}; the teacher is {search['gap']:.1f} AP "
-        "above. "
+        f"There the teacher has AP {teacher} iterations{still}, the student {student}; the teacher is "
+        f"{search['gap']:.1f} AP above. "
         "Then every arm trains the student for one more round. Student: "
         f"`{' '.join(content['student_opts'])}`; teacher: `{' '.join(content['teacher_opts'])}`."
     )

@@ -29,7 +29,7 @@ def converged_results(*rows):
     alone = row("student", [50.0, 52.0, 54.0], [70.0, 72.0, 74.0])
     longer = row("student_longer", [51.0, 53.0, 55.0], [70.5, 72.5, 74.5], 2200)
     search = {"teacher": [[400, 75.0], [800, 80.0], [1600, 80.5]], "student": [[1600, 70.0], [3200, 70.5]]}
-    search |= {"teacher_iterations": 1600, "student_iterations": 3200, "gap": 10.0}
+    search |= {"teacher_iterations": 1600, "student_iterations": 3200, "gap": 10.0, "teacher_gains": False}
     content = {"kind": "digits_converged", "scenes": "usual", "train_images": 1500, "gain": 1.0, "time_ratio": 1.375}
     content |= {"student_opts": ["A.B", "8"], "teacher_opts": ["C.D", "4"], "search": search}
     content |= {"share": 0.2, "start_AP": 71.0}
