@@ -27,7 +27,7 @@ def study_converged(arguments: Sequence[str] | None = None) -> None:
     parser = command_parser(
         "kd-det study converged",
         "Trains a teacher and a small student on the digits scenes, alone, in rounds that double the training until\n"
-        "a round gains little; then, from these weights, the student for one more round: alone, alone for as long as\n"
+        "a round gains little; then the student before its last round for a short one: alone, alone for as long as\n"
         "the slowest method takes, and with each method. Choices look at tuning scenes that are not reported. Writes\n"
         "a results file, of which tools/make_tables.py makes MODEL_ZOO.md. The same command goes on where it was\n"
         "interrupted.",
@@ -38,8 +38,8 @@ def study_converged(arguments: Sequence[str] | None = None) -> None:
     methods = f"of the digits benchmark, or KD terms joined by + (default: {' '.join(METHODS)})"
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=methods)
     parser.add_argument("--also", nargs="+", default=[], metavar="NAME", help="methods beside those of --methods")
-    last = "iterations of the last round, that of the methods (default 600)"
-    parser.add_argument("--iterations", type=int, default=600, metavar="N", help=last)
+    each = "iterations of the student alone and with each method, after its rounds (default 400)"
+    parser.add_argument("--iterations", type=int, default=400, metavar="N", help=each)
     parser.add_argument("--scenes", default="usual", metavar="KIND", help=f"{' or '.join(SCENES)} (default usual)")
     images = f"scenes that the teacher learns (default {TRAIN_IMAGES})"
     parser.add_argument("--train-images", type=int, default=TRAIN_IMAGES, metavar="N", help=images)
@@ -50,15 +50,14 @@ def study_converged(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{network}-opts", nargs="+", default=[], metavar="KEY VALUE", help=option)
     first = "iterations of the first round (default 800)"
     parser.add_argument("--first", type=int, default=800, metavar="N", help=first)
-    most = "of the student's rounds before the last, at most; an error if it still gains (default 12800)"
-    parser.add_argument("--most", type=int, default=12800, metavar="N", help=most)
-    most = "of the teacher's rounds, at most; it is taken as it is then (default 6400)"
-    parser.add_argument("--teacher-most", type=int, default=6400, metavar="N", help=most)
-    gain = "a round that gains less AP ends the search (default 1.0)"
+    for option, whose, longest in (("--most", "student", 12800), ("--teacher-most", "teacher", 6400)):
+        most = f"of all rounds of the {whose}, at most (default {longest})"
+        parser.add_argument(option, type=int, default=longest, metavar="N", help=most)
+    gain = "a round that gains less AP is the last (default 1.0)"
     parser.add_argument("--gain", type=float, default=1.0, metavar="AP", help=gain)
     gap = "AP that the teacher must have above the student alone (default 5.0)"
     parser.add_argument("--gap", type=float, default=5.0, metavar="AP", help=gap)
-    parser.add_argument("--search-only", action="store_true", help="stop before the last round")
+    parser.add_argument("--search-only", action="store_true", help="stop after the rounds alone")
     _add_common(parser, "output/study_converged", "results/digits_det_converged.json")
 
     def run(args: argparse.Namespace, command: str) -> bool:

@@ -29,10 +29,11 @@ def converged_results(*rows):
     alone = row("student", [50.0, 52.0, 54.0], [70.0, 72.0, 74.0])
     longer = row("student_longer", [51.0, 53.0, 55.0], [70.5, 72.5, 74.5], 2200)
     search = {"teacher": [[400, 75.0], [800, 80.0], [1600, 80.5]], "student": [[1600, 70.0], [3200, 70.5]]}
-    search |= {"teacher_iterations": 1600, "student_iterations": 3200, "gap": 10.0, "teacher_gains": False}
+    search |= {"teacher_iterations": 1600, "student_iterations": 1600, "gap": 10.0}
+    search |= {"teacher_gain": 0.5, "student_gain": 0.5}
     content = {"kind": "digits_converged", "scenes": "usual", "train_images": 1500, "gain": 1.0, "time_ratio": 1.375}
     content |= {"student_opts": ["A.B", "8"], "teacher_opts": ["C.D", "4"], "search": search}
-    content |= {"share": 0.2, "start_AP": 71.0}
+    content |= {"share": 0.2, "start_AP": 71.0, "doubled_AP": 71.5}
     return {**RECORD, **content, "rows": [alone, longer, *rows]}
 
 
@@ -59,7 +60,8 @@ def test_the_page_says_what_holds_and_what_is_faster_learning():
     page = render(
         [
             converged_results(
-                row("holds", [55.0, 57.0, 59.0], [75.0, 77.0, 79.0]),
+                row("far", [55.0, 57.0, 59.0], [77.0, 79.0, 81.0]),
+                row("holds", [55.0, 57.0, 59.0], [72.5, 74.5, 76.5]),
                 row("slightly", [50.0, 52.0, 54.0], [70.4, 72.4, 74.4]),
                 row("faster", [60.0, 62.0, 64.0], [70.0, 73.0, 73.0]),
                 row("nothing", [49.0, 53.0, 54.0], [69.0, 73.0, 74.5]),
@@ -68,20 +70,23 @@ def test_the_page_says_what_holds_and_what_is_faster_learning():
         ]
     )
     # 70, 72, 74 and 70.5, 72.5, 74.5 from 71: means of 1 and 1.5, standard deviation 2
-    assert "- The student alone changes by +1.0 [-4.0, +6.0] AP in the round, and by +1.5 [-3.5, +6.5] in the" in page
-    assert "- Above the student alone after the whole round: HOLDS, SLIGHTLY." in page
-    assert "- Of these, above the student alone given the same time: HOLDS." in page
-    assert "not shown after all of it: FASTER." in page
+    assert "- The student alone changes by +1.0 [-4.0, +6.0] AP, given the same time by +1.5 [-3.5, +6.5], and" in page
+    assert "and given 1,600 iterations by +0.5." in page
+    assert "- Above the student alone: FAR, HOLDS, SLIGHTLY." in page
+    assert "- Of these, above the student alone given the same time: FAR, HOLDS." in page
+    assert "- Of these, above the student alone given 1,600 iterations (one run): FAR." in page
+    assert "after ¼, not shown at the end: FASTER." in page
     assert "- No difference shown at either point: NOTHING." in page
-    assert "- Below the student alone after the whole round: HARMS." in page
+    assert "- Below the student alone at the end: HARMS." in page
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
-    header, teacher, start, alone, holds = cells[0], cells[2], cells[3], cells[4], cells[6]
+    header, teacher, start, doubled, alone, holds = cells[0], *cells[2:6], cells[8]
     assert header[:3] == ["model", "iterations", "AP after ¼"] and len({len(line) for line in cells}) == 1
     assert teacher[:2] == ["teacher", "1,600"] and teacher[6] == "81.2"
-    assert start[:2] == ["student before the round", "3,200"] and start[6] == "71.0" and alone[1] == "+1,600"
+    assert start[:2] == ["student before", "1,600"] and start[6] == "71.0" and alone[1] == "+1,600"
+    assert doubled[1] == "+1,600" and doubled[6] == "71.5"
     assert alone[6:] == ["72.0 ± 2.0", "", "", "0.25 ± 0.00"]
     assert holds[2:] == ["57.0 ± 2.0", "+5.0 [+5.0, +5.0]"] * 2 + [
-        "77.0 ± 2.0", "+5.0 [+5.0, +5.0]", "+4.5 [+4.5, +4.5]", "0.25 ± 0.00",
+        "74.5 ± 2.0", "+2.5 [+2.5, +2.5]", "+2.0 [+2.0, +2.0]", "0.25 ± 0.00",
     ]  # fmt: skip
     assert "1.38 times as long" in page and "80.5 after 1,600" in page and "`A.B 8`" in page and "3 seeds" in page
     assert "The teacher learns 1,500 scenes, the student 300 of them." in page and "`C.D 4`" in page
