@@ -88,7 +88,7 @@ def test_the_page_says_what_holds_and_what_is_faster_learning():
     assert holds[2:] == ["57.0 ± 2.0", "+5.0 [+5.0, +5.0]"] * 2 + [
         "74.5 ± 2.0", "+2.5 [+2.5, +2.5]", "+2.0 [+2.0, +2.0]", "0.25 ± 0.00",
     ]  # fmt: skip
-    assert "1.38 times as long" in page and "80.5 after 1,600" in page and "`A.B 8`" in page and "3 seeds" in page
+    assert "1.38 times as many" in page and "80.5 after 1,600" in page and "`A.B 8`" in page and "3 seeds" in page
     assert "The teacher learns 1,500 scenes, the student 300 of them." in page and "`C.D 4`" in page
     assert "Ours: `run it` on a processor" in page
 
