@@ -89,6 +89,7 @@ class ConvergedStudy:
             ``UNLABELED``, which has the others without their labels.
         student_opts: KEY, VALUE, ... of the student, after those of the study.
         teacher_opts: the same of the teacher.
+        method_opts: KEY, VALUE, ... of the arms with a method.
         first: iterations of the first round.
         most: of all rounds of the student, at most.
         teacher_most: of all rounds of the teacher, at most.
@@ -109,6 +110,7 @@ class ConvergedStudy:
     share: float = SHARE
     student_opts: tuple[str, ...] = ()
     teacher_opts: tuple[str, ...] = ()
+    method_opts: tuple[str, ...] = ()
     first: int = 800
     most: int = 12800
     teacher_most: int = 6400
@@ -147,7 +149,8 @@ class ConvergedStudy:
             return found
         content: dict[str, Any] = {"kind": KIND, "source": "ours", "scenes": self.scenes, "search": found}
         content |= work.compare(teacher.best[0], student.before_last[0])
-        content |= {"student_opts": self.opts_of(STUDENT), "teacher_opts": self.opts_of(TEACHER), "gain": self.gain}
+        content |= {"student_opts": self.opts_of(STUDENT), "teacher_opts": self.opts_of(TEACHER)}
+        content |= {"method_opts": self.method_opts, "gain": self.gain}
         content |= {"train_images": self.train_images, "share": self.share, "seeds": list(seeds_of(self.seeds))}
         content |= {"hardware": work.runs.hardware, "versions": environment.versions(), "command": command}
         self.results.parent.mkdir(parents=True, exist_ok=True)
@@ -178,6 +181,7 @@ class ConvergedStudy:
             raise SetupError(f"--share is {self.share:g}; it must be above 0, up to 1")
         for network in (TEACHER, STUDENT):
             load_config(config_of(network), self.opts_of(network))
+        load_config(config_of(STUDENT), self.method_opts)
 
     def opts_of(self, network: str) -> tuple[str, ...]:
         """The overrides of the teacher, or of the student alone."""
@@ -306,7 +310,8 @@ class _Work:
         method = {LONGER: STUDENT, UNLABELED: UNLABELED_METHOD}.get(arm, arm)
         scenes = self.scenes
         data = scenes.overrides(scenes.learnt, [scenes.reported], scenes.others if arm == UNLABELED else None)
-        opts = self.study.opts_of(STUDENT) if method == STUDENT else self.study.distilled_opts
+        study = self.study
+        opts = study.opts_of(STUDENT) if method == STUDENT else (*study.distilled_opts, *study.method_opts)
         overrides = (*data, *_schedule(iterations, PARTS), *opts)
         return training(method, seed, f"{arm}/seed{seed}", overrides, start, teacher, knowledge)
 

@@ -48,6 +48,8 @@ def study_converged(arguments: Sequence[str] | None = None) -> None:
     for network, default in (("student", "an eighth"), ("teacher", "a quarter")):
         option = f"overrides of the {network}'s configuration (it is a ResNet-50 FPN with {default} of the channels)"
         parser.add_argument(f"--{network}-opts", nargs="+", default=[], metavar="KEY VALUE", help=option)
+    option = "overrides of the runs with a method"
+    parser.add_argument("--method-opts", nargs="+", default=[], metavar="KEY VALUE", help=option)
     first = "iterations of the first round (default 800)"
     parser.add_argument("--first", type=int, default=800, metavar="N", help=first)
     for option, whose, longest in (("--most", "student", 12800), ("--teacher-most", "teacher", 6400)):
@@ -64,7 +66,8 @@ def study_converged(arguments: Sequence[str] | None = None) -> None:
         study = ConvergedStudy(
             args.output_dir, args.results, tuple(dict.fromkeys([*args.methods, *args.also])), args.seeds, args.jobs,
             args.device, args.iterations, args.scenes, args.train_images, args.share, tuple(args.student_opts),
-            tuple(args.teacher_opts), args.first, args.most, args.teacher_most, args.gain, args.gap,
+            tuple(args.teacher_opts), tuple(args.method_opts), args.first, args.most, args.teacher_most, args.gain,
+            args.gap,
         )  # fmt: skip
         study.run(command, search_only=args.search_only)
         return not args.search_only

@@ -20,7 +20,7 @@ CONVERGED, FEW_LABELS = "digits_converged", "digits_few_labels"
 ALONE, LONGER = "student", "student_longer"
 FEW, ALL = "few", "all"
 SHARED = ("source", "rows", "seeds", "hardware", "versions", "command", "teacher_AP")
-SETTINGS = ("scenes", "train_images", "share", "student_opts", "teacher_opts", "gain")
+SETTINGS = ("scenes", "train_images", "share", "student_opts", "teacher_opts", "method_opts", "gain")
 FOUND = ("search", "time_ratio", "start_AP", "doubled_AP")
 REQUIRED = {
     CONVERGED: {
@@ -97,7 +97,8 @@ def _search_text(content: dict[str, Any]) -> str:
         f"iterations. On tuning scenes that are not reported the teacher has AP {teacher} iterations, the student "
         f"{student}: their last rounds gain {search['teacher_gain']:.1f} and {search['student_gain']:.1f} AP, and the "
         f"teacher is {search['gap']:.1f} AP above. All arms start from the student before its last round. Student: "
-        f"`{' '.join(content['student_opts'])}`; teacher: `{' '.join(content['teacher_opts'])}`."
+        f"`{' '.join(content['student_opts'])}`; teacher: `{' '.join(content['teacher_opts'])}`; with a method: "
+        f"`{' '.join(content['method_opts']) or 'nothing more'}`."
     )
 
 

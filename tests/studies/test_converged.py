@@ -157,12 +157,15 @@ def test_a_student_with_all_scenes_has_no_unlabelled_ones(study):
 
 def test_overrides_reach_the_network_that_they_are_for(study):
     opts = ["--student-opts", "MODEL.FPN.OUT_CHANNELS", "8", "--teacher-opts", "MODEL.FPN.OUT_CHANNELS", "24"]
+    opts += ["--method-opts", "KD.DKD.BETA", "0.5"]
     trained, _ = study("--seeds", "1", "--methods", "dkd", "--also", "nkd+pkd", *opts)
     assert trained["alone/teacher_160"].MODEL.FPN.OUT_CHANNELS == 24
     for name in ("student/seed1", "dkd/seed1", "nkd+pkd/seed1"):
         cfg = trained[name]
-        assert cfg.MODEL.FPN.OUT_CHANNELS == 8
-        assert list(cfg.KD.TEACHER.OPTS)[-2:] == ([] if name.startswith("student") else opts[4:])
+        of_teacher, beta = ([], 0.25) if name.startswith("student") else (opts[4:6], 0.5)
+        found = cfg.MODEL.FPN.OUT_CHANNELS, cfg.KD.DKD.BETA
+        assert found == (8, beta)
+        assert list(cfg.KD.TEACHER.OPTS)[-2:] == of_teacher
     assert trained["nkd+pkd/seed1"].KD.TERMS == ("nkd", "pkd")
 
 
@@ -189,6 +192,7 @@ def test_the_measured_ratio_is_kept_when_seeds_are_added(study):
         (["--most", "50"], "--most is 50; it must be a whole number, 160 or more"),
         (["--teacher-most", "50"], "--teacher-most is 50; it must be a whole number, 160 or more"),
         (["--student-opts", "MODEL.RESNETS.DEPHT", "18"], "MODEL.RESNETS.DEPTH"),
+        (["--method-opts", "KD.DKD.BTEA", "1"], "KD.DKD.BETA"),
     ],
 )
 def test_mistakes_are_one_line(study, arguments, message, capsys):

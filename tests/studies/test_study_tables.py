@@ -32,7 +32,7 @@ def converged_results(*rows):
     search |= {"teacher_iterations": 1600, "student_iterations": 1600, "gap": 10.0}
     search |= {"teacher_gain": 0.5, "student_gain": 0.5}
     content = {"kind": "digits_converged", "scenes": "usual", "train_images": 1500, "gain": 1.0, "time_ratio": 1.375}
-    content |= {"student_opts": ["A.B", "8"], "teacher_opts": ["C.D", "4"], "search": search}
+    content |= {"student_opts": ["A.B", "8"], "teacher_opts": ["C.D", "4"], "method_opts": [], "search": search}
     content |= {"share": 0.2, "start_AP": 71.0, "doubled_AP": 71.5}
     return {**RECORD, **content, "rows": [alone, longer, *rows]}
 
