@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from statistics import fmean
 
 import pytest
 from detectron2.config import get_cfg
@@ -70,3 +71,46 @@ def test_the_digits_table_is_that_of_the_results():
     assert shown == sorted(
         [summary(run["last_top1"], 2), summary(run["best_top1"], 2), f"{run['extra_parameters']:,}"] for run in runs
     )
+
+
+def results_of(name: str) -> dict:
+    return json.loads((ROOT / "results" / f"digits_det_{name}.json").read_text())
+
+
+def table_of(page: str, header: str) -> dict[str, list[str]]:
+    """The rows of the first table of a page whose first line starts so, by their first cell."""
+    lines = (ROOT / page).read_text().partition(f"\n{header}")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return {name: values for name, *values in cells}
+
+
+@pytest.mark.parametrize(
+    ("page", "columns"),
+    [("README.md", {"AP": 1}), ("docs/choosing.md", {"AP": 1, "AP50": 1, "AP75": 1, "memory_mib": 0})],
+)
+def test_the_table_of_all_terms_is_that_of_the_results(page, columns):
+    runs = results_of("demo")["results"]
+    expected = {
+        name: [summary([run[key] for run in of_arm], decimals) for key, decimals in columns.items()]
+        for name, of_arm in runs.items()
+    }
+    assert table_of(page, "| model | AP |") == expected
+
+
+def test_the_tables_of_stored_knowledge_are_those_of_the_results():
+    names = {
+        "alone": "student alone", "live KD": "student + KD", "live DKD": "student + DKD",
+        "the teacher's boxes, no KD term": "student + teacher's boxes",
+        "live DKD and the live teacher's boxes": "student + DKD + teacher's boxes",
+        "stored DKD": "student + stored DKD", "stored KD": "student + stored KD",
+    }  # fmt: skip
+    runs = results_of("stored")["results"]
+    assert table_of("docs/stored.md", "| student | AP | peak") == {
+        name: [summary([run[key] for run in runs[arm]], decimals) for key, decimals in (("AP", 1), ("memory_mib", 0))]
+        for name, arm in names.items()
+    }
+    rows = {row["title"]: row["AP"] for row in results_of("few_labels")["rows"]}
+    assert table_of("docs/stored.md", "| student | AP | to all") == {
+        name: [summary(aps), f"{fmean(aps) / fmean(rows['all labels']):.0%}".replace("%", " %")]
+        for name, aps in rows.items()
+    }
