@@ -46,7 +46,9 @@ BENCHMARKS = {
 
 STUDIES = {
     "coco": Verb("kd_det.studies.commands:study_coco", "the COCO table of Zhao et al. 2022, with every method"),
-    "converged": Verb("kd_det.studies.digits_commands:study_converged", "digits scenes: what is left at convergence"),
+    "converged": Verb(
+        "kd_det.studies.digits_commands:study_converged", "digits scenes: distillation of a student trained for long"
+    ),
     "labels": Verb("kd_det.studies.digits_commands:study_labels", "digits scenes: few labels, a teacher's knowledge"),
 }
 

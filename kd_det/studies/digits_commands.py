@@ -20,7 +20,7 @@ from kd_det.studies.commands import GO_ON
 
 
 def study_converged(arguments: Sequence[str] | None = None) -> None:
-    """``kd-det study converged``: what distillation gains where longer training gains nothing more."""
+    """``kd-det study converged``: what distillation gives a student that was trained alone for long."""
     from kd_det.studies.converged import METHODS, SHARE, ConvergedStudy
     from kd_det.studies.scenes import SCENES, TRAIN_IMAGES
 

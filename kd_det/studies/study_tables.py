@@ -1,4 +1,4 @@
-"""The sections of MODEL_ZOO.md about convergence and few labels, from the results files of the two studies.
+"""The sections of MODEL_ZOO.md about a student trained for long and about few labels, from two studies' results.
 
 Results files with ``kind`` ``digits_converged`` and ``digits_few_labels``: ``kd_det.studies.converged`` and
 ``kd_det.studies.few_labels`` write them. Each row has ``arm``, ``title`` and lists with one entry a seed, in the order
