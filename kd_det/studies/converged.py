@@ -393,7 +393,7 @@ def _alone_folder(network: str, iterations: int) -> str:
 def _row(arm: str, iterations: int, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     titles = {
         LONGER: f"{arm_title(STUDENT)}, same time",
-        UNLABELED: f"{arm_title(UNLABELED_METHOD)}, the teacher's other scenes unlabelled",
+        UNLABELED: f"{arm_title(UNLABELED_METHOD)} + unlabelled scenes",
     }
     lists = {key: [run[key] for run in results] for key in (*MARKS, "seconds_per_iteration", "memory_mib")}
     return {"arm": arm, "title": titles.get(arm) or arm_title(arm), "iterations": iterations, **lists}

@@ -13,7 +13,7 @@ from detectron2.config import get_cfg
 from classification.config import get_config
 from kd_det.cli import VERBS
 from kd_det.common.config_files import find_config, leaves
-from kd_det.common.tables import summary
+from kd_det.common.tables import paired_difference, summary
 from kd_det.config import add_kd_config
 from kd_det.modeling import terms  # noqa: F401  (their keys are part of the configuration)
 from tests.conftest import ROOT
@@ -114,3 +114,18 @@ def test_the_tables_of_stored_knowledge_are_those_of_the_results():
         name: [summary(aps), f"{fmean(aps) / fmean(rows['all labels']):.0%}".replace("%", " %")]
         for name, aps in rows.items()
     }
+
+
+def test_the_table_of_a_student_trained_for_long_is_that_of_the_results():
+    content = results_of("converged")
+    alone, longer = (row["AP"] for row in content["rows"][:2])
+    single = {"teacher": "teacher_AP", "before": "start_AP", "alone, 6,400 more iterations": "doubled_AP"}
+    assert content["search"]["student_iterations"] == 6400 and content["rows"][0]["iterations"] == 240
+    expected = {name: ["", "", f"{content[ap]:.1f}", "", ""] for name, ap in single.items()}
+    for row in content["rows"]:
+        cells = [summary(row[mark]) for mark in ("AP_quarter", "AP_half", "AP")]
+        gain, in_time = (str(paired_difference(row["AP"], baseline)) for baseline in (alone, longer))
+        same = row["AP"] is alone, row["AP"] is longer
+        cells += ["" if same[0] else gain, "" if any(same) else in_time]
+        expected[row["title"].removeprefix("student ").removeprefix("+ ")] = cells
+    assert table_of("docs/choosing.md", "| student | AP after ¼") == expected
