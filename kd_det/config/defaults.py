@@ -76,7 +76,8 @@ def add_kd_config(cfg: CfgNode) -> None:
     # (CONFIG_FILE, WEIGHTS). With no KD.TERMS the boxes alone help. Empty: no stored knowledge.
     cfg.KD.TEACHER.STORED = ""
     # Whether the boxes that the live teacher's RPN proposes join the student's proposals. Their number is the teacher's
-    # own MODEL.RPN.POST_NMS_TOPK_TEST; change it in KD.TEACHER.OPTS.
+    # own MODEL.RPN.POST_NMS_TOPK_TEST; change it in KD.TEACHER.OPTS. They help on a short schedule, where the student's
+    # RPN is weak; a student trained for long hardly gains from them.
     cfg.KD.TEACHER.PROPOSALS = False
 
     cfg.KD.STORED = CfgNode()
