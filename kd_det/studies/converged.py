@@ -104,7 +104,7 @@ class ConvergedStudy:
     seeds: int
     jobs: int
     device: str
-    iterations: int = 400
+    iterations: int = 240
     scenes: str = "usual"
     train_images: int = TRAIN_IMAGES
     share: float = SHARE

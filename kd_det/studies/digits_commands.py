@@ -38,8 +38,8 @@ def study_converged(arguments: Sequence[str] | None = None) -> None:
     methods = f"of the digits benchmark, or KD terms joined by + (default: {' '.join(METHODS)})"
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=methods)
     parser.add_argument("--also", nargs="+", default=[], metavar="NAME", help="methods beside those of --methods")
-    each = "iterations of the student alone and with each method, after its rounds (default 400)"
-    parser.add_argument("--iterations", type=int, default=400, metavar="N", help=each)
+    each = "iterations of the student alone and with each method, after its rounds (default 240)"
+    parser.add_argument("--iterations", type=int, default=240, metavar="N", help=each)
     parser.add_argument("--scenes", default="usual", metavar="KIND", help=f"{' or '.join(SCENES)} (default usual)")
     images = f"scenes that the teacher learns (default {TRAIN_IMAGES})"
     parser.add_argument("--train-images", type=int, default=TRAIN_IMAGES, metavar="N", help=images)
