@@ -127,8 +127,8 @@ def _verdict(content: dict[str, Any]) -> list[str]:
         "Only faster: above the student alone after ¼, not shown at the end": [
             name for name, gain in begins.items() if gain.is_above and name not in holds
         ],
-        "No difference shown at either point": [
-            name for name, gain in ends.items() if not (gain.excludes_zero or begins[name].excludes_zero)
+        "No difference shown at the end, and not above after ¼": [
+            name for name, gain in ends.items() if not (gain.excludes_zero or begins[name].is_above)
         ],
         "Below the student alone at the end": [name for name, gain in ends.items() if gain.is_below],
     }

@@ -64,6 +64,7 @@ def test_the_page_says_what_holds_and_what_is_faster_learning():
                 row("holds", [55.0, 57.0, 59.0], [72.5, 74.5, 76.5]),
                 row("slightly", [50.0, 52.0, 54.0], [70.4, 72.4, 74.4]),
                 row("faster", [60.0, 62.0, 64.0], [70.0, 73.0, 73.0]),
+                row("slower", [40.0, 42.0, 44.0], [69.0, 73.0, 74.5]),
                 row("nothing", [49.0, 53.0, 54.0], [69.0, 73.0, 74.5]),
                 row("harms", [49.0, 53.0, 54.0], [65.0, 67.0, 69.0]),
             )
@@ -76,7 +77,7 @@ def test_the_page_says_what_holds_and_what_is_faster_learning():
     assert "- Of these, above the student alone given the same time: FAR, HOLDS." in page
     assert "- Of these, above the student alone given 1,600 iterations (one run): FAR." in page
     assert "after ¼, not shown at the end: FASTER." in page
-    assert "- No difference shown at either point: NOTHING." in page
+    assert "- No difference shown at the end, and not above after ¼: SLOWER, NOTHING." in page
     assert "- Below the student alone at the end: HARMS." in page
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
     header, teacher, start, doubled, alone, holds = cells[0], *cells[2:6], cells[8]
