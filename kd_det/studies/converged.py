@@ -1,16 +1,15 @@
 """``kd-det study converged``: distillation of a student that has been trained for long, beside longer training alone.
 
-Teacher and student are first trained alone, in rounds: each round is a whole schedule that starts from the weights of
-the round before and doubles the iterations so far, until a round gains little. The student before its last round is
-where all arms start: alone, alone for as long as the slowest method takes, and with each method, all for one short
-round. Its own last round is the comparison that tells a lasting gain from faster learning: it is alone too, and many
-times as long. Choices look at the tuning scenes alone; the tables have the reported scenes. See
-``kd_det.studies.scenes``.
+Teacher and student are first trained alone, in rounds that double the training, until a round gains little
+(``kd_det.studies.rounds``). The student before its last round is where all arms start: alone, alone for as long as the
+slowest method takes, and with each method, all for one short round. Its own last round is the comparison that tells a
+lasting gain from faster learning: it is alone too, and many times as long. Choices look at the tuning scenes alone; the
+tables have the reported scenes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -24,10 +23,11 @@ from kd_det.common.processes import run_side_by_side
 from kd_det.common.run_steps import fingerprint
 from kd_det.config import load_config
 from kd_det.modeling.terms import TERMS
-from kd_det.studies.digits_runs import WEIGHTS, Runs, Training, config_of, scenes_recipe, seeds_of, training
+from kd_det.studies.digits_runs import Runs, Training, config_of, scenes_recipe, seeds_of, training
 from kd_det.studies.methods import STUDENT, TEACHER, all_methods, arm_title, recipe_of
 from kd_det.studies.metrics import AP, cost, read_metrics
-from kd_det.studies.scenes import SCENES, TRAIN_IMAGES, Part, label_few, make_study_scenes, overrides_of, settings_of
+from kd_det.studies.rounds import Rounds, Settled, narrow_resnet, schedule
+from kd_det.studies.scenes import SCENES, TRAIN_IMAGES, SharedScenes, settings_of
 
 KIND = "digits_converged"
 METHODS = ("kd", "dkd", "reviewkd", "dkd_reviewkd", "stored_dkd", "live_dkd_teacher_boxes")
@@ -35,7 +35,6 @@ LONGER = "student_longer"  # the student alone, for as long as the slowest metho
 UNLABELED = "unlabeled"  # with the teacher's scenes that the student has no labels of
 UNLABELED_METHOD = "stored_dkd"
 SHARE = 0.2  # of the teacher's scenes
-WARM_UP = 800  # iterations of the backbones
 # ResNet-50 a quarter as wide for the teacher, an eighth for the student.
 WIDTHS = {TEACHER: 4, STUDENT: 8}
 # Two trainings at a time leave no core for the workers of the data loader.
@@ -43,32 +42,6 @@ SOLVER = ("SOLVER.IMS_PER_BATCH", "8", "SOLVER.BASE_LR", "0.05", "DATALOADER.NUM
 PARTS = 4  # evaluations of a run
 LEAST = 80  # iterations: metrics.json is written every 20, and keeps one evaluation each time
 MARKS = {"AP_quarter": 1, "AP_half": 2, "AP": 4}
-
-
-@dataclass(frozen=True)
-class Settled:
-    """How long a network was trained alone.
-
-    Attributes:
-        tried: iterations in all and AP on the tuning scenes after each round.
-    """
-
-    tried: tuple[tuple[int, float], ...]
-
-    @property
-    def best(self) -> tuple[int, float]:
-        """The better of the last two."""
-        return max(self.tried[-2:], key=lambda each: each[1])
-
-    @property
-    def before_last(self) -> tuple[int, float]:
-        """Before the last round."""
-        return self.tried[-2]
-
-    @property
-    def last_gain(self) -> float:
-        """AP that the last round gained."""
-        return self.tried[-1][1] - self.tried[-2][1]
 
 
 @dataclass(frozen=True)
@@ -195,66 +168,32 @@ class ConvergedStudy:
 
 
 @dataclass(frozen=True)
-class _Scenes:
-    """The data sets of a study.
-
-    Attributes:
-        taught: the scenes that the teacher learns.
-        learnt: those that the student learns.
-        others: the teacher's scenes that the student has no labels of; None: it has all.
-        reported: the scenes of the tables.
-        tuning: those of the choices.
-    """
-
-    taught: Part
-    learnt: Part
-    others: Part | None
-    reported: Part
-    tuning: Part
-
-    @classmethod
-    def draw(cls, folder: Path, kind: str, train_images: int, share: float) -> _Scenes:
-        """Draws the scenes below ``folder`` unless they are there."""
-        train, val, tune = make_study_scenes(folder, settings_of(kind, train_images))
-        if share == 1:
-            return cls(train, train, None, val, tune)
-        few, rest = label_few(folder, train.json_file, train.images, share)
-        return cls(train, few, rest, val, tune)
-
-    def overrides(self, train: Part, test: Sequence[Part], unlabeled: Part | None = None) -> tuple[str, ...]:
-        """KEY, VALUE, ... of a run on some of the data sets. All are registered."""
-        known = (self.taught, self.learnt, self.others, self.reported, self.tuning)
-        parts = list(dict.fromkeys(part for part in known if part))
-        return overrides_of(parts, train=[train], test=test, UNLABELED=[unlabeled] if unlabeled else [])
-
-
-@dataclass(frozen=True)
 class _Work:
     """The trainings of a study."""
 
     study: ConvergedStudy
     runs: Runs
-    scenes: _Scenes
+    scenes: SharedScenes
+    teacher: Rounds
+    student: Rounds
 
     @classmethod
     def prepare(cls, study: ConvergedStudy) -> _Work:
         """Draws the scenes."""
         folder = study.output_dir / "scenes"
-        scenes = _Scenes.draw(folder, study.scenes, study.train_images, study.share)
-        return cls(study, Runs(study.output_dir, study.device, study.jobs, scenes_recipe(folder)), scenes)
+        scenes = SharedScenes.draw(folder, settings_of(study.scenes, study.train_images), study.share)
+        runs = Runs(study.output_dir, study.device, study.jobs, scenes_recipe(folder))
+        alone = [Rounds(runs, scenes, network, study.opts_of(network), study.first) for network in (TEACHER, STUDENT)]
+        return cls(study, runs, scenes, *alone)
 
     def settle(self) -> tuple[Settled, Settled]:
         """Trains the teacher and the student alone, each until a round gains little."""
-        study = self.study
-
-        def settle(network: str) -> dict[str, Any]:
-            def tuning_ap(iterations: int) -> float:
-                return float(self._alone(network, iterations)["AP_tune"])
-
-            most = study.teacher_most if network == TEACHER else study.most
-            return {"settled": until_settled(tuning_ap, study.first, study.gain, most)}
-
-        teacher, student = (each["settled"] for each in run_side_by_side((TEACHER, STUDENT), settle, study.jobs))
+        found: list[dict[str, Any]] = run_side_by_side(
+            ((self.teacher, self.study.teacher_most), (self.student, self.study.most)),
+            lambda each: {"settled": each[0].settle(self.study.gain, each[1])},
+            self.study.jobs,
+        )
+        teacher, student = (each["settled"] for each in found)
         return teacher, student
 
     def compare(self, teacher_iterations: int, student_iterations: int) -> dict[str, Any]:
@@ -262,11 +201,11 @@ class _Work:
         and of this student with twice its training alone; and the time ratio of ``LONGER``."""
         study, seeds = self.study, seeds_of(self.study.seeds)
         iterations = PARTS * ceil(study.iterations / PARTS)
-        networks = {"teacher": (TEACHER, teacher_iterations), "start": (STUDENT, student_iterations)}
-        networks["doubled"] = (STUDENT, 2 * student_iterations)
-        aps = {f"{name}_AP": self._alone(*network)["AP"] for name, network in networks.items()}
-        teacher, start, _ = (self._alone_weights(*network) for network in networks.values())
-        weights = teacher, start, self._store(teacher)
+        networks = {"teacher": (self.teacher, teacher_iterations), "start": (self.student, student_iterations)}
+        networks["doubled"] = (self.student, 2 * student_iterations)
+        aps = {f"{name}_AP": alone.result(length)["AP"] for name, (alone, length) in networks.items()}
+        teacher = self.teacher.weights(teacher_iterations)
+        weights = teacher, self.student.weights(student_iterations), self._store(teacher)
         arms = (STUDENT, *study.methods, *([UNLABELED] if self.scenes.others else []))
         # Seed after seed, so that a slower hour of the machine is in all arms.
         runs = [(arm, seed) for seed in seeds for arm in arms]
@@ -279,22 +218,6 @@ class _Work:
         rows = [_row(STUDENT, iterations, of_arms.pop(STUDENT)), _row(LONGER, longer, of_longer)]
         rows += [_row(arm, iterations, results) for arm, results in of_arms.items()]
         return {"rows": rows, **aps, "time_ratio": ratio}
-
-    def _alone(self, network: str, iterations: int) -> dict[str, Any]:
-        """The result of the round after which a network has been trained alone for so many iterations in all."""
-        study, scenes = self.study, self.scenes
-        number = (iterations // study.first).bit_length()  # of the round, from 1
-        length = iterations if number == 1 else iterations // 2
-        opts = study.opts_of(network)
-        start = self.runs.warm_up(network, WARM_UP, opts) if number == 1 else self._alone_weights(network, length)
-        train = scenes.taught if network == TEACHER else scenes.learnt
-        data = scenes.overrides(train, [scenes.reported, scenes.tuning])
-        overrides, inputs = (*data, *_schedule(length, 1), *opts), {"MODEL.WEIGHTS": start}
-        run = Training(_alone_folder(network, iterations), number, config_of(network), overrides, inputs)
-        return self.runs.train(run, result_alone, self.runs.threads)
-
-    def _alone_weights(self, network: str, iterations: int) -> Path:
-        return self.runs.output_dir / _alone_folder(network, iterations) / WEIGHTS
 
     def _store(self, teacher: Path) -> Path | None:
         """What the teacher knows of the student's scenes and of the others, if an arm needs it."""
@@ -312,7 +235,7 @@ class _Work:
         data = scenes.overrides(scenes.learnt, [scenes.reported], scenes.others if arm == UNLABELED else None)
         study = self.study
         opts = study.opts_of(STUDENT) if method == STUDENT else (*study.distilled_opts, *study.method_opts)
-        overrides = (*data, *_schedule(iterations, PARTS), *opts)
+        overrides = (*data, *schedule(iterations, PARTS), *opts)
         return training(method, seed, f"{arm}/seed{seed}", overrides, start, teacher, knowledge)
 
     def _train_all(self, trainings: Sequence[Training]) -> list[dict[str, Any]]:
@@ -335,42 +258,6 @@ class _Work:
         return ratio
 
 
-def narrow_resnet(part: int) -> tuple[str, ...]:
-    """Overrides for a ResNet-50 FPN whose channels are divided by ``part``, and its box head's likewise.
-
-    The shipped student of the digits scenes is ``narrow_resnet(4)``.
-    """
-    channels = {
-        "RESNETS.DEPTH": 50, "RESNETS.STEM_OUT_CHANNELS": 64 // part, "RESNETS.WIDTH_PER_GROUP": 64 // part,
-        "RESNETS.RES2_OUT_CHANNELS": 256 // part, "FPN.OUT_CHANNELS": 128 // part, "ROI_BOX_HEAD.FC_DIM": 512 // part,
-    }  # fmt: skip
-    return tuple(text for key, value in channels.items() for text in (f"MODEL.{key}", str(value)))
-
-
-def until_settled(ap_of: Callable[[int], float], first: int, gain: float, most: int) -> Settled:
-    """Doubles a network's training until that gains less than ``gain`` AP, or would exceed ``most`` iterations.
-
-    Args:
-        ap_of: gives the AP after a number of iterations in all. It is called for ``first``, then for twice as many, and
-            so on.
-        first: see above.
-        gain: see above.
-        most: at least twice ``first``.
-    """
-    settled = Settled(tuple((iterations, ap_of(iterations)) for iterations in (first, 2 * first)))
-    while settled.last_gain >= gain and 2 * settled.tried[-1][0] <= most:
-        iterations = 2 * settled.tried[-1][0]
-        settled = Settled((*settled.tried, (iterations, ap_of(iterations))))
-    return settled
-
-
-def result_alone(folder: Path) -> dict[str, Any]:
-    """AP of a finished round alone on the reported and the tuning scenes, and its cost."""
-    metrics = read_metrics(folder / "metrics.json")
-    last = [entry for entry in metrics if f"scenes_tune/{AP}" in entry][-1]
-    return {"AP": last[f"scenes_val/{AP}"], "AP_tune": last[f"scenes_tune/{AP}"], **cost(metrics)}
-
-
 def curve(folder: Path) -> dict[str, Any]:
     """AP of a finished run after a quarter, half and all of its schedule, and its cost."""
     metrics = read_metrics(folder / "metrics.json")
@@ -379,15 +266,6 @@ def curve(folder: Path) -> dict[str, Any]:
     # The last evaluation is logged at the number of iterations, the others one before theirs.
     by_part = {min(PARTS, (entry["iteration"] + 1) // period): entry[AP] for entry in evaluations}
     return {**{name: by_part[part] for name, part in MARKS.items()}, **cost(metrics)}
-
-
-def _schedule(iterations: int, evaluations: int) -> tuple[str, ...]:
-    part = str(iterations // evaluations)
-    return ("SOLVER.MAX_ITER", str(iterations), "TEST.EVAL_PERIOD", part, "SOLVER.CHECKPOINT_PERIOD", part)
-
-
-def _alone_folder(network: str, iterations: int) -> str:
-    return f"alone/{network}_{iterations}"
 
 
 def _row(arm: str, iterations: int, results: Sequence[dict[str, Any]]) -> dict[str, Any]:

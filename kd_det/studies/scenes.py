@@ -130,3 +130,43 @@ def overrides_of(
     pairs = {"COCO_JSON": [part.entry for part in parts]}
     values: dict[str, object] = pairs | {key: tuple(each.name for each in used) for key, used in uses.items() if used}
     return tuple(text for key, value in values.items() for text in (f"DATASETS.{key}", str(value)))
+
+
+@dataclass(frozen=True)
+class SharedScenes:
+    """The data sets of a teacher, and of a student that has labels of a share of the teacher's scenes.
+
+    Attributes:
+        taught: the scenes that the teacher learns.
+        learnt: those that the student learns.
+        others: the teacher's scenes that the student has no labels of; None: it has all.
+        reported: the scenes of the tables.
+        tuning: those of the choices.
+    """
+
+    taught: Part
+    learnt: Part
+    others: Part | None
+    reported: Part
+    tuning: Part
+
+    @classmethod
+    def draw(cls, folder: Path, settings: DigitsDetSettings, share: float) -> SharedScenes:
+        """Draws the scenes below ``folder`` unless they are there.
+
+        Args:
+            folder: created if it does not exist.
+            settings: of ``settings_of``.
+            share: of the training scenes, the share that the student has labels of, above 0, up to 1.
+        """
+        train, val, tune = make_study_scenes(folder, settings)
+        if share == 1:
+            return cls(train, train, None, val, tune)
+        few, rest = label_few(folder, train.json_file, train.images, share)
+        return cls(train, few, rest, val, tune)
+
+    def overrides(self, train: Part, test: Sequence[Part], unlabeled: Part | None = None) -> tuple[str, ...]:
+        """KEY, VALUE, ... of a run on some of the data sets. All are registered."""
+        known = (self.taught, self.learnt, self.others, self.reported, self.tuning)
+        parts = list(dict.fromkeys(part for part in known if part))
+        return overrides_of(parts, train=[train], test=test, UNLABELED=[unlabeled] if unlabeled else [])

@@ -12,9 +12,9 @@ from detectron2.modeling import build_backbone
 
 from kd_det import cli
 from kd_det.config import load_config
-from kd_det.studies import converged, digits_runs
-from kd_det.studies.converged import until_settled
+from kd_det.studies import converged, digits_runs, scenes
 from kd_det.studies.digits_runs import Runs, config_of
+from kd_det.studies.rounds import narrow_resnet, until_settled
 from kd_det.studies.scenes import Part
 from kd_det.studies.study_tables import read_results, render
 from tests.tools.commands import run_here
@@ -49,8 +49,8 @@ def one_by_one(runs, run, jobs):
 def study(tmp_path, monkeypatch):
     """``study(*arguments)`` runs the command; returns the configurations trained, by folder, and all verbs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(converged, "make_study_scenes", lambda folder, settings: SCENES)
-    monkeypatch.setattr(converged, "label_few", lambda folder, json_file, images, share: SHARES)
+    monkeypatch.setattr(scenes, "make_study_scenes", lambda folder, settings: SCENES)
+    monkeypatch.setattr(scenes, "label_few", lambda folder, json_file, images, share: SHARES)
     monkeypatch.setattr(converged, "scenes_recipe", lambda folder: "scenes")
     monkeypatch.setattr(converged, "run_side_by_side", one_by_one)
 
@@ -204,7 +204,7 @@ def test_mistakes_are_one_line(study, arguments, message, capsys):
 
 def test_the_narrow_networks_can_be_built():
     for part, channels in ((4, 32), (8, 16)):
-        cfg = load_config("digits_det/student.yaml", converged.narrow_resnet(part), device="cpu")
+        cfg = load_config("digits_det/student.yaml", narrow_resnet(part), device="cpu")
         assert {shape.channels for shape in build_backbone(cfg).output_shape().values()} == {channels}
         assert part != 4 or cfg.MODEL == load_config("digits_det/student.yaml", device="cpu").MODEL
 
