@@ -50,6 +50,7 @@ STUDIES = {
         "kd_det.studies.digits_commands:study_converged", "digits scenes: distillation of a student trained for long"
     ),
     "labels": Verb("kd_det.studies.digits_commands:study_labels", "digits scenes: few labels, a teacher's knowledge"),
+    "foreign": Verb("kd_det.studies.digits_commands:study_foreign", "digits scenes: a teacher of another library"),
 }
 
 
@@ -73,7 +74,7 @@ def bench(arguments: Sequence[str] | None = None) -> None:
 
 
 def study(arguments: Sequence[str] | None = None) -> None:
-    """``kd-det study {coco,converged,labels} ...``."""
+    """``kd-det study {coco,converged,labels,foreign} ...``."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _dispatch("kd-det study", STUDIES, arguments, "Example:\n  kd-det study coco --seeds 3 --num-gpus 8")
 

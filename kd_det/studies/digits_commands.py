@@ -1,4 +1,4 @@
-"""The commands ``kd-det study converged`` and ``kd-det study labels``.
+"""The commands ``kd-det study converged``, ``kd-det study labels`` and ``kd-det study foreign``.
 
 Detectron2 is imported only inside the functions, so that ``--help`` is quick.
 """
@@ -107,6 +107,34 @@ def study_labels(arguments: Sequence[str] | None = None) -> None:
         return True
 
     _run("labels", parser, arguments, run)
+
+
+def study_foreign(arguments: Sequence[str] | None = None) -> None:
+    """``kd-det study foreign``: the predictions of another library's detector teach a student."""
+    from kd_det.studies.digits_det import SCHEDULES
+    from kd_det.studies.foreign_teacher import ForeignTeacherStudy
+
+    parser = command_parser(
+        "kd-det study foreign",
+        "Trains torchvision's Faster R-CNN on the digits scenes, imports its predictions as stored knowledge, and\n"
+        "trains a student alone and from them: from its detections with the winner's score, and from whole score\n"
+        "vectors of its detections and proposals. Writes a results file, of which tools/make_tables.py makes\n"
+        "MODEL_ZOO.md. The same command goes on where it was interrupted.",
+        "kd-det study foreign --seeds 5 --jobs 2",
+    )
+    parser.add_argument("--schedule", default="demo", metavar="NAME", help=f"{' or '.join(SCHEDULES)} (default demo)")
+    teacher = "iterations of torchvision's detector, 8 scenes each (default 1500)"
+    parser.add_argument("--teacher-iterations", type=int, default=1500, metavar="N", help=teacher)
+    _add_common(parser, "output/study_foreign", "results/digits_det_foreign_teacher.json")
+
+    def run(args: argparse.Namespace, command: str) -> bool:
+        study = ForeignTeacherStudy(
+            args.output_dir, args.results, args.seeds, args.jobs, args.device, args.schedule, args.teacher_iterations
+        )
+        study.run(command)
+        return True
+
+    _run("foreign", parser, arguments, run)
 
 
 def _add_common(parser: argparse.ArgumentParser, folder: str, results: str) -> None:

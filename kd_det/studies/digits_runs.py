@@ -122,6 +122,21 @@ class Runs:
         run_step(folder, recipe, INDEX, lambda resume: command, dict)
         return folder
 
+    def import_predictions(self, predictions: Path, name: str, config: str) -> Path:
+        """The folder of knowledge that ``kd-det import-teacher`` makes of predictions of the training images.
+
+        Args:
+            predictions: the file, with its folder below the study's.
+            name: of the folder of knowledge.
+            config: the student's configuration.
+        """
+        folder = self.output_dir / name
+        command = [sys.executable, "-m", "kd_det", "import-teacher", str(predictions), "--config-file", config]
+        command += ["--output", str(folder)]
+        recipe = self._recipe(load_config(config).dump(), {"predictions": predictions})
+        run_step(folder, recipe, INDEX, lambda resume: command, dict)
+        return folder
+
     def _recipe(self, config: str, inputs: Inputs) -> dict[str, Any]:
         digests = {key: file_digest(path / INDEX if key == STORED else path) for key, path in inputs.items()}
         return {"config": config, "inputs": digests, "data": self.data, "versions": environment.versions()}

@@ -1,8 +1,8 @@
-"""The sections of MODEL_ZOO.md about a student trained for long and about few labels, from two studies' results.
+"""The sections of MODEL_ZOO.md about a student trained for long, few labels and a foreign teacher, from results files.
 
-Results files with ``kind`` ``digits_converged`` and ``digits_few_labels``: ``kd_det.studies.converged`` and
-``kd_det.studies.few_labels`` write them. Each row has ``arm``, ``title`` and lists with one entry a seed, in the order
-of ``seeds``; arms are compared seed by seed.
+They have the ``kind`` ``digits_converged``, ``digits_few_labels`` and ``digits_foreign_teacher``:
+``kd_det.studies.converged``, ``few_labels`` and ``foreign_teacher`` write them. Each row has ``arm``, ``title`` and
+lists with one entry a seed, in the order of ``seeds``; arms are compared seed by seed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kd_det.common import tables
 from kd_det.common.environment import described
 from kd_det.common.tables import Difference, markdown, paired_difference, summary
 
-CONVERGED, FEW_LABELS = "digits_converged", "digits_few_labels"
+CONVERGED, FEW_LABELS, FOREIGN = "digits_converged", "digits_few_labels", "digits_foreign_teacher"
 ALONE, LONGER = "student", "student_longer"
 FEW, ALL = "few", "all"
 SHARED = ("source", "rows", "seeds", "hardware", "versions", "command", "teacher_AP")
@@ -31,6 +31,10 @@ REQUIRED = {
         "": (*SHARED, "schedule", "labelled_images", "images", "teacher_labels"),
         "rows": ("arm", "title", "AP"),
     },
+    FOREIGN: {
+        "": (*SHARED, "schedule", "teacher_iterations", "boxes_per_image"),
+        "rows": ("arm", "title", "AP", "AP50"),
+    },
 }
 INTERVALS = (
     "Δ is the mean of the differences of runs with the same seed, in brackets its 95 % interval (Student's t over the "
@@ -39,7 +43,7 @@ INTERVALS = (
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The results of both studies in a folder; see ``kd_det.common.tables.read_results``."""
+    """The results of these studies in a folder; see ``kd_det.common.tables.read_results``."""
     return tables.read_results(
         folder, lambda content: content.get("kind") in REQUIRED, lambda content: REQUIRED[content["kind"]], __name__
     )
@@ -51,7 +55,7 @@ def render(results: Sequence[dict[str, Any]]) -> str:
     Args:
         results: contents of results files.
     """
-    sections = {CONVERGED: _converged, FEW_LABELS: _few_labels}
+    sections = {CONVERGED: _converged, FEW_LABELS: _few_labels, FOREIGN: _foreign}
     shown = [sections[content["kind"]](content) for content in results]
     return "\n".join(["## Studies on the digits scenes", "", *shown]) if shown else ""
 
@@ -160,6 +164,26 @@ def _few_labels(content: dict[str, Any]) -> str:
             markdown(cells, headers, text_columns=1), "",
             f"Few labels: {labels} images, the same in all runs. The teacher (AP {content['teacher_AP']:.1f}) was "
             f"trained on {taught}. {INTERVALS}", "", _provenance(content),
+        ]
+    )  # fmt: skip
+
+
+def _foreign(content: dict[str, Any]) -> str:
+    alone = next(row["AP"] for row in content["rows"] if row["arm"] == ALONE)
+    cells = [
+        [
+            row["title"], summary(row["AP"]), "" if row["arm"] == ALONE else str(paired_difference(row["AP"], alone)),
+            summary(row["AP50"]), len(row["AP"]),
+        ]
+        for row in content["rows"]
+    ]  # fmt: skip
+    boxes = " and ".join(f"{count:.1f} in `{name}`" for name, count in content["boxes_per_image"].items())
+    return "\n".join(
+        [
+            f"### Digits scenes, torchvision's Faster R-CNN as the teacher, {content['schedule']}", "",
+            markdown(cells, ["student", "AP", "Δ", "AP50", "seeds"], text_columns=1), "",
+            f"The teacher (AP {content['teacher_AP']:.1f}, {content['teacher_iterations']:,} iterations) is known by "
+            f"its predictions alone: boxes of an image: {boxes}. {INTERVALS}", "", _provenance(content),
         ]
     )  # fmt: skip
 

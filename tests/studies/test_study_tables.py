@@ -10,7 +10,7 @@ import pytest
 
 from kd_det.common.errors import SetupError
 from kd_det.common.tables import Difference, paired_difference
-from kd_det.studies import converged, few_labels, study_tables
+from kd_det.studies import converged, few_labels, foreign_teacher, study_tables
 from kd_det.studies.study_tables import read_results, render
 
 RECORD = {
@@ -112,9 +112,26 @@ def test_few_labels_are_compared_with_all():
     assert "150 of 1,500 images" in page and "trained on all labels" in page
 
 
+def test_a_foreign_teachers_students_are_compared_with_the_one_alone():
+    aps = {"student": [40.0, 42.0], "winners_kd": [44.0, 46.0], "vectors_kd": [50.0, 52.0], "vectors_dkd": [48.0, 50.0]}
+    rows = [
+        {"arm": arm, "title": foreign_teacher.TITLES[arm], "AP": values, "AP50": [70.0, 72.0]}
+        for arm, values in aps.items()
+    ]
+    content = {**RECORD, "kind": "digits_foreign_teacher", "schedule": "demo: 200 iterations", "rows": rows}
+    content |= {"teacher_iterations": 1500, "boxes_per_image": {"winners.json": 4.04, "vectors.json": 54.0}}
+    page = render([content | {"seeds": [1, 2]}])
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    assert cells[2][1:] == ["41.0 ± 1.4", "", "71.0 ± 1.4", "2"]
+    assert cells[4][1:3] == ["51.0 ± 1.4", "+10.0 [+10.0, +10.0]"] and "KD, detections and prop" in cells[4][0]
+    assert "4.0 in `winners.json` and 54.0 in `vectors.json`" in page and "(AP 81.2, 1,500 iterations)" in page
+
+
 def test_the_studies_write_what_the_tables_read():
-    assert (study_tables.CONVERGED, study_tables.FEW_LABELS) == (converged.KIND, few_labels.KIND)
+    kinds = study_tables.CONVERGED, study_tables.FEW_LABELS, study_tables.FOREIGN
+    assert kinds == (converged.KIND, few_labels.KIND, foreign_teacher.KIND)
     assert (study_tables.ALONE, study_tables.LONGER) == (converged.STUDENT, converged.LONGER)
+    assert study_tables.ALONE == foreign_teacher.ALONE
     assert {study_tables.FEW, study_tables.ALL} <= set(few_labels.TITLES)
 
 
