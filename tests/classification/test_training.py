@@ -25,7 +25,8 @@ def test_a_run_leaves_what_people_and_tables_need(classify, distil, tmp_path):
     model.load_state_dict(state, strict=True)
     assert [record["epoch"] for record in history] == [1, 2] and history[1]["lr"] == pytest.approx(0.005)
     assert {"loss_ce", "loss_dkd", "train_top1", "top1", "top5"} <= history[0].keys()
-    assert figures["last_top1"] == history[-1]["top1"] and history[1]["train_top1"] > history[0]["train_top1"] + 2
+    # Of 24 steps the accuracy is noise: it depends on the seed, and on the processor's rounding.
+    assert figures["last_top1"] == history[-1]["top1"] and history[1]["loss_ce"] < history[0]["loss_ce"]
     assert figures["best_top1"] == max(record["top1"] for record in history)
     assert figures["seed"] == 0 and figures["config"]["DISTILLER"] == "dkd" and figures["extra_parameters"] == 0
     assert figures["seconds_per_epoch"] > 0 and figures["peak_memory_mib"] > 50 and figures["versions"]["torch"]
@@ -89,11 +90,16 @@ def test_distilling_the_confident_half(classify, distil, tmp_path):
 
 
 def test_mixed_precision_and_channels_last(classify, distil, tmp_path):
-    settings = [*distil, "SOLVER.EPOCHS", 1, "DISTILLER", "sdd", "SDD.SCALES", "(1, 2)"]
-    result = classify(*settings, "SOLVER.MIXED_PRECISION", "bf16", "SOLVER.CHANNELS_LAST", "True", "OUTPUT_DIR", "run")
-    assert result.returncode == 0, result.stderr[-3000:]
-    state, history, _ = outcome(tmp_path / "run")
-    assert all(value.isfinite().all() for value in state.values()) and history[0]["train_top1"] > 10  # chance
+    """The losses of an epoch are those of float32, but for bfloat16's rounding: 8 bits of a number."""
+    settings = [*distil, "SOLVER.EPOCHS", 1, "SOLVER.LR", 0.001, "DISTILLER", "sdd", "SDD.SCALES", "(1, 2)"]
+    mixed = ["SOLVER.MIXED_PRECISION", "bf16", "SOLVER.CHANNELS_LAST", "True"]
+    for name, options in (("full", []), ("mixed", mixed)):
+        result = classify(*settings, *options, "OUTPUT_DIR", name)
+        assert result.returncode == 0, result.stderr[-3000:]
+    (_, (full,), _), (state, (history,), _) = (outcome(tmp_path / name) for name in ("full", "mixed"))
+    for loss in ("loss_ce", "loss_sdd"):
+        assert history[loss] == pytest.approx(full[loss], rel=0.03) and history[loss] != full[loss]
+    assert all(value.isfinite().all() for value in state.values())
     assert {value.dtype for value in state.values()} <= {torch.float32, torch.int64}
 
 
