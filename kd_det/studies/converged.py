@@ -77,7 +77,7 @@ class ConvergedStudy:
     seeds: int
     jobs: int
     device: str
-    iterations: int = 240
+    iterations: int = 480
     scenes: str = "usual"
     train_images: int = TRAIN_IMAGES
     share: float = SHARE
@@ -85,8 +85,8 @@ class ConvergedStudy:
     teacher_opts: tuple[str, ...] = ()
     method_opts: tuple[str, ...] = ()
     first: int = 800
-    most: int = 12800
-    teacher_most: int = 6400
+    most: int = 25600
+    teacher_most: int = 12800
     gain: float = 1.0
     gap: float = 5.0
 

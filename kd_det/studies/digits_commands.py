@@ -38,8 +38,8 @@ def study_converged(arguments: Sequence[str] | None = None) -> None:
     methods = f"of the digits benchmark, or KD terms joined by + (default: {' '.join(METHODS)})"
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="NAME", help=methods)
     parser.add_argument("--also", nargs="+", default=[], metavar="NAME", help="methods beside those of --methods")
-    each = "iterations of the student alone and with each method, after its rounds (default 240)"
-    parser.add_argument("--iterations", type=int, default=240, metavar="N", help=each)
+    each = "iterations of the student alone and with each method, after its rounds (default 480)"
+    parser.add_argument("--iterations", type=int, default=480, metavar="N", help=each)
     parser.add_argument("--scenes", default="usual", metavar="KIND", help=f"{' or '.join(SCENES)} (default usual)")
     images = f"scenes that the teacher learns (default {TRAIN_IMAGES})"
     parser.add_argument("--train-images", type=int, default=TRAIN_IMAGES, metavar="N", help=images)
@@ -52,7 +52,7 @@ def study_converged(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method-opts", nargs="+", default=[], metavar="KEY VALUE", help=option)
     first = "iterations of the first round (default 800)"
     parser.add_argument("--first", type=int, default=800, metavar="N", help=first)
-    for option, whose, longest in (("--most", "student", 12800), ("--teacher-most", "teacher", 6400)):
+    for option, whose, longest in (("--most", "student", 25600), ("--teacher-most", "teacher", 12800)):
         most = f"of all rounds of the {whose}, at most (default {longest})"
         parser.add_argument(option, type=int, default=longest, metavar="N", help=most)
     gain = "a round that gains less AP is the last (default 1.0)"
