@@ -53,6 +53,8 @@ ALLOWED = {
     # The value of import-teacher's option --scores.
     ("kd_det/data/predictions.py", "", "softmax"),
     ("kd_det/data/predictions.py", "full_probabilities", "softmax"),
+    # The score vectors of torchvision's detector, for a file of its predictions.
+    ("kd_det/studies/torchvision_detector.py", "predict", "softmax"),
     # Probabilities written on a picture.
     ("kd_det/modeling/drawing.py", "draw_teacher_and_student", "softmax"),
 }

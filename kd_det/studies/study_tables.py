@@ -80,7 +80,7 @@ def _converged(content: dict[str, Any]) -> str:
         in_time = "" if row in (alone, longer) else str(paired_difference(row["AP"], longer["AP"]))
         cells.append([*line, in_time, summary(row["seconds_per_iteration"], 2)])
     lines = [
-        f"### Digits scenes ({content['scenes']}), a student trained for long", "",
+        f"### Digits scenes ({content['scenes']}), a student trained alone for {before} iterations", "",
         markdown(cells, headers, text_columns=1), "",
         f"{_search_text(content)} {len(content['seeds'])} seeds, all from the same weights. {INTERVALS} *Same time*: "
         f"the student alone for {content['time_ratio']:.2f} times as many iterations, which is what the slowest method "

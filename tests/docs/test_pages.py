@@ -116,11 +116,17 @@ def test_the_tables_of_stored_knowledge_are_those_of_the_results():
     }
 
 
-def test_the_table_of_a_student_trained_for_long_is_that_of_the_results():
-    content = results_of("converged")
+@pytest.mark.parametrize(
+    ("name", "before", "lengths"), [("converged_6400", 6400, [240, 396]), ("converged", 12800, [480, 796])]
+)
+def test_the_tables_of_a_student_trained_for_long_are_those_of_the_results(name, before, lengths):
+    content = results_of(name)
     alone, longer = (row["AP"] for row in content["rows"][:2])
-    single = {"teacher": "teacher_AP", "before": "start_AP", "alone, 6,400 more iterations": "doubled_AP"}
-    assert content["search"]["student_iterations"] == 6400 and content["rows"][0]["iterations"] == 240
+    single = {"teacher": "teacher_AP", "before": "start_AP", f"alone, {before:,} more iterations": "doubled_AP"}
+    assert content["search"]["student_iterations"] == content["search"]["teacher_iterations"] == before
+    assert [row["iterations"] for row in content["rows"][:2]] == lengths
+    page = (ROOT / "docs" / "choosing.md").read_text()
+    assert f"After {before:,} iterations alone, a round of {lengths[0]} (same time: {lengths[1]}):" in page
     expected = {name: ["", "", f"{content[ap]:.1f}", "", ""] for name, ap in single.items()}
     for row in content["rows"]:
         cells = [summary(row[mark]) for mark in ("AP_quarter", "AP_half", "AP")]
@@ -128,4 +134,4 @@ def test_the_table_of_a_student_trained_for_long_is_that_of_the_results():
         same = row["AP"] is alone, row["AP"] is longer
         cells += ["" if same[0] else gain, "" if any(same) else in_time]
         expected[row["title"].removeprefix("student ").removeprefix("+ ")] = cells
-    assert table_of("docs/choosing.md", "| student | AP after ¼") == expected
+    assert table_of("docs/choosing.md", f"| from {before:,} | AP after ¼") == expected
