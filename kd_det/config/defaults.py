@@ -77,7 +77,7 @@ def add_kd_config(cfg: CfgNode) -> None:
     cfg.KD.TEACHER.STORED = ""
     # Whether the boxes that the live teacher's RPN proposes join the student's proposals. Their number is the teacher's
     # own MODEL.RPN.POST_NMS_TOPK_TEST; change it in KD.TEACHER.OPTS. They help on a short schedule, where the student's
-    # RPN is weak; a student trained for long hardly gains from them.
+    # RPN is weak, and not a student that was trained for long.
     cfg.KD.TEACHER.PROPOSALS = False
 
     cfg.KD.STORED = CfgNode()

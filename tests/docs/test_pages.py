@@ -77,6 +77,19 @@ def results_of(name: str) -> dict:
     return json.loads((ROOT / "results" / f"digits_det_{name}.json").read_text())
 
 
+def test_the_short_table_of_students_trained_for_long_is_that_of_the_results():
+    arms = {
+        "live DKD": "dkd", "live DKD and the live teacher's boxes": "live_dkd_teacher_boxes",
+        "stored DKD": "stored_dkd", "stored DKD, four times as many images without labels": "unlabeled",
+    }  # fmt: skip
+    studies = [
+        {row["arm"]: row["AP"] for row in results_of(name)["rows"]} for name in ("converged_6400", "converged")
+    ]
+    assert table_of("docs/stored.md", "| student | trained alone") == {
+        name: [str(paired_difference(aps[arm], aps["student_longer"])) for aps in studies] for name, arm in arms.items()
+    }
+
+
 def table_of(page: str, header: str) -> dict[str, list[str]]:
     """The rows of the first table of a page whose first line starts so, by their first cell."""
     lines = (ROOT / page).read_text().partition(f"\n{header}")[2].partition("\n\n")[0].splitlines()[2:]
