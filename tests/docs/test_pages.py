@@ -77,6 +77,21 @@ def results_of(name: str) -> dict:
     return json.loads((ROOT / "results" / f"digits_det_{name}.json").read_text())
 
 
+def test_the_table_of_a_foreign_teacher_is_that_of_the_results():
+    content = results_of("foreign_teacher")
+    alone = content["rows"][0]["AP"]
+    assert table_of("docs/stored.md", "| student | AP | Δ |") == {
+        row["title"].removeprefix("student "): [
+            summary(row["AP"]), "" if row["AP"] is alone else str(paired_difference(row["AP"], alone)),
+        ]
+        for row in content["rows"]
+    }  # fmt: skip
+    text = (ROOT / "docs" / "stored.md").read_text()
+    boxes = content["boxes_per_image"]
+    assert f"(AP {content['teacher_AP']:.1f})" in text
+    assert f"has {boxes['winners.json']:.1f} boxes an image, the others {boxes['vectors.json']:.1f}." in text
+
+
 def test_the_short_table_of_students_trained_for_long_is_that_of_the_results():
     arms = {
         "live DKD": "dkd", "live DKD and the live teacher's boxes": "live_dkd_teacher_boxes",
