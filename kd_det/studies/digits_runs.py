@@ -185,6 +185,12 @@ def last_result(folder: Path) -> dict[str, Any]:
     return {**average_precision(metrics), **cost(metrics), "weights_mib": weights_mib(folder / WEIGHTS)}
 
 
+def row_of(arm: str, title: str, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A row of a results file: lists of what ``last_result`` reads, with one entry for each seed."""
+    kept = ("AP", "AP50", "AP75", "best_AP", "seconds_per_iteration", "memory_mib")
+    return {"arm": arm, "title": title, **{key: [run[key] for run in results] for key in kept}}
+
+
 def datasets_root() -> str:
     """The folder in which Detectron2 looks for data sets."""
     return os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))

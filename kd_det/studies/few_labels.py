@@ -23,6 +23,7 @@ from kd_det.studies.digits_runs import (
     config_of,
     datasets_root,
     last_result,
+    row_of,
     scenes_recipe,
     seeds_of,
     training,
@@ -116,7 +117,7 @@ class FewLabelsStudy:
         content |= {"schedule": f"{self.schedule}: {lengths.student} iterations"}
         content |= {"fraction": self.fraction, "labelled_images": labelled, "images": total, "lengths": asdict(lengths)}
         content |= {"teacher_labels": self.teacher_labels, "teacher_AP": teacher["AP"]}
-        content |= {"rows": [self._row(arm, [outcomes[arm, seed] for seed in seeds]) for arm in arms]}
+        content |= {"rows": [row_of(arm, TITLES[arm], [outcomes[arm, seed] for seed in seeds]) for arm in arms]}
         content |= {"seeds": list(seeds), "unlabeled_opts": self.unlabeled_opts, "hardware": runs.hardware}
         content |= {"versions": environment.versions(), "command": command}
         self.results.parent.mkdir(parents=True, exist_ok=True)
@@ -132,8 +133,3 @@ class FewLabelsStudy:
         for key in ("SEED", "OUTPUT_DIR", TEACHER_WEIGHTS):
             if key in self.unlabeled_opts[::2]:
                 raise SetupError(f"{key}: the study sets it; leave it out.")
-
-    @staticmethod
-    def _row(arm: str, results: list[dict[str, Any]]) -> dict[str, Any]:
-        kept = ("AP", "AP50", "AP75", "best_AP", "seconds_per_iteration", "memory_mib")
-        return {"arm": arm, "title": TITLES[arm], **{key: [run[key] for run in results] for key in kept}}

@@ -26,6 +26,7 @@ from kd_det.studies.digits_runs import (
     config_of,
     datasets_root,
     last_result,
+    row_of,
     scenes_recipe,
     seeds_of,
 )
@@ -106,7 +107,7 @@ class ForeignTeacherStudy:
         content: dict[str, Any] = {"kind": KIND, "source": "ours", "teacher_AP": teacher["AP"]}
         content |= {"schedule": f"{self.schedule}: {lengths.student} iterations", "lengths": asdict(lengths)}
         content |= {"teacher_iterations": self.teacher_iterations, "boxes_per_image": teacher["boxes_per_image"]}
-        content |= {"rows": [self._row(arm, [outcomes[arm, seed] for seed in seeds]) for arm in ARMS]}
+        content |= {"rows": [row_of(arm, TITLES[arm], [outcomes[arm, seed] for seed in seeds]) for arm in ARMS]}
         content |= {"seeds": list(seeds), "hardware": runs.hardware, "versions": environment.versions()}
         content |= {"command": command}
         self.results.parent.mkdir(parents=True, exist_ok=True)
@@ -126,8 +127,3 @@ class ForeignTeacherStudy:
     def _knowledge(self, runs: Runs, predictions: str) -> Path:
         path = self.output_dir / "detector" / predictions
         return runs.import_predictions(path, f"knowledge_{path.stem}", config_of(STUDENT))
-
-    @staticmethod
-    def _row(arm: str, results: list[dict[str, Any]]) -> dict[str, Any]:
-        kept = ("AP", "AP50", "AP75", "best_AP", "seconds_per_iteration", "memory_mib")
-        return {"arm": arm, "title": TITLES[arm], **{key: [run[key] for run in results] for key in kept}}
