@@ -13,6 +13,7 @@ from kd_det.config import load_config
 from kd_det.data.coco_json import register_coco_json
 from kd_det.studies import digits_runs, few_labels
 from kd_det.studies.scenes import label_few, make_study_scenes, settings_of
+from tests.tools.commands import kept_datasets
 
 
 def coco(path, count):
@@ -38,8 +39,9 @@ def test_a_tenth_keeps_its_labels_and_the_choice_is_always_the_same(tmp_path):
     more, _ = label_few(tmp_path / "c", whole, tmp_path, 0.3)
     assert ids(few) < ids(more) and len(ids(more)) == 60
     assert ids(few) != set(range(1, 21))  # not the first ones
-    register_coco_json([few.entry])
-    assert len(DatasetCatalog.get("scenes_few")) == 20
+    with kept_datasets():
+        register_coco_json([few.entry])
+        assert len(DatasetCatalog.get("scenes_few")) == 20
 
 
 def test_reported_and_tuning_scenes_are_different_ones(tmp_path, monkeypatch):

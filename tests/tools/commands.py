@@ -26,7 +26,7 @@ def run_here(verb: str, *arguments: object, datasets: Path | None = None) -> sub
     with ExitStack() as stack:
         stack.enter_context(kept_loggers())
         stack.enter_context(patch("kd_det.common.registry._imported", []))
-        stack.enter_context(_kept_datasets())
+        stack.enter_context(kept_datasets())
         if datasets is not None:
             stack.enter_context(coco_at(datasets))
         stack.enter_context(redirect_stdout(out))
@@ -39,7 +39,7 @@ def run_here(verb: str, *arguments: object, datasets: Path | None = None) -> sub
 
 
 @contextmanager
-def _kept_datasets() -> Iterator[None]:
+def kept_datasets() -> Iterator[None]:
     """Forgets the data sets that are registered meanwhile."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
