@@ -120,7 +120,7 @@ class ForeignTeacherStudy:
         options = ["--output", str(folder), "--iterations", str(self.teacher_iterations), "--device", self.device]
         for split in ("train", "val"):
             options += [f"--{split}", str(annotation_file(root, split)), str(image_root(root, split))]
-        recipe = {"iterations": self.teacher_iterations, "data": runs.data, "versions": environment.versions()}
+        recipe = {"options": options, "data": runs.data, "versions": environment.versions()}
         command = [sys.executable, "-m", "kd_det.studies.torchvision_detector", *options]
         return run_step(folder, recipe, RESULT, lambda resume: command, lambda: read_json(folder / RESULT))
 

@@ -39,7 +39,7 @@ CHANNELS, HIDDEN = 64, 256  # of the FPN and of the box head
 ANCHORS = ((16,), (24,), (32,), (48,), (96,))  # of the levels of stride 4, 8, 16, 32 and 64
 LEAST_SCORE = 0.05  # of a detection
 PROPOSALS = 50  # of an image, in VECTORS
-BATCH_SIZE, MAX_LR = 8, 0.001
+BATCH_SIZE, MAX_LR, SEED = 8, 0.001, 0
 
 Targets = dict[str, Tensor]
 
@@ -88,18 +88,20 @@ def build_detector(num_classes: int) -> FasterRCNN:
     )  # fmt: skip
 
 
-def train(detector: FasterRCNN, images: Images, iterations: int, device: str, seed: int) -> None:
+def train(detector: FasterRCNN, images: Images, iterations: int, device: str) -> None:
     """Trains with AdamW and a one-cycle learning rate."""
     detector.to(device).train()
     optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LR, iterations)
-    order = torch.Generator().manual_seed(seed)
+    order = torch.Generator().manual_seed(SEED)
     start = time.perf_counter()
     for step in range(1, iterations + 1):
         chosen = torch.randint(len(images.ids), (BATCH_SIZE,), generator=order).tolist()
         targets = [{key: value.to(device) for key, value in images.targets[index].items()} for index in chosen]
         losses = detector([images.pixels[index].to(device) for index in chosen], targets)
         loss = sum(losses.values())
+        if not loss.isfinite():
+            raise RuntimeError(f"non-finite loss of the detector in iteration {step}: {losses}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
@@ -177,16 +179,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{split}", nargs=2, required=True, metavar=("JSON", "FOLDER"), help=option)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--iterations", type=int, default=1500, metavar="N", help="default 1500")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     with one_line_errors():
         args = parse_arguments(parser, arguments)
         whole_number("--iterations", args.iterations, 1)
         logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%m/%d %H:%M:%S")
-        torch.manual_seed(args.seed)
+        torch.manual_seed(SEED)
         images, held_out = Images(*args.train), Images(*args.val)
         detector = build_detector(len(images.categories))
-        train(detector, images, args.iterations, args.device, args.seed)
+        train(detector, images, args.iterations, args.device)
         args.output.mkdir(parents=True, exist_ok=True)
         found = dict(zip((WINNERS, VECTORS), predictions(detector, images, args.device), strict=True))
         for name, entries in found.items():

@@ -60,16 +60,20 @@ def test_boxes_and_classes_are_those_of_the_annotations(scenes):
 
 
 def test_score_vectors_are_the_detectors_own(scenes):
-    """The vector of a detection has the detection's score at its class; a larger image has its boxes in its pixels."""
+    """Those of its proposals are what its own head says in a detection; a larger image has its boxes in its pixels."""
     torch.manual_seed(0)
     detector = build_detector(10).eval()
     pixels = Images(*data(scenes)).pixels[0]
+    said: list[torch.Tensor] = []
+    detector.roi_heads.box_predictor.register_forward_hook(lambda *call: said.append(call[2][0]))
     for image in (pixels, torch.nn.functional.interpolate(pixels[None], scale_factor=2)[0]):
+        said.clear()
         found, boxes, probabilities = torchvision_detector.predict(detector, image)
         count = len(found["boxes"])
         assert count > 0 and len(boxes) > count and probabilities.shape == (len(boxes), 11)
         torch.testing.assert_close(boxes[:count], found["boxes"])
         assert boxes.max() <= image.shape[1] and boxes[count:].max() > image.shape[1] / 2
+        torch.testing.assert_close(probabilities[count:], said[0].softmax(1))
         torch.testing.assert_close(probabilities.sum(1), torch.ones(len(boxes)))
         # The proposals are those that the detector's own head saw: NMS has left no two that overlap.
         proposals = boxes[count:]
@@ -103,8 +107,15 @@ def test_training_lowers_the_loss(scenes):
             return sum(detector.train()(images.pixels, images.targets).values()).item()
 
     before = loss()
-    torchvision_detector.train(detector, images, 5, "cpu", 0)
+    torchvision_detector.train(detector, images, 5, "cpu")
     assert loss() < before - 0.5
+
+
+def test_a_non_finite_loss_of_the_detector_stops_the_run(scenes):
+    detector, images = build_detector(10), Images(*data(scenes))
+    images.pixels = [pixels * float("nan") for pixels in images.pixels]
+    with pytest.raises(RuntimeError, match="non-finite loss of the detector in iteration 1: "):
+        torchvision_detector.train(detector, images, 2, "cpu")
 
 
 @pytest.fixture
